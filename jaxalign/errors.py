@@ -1,0 +1,29 @@
+"""The errors jaxalign raises on purpose. Each message names the place, the value and the way out."""
+
+
+class JaxalignError(Exception):
+    """Base of every deliberate error; the command line prints it without a traceback."""
+
+
+class ConfigError(JaxalignError, ValueError):
+    """A config key or a flag has a value that cannot work."""
+
+
+class DataError(JaxalignError, ValueError):
+    """A data file or row cannot be used. The message begins with `file:row`."""
+
+
+class CheckpointError(JaxalignError, RuntimeError):
+    """A checkpoint is missing, incomplete or of another shape than the model."""
+
+
+class RewardError(JaxalignError, RuntimeError):
+    """A reward function raised or returned something that is not a finite number."""
+
+
+class NonFiniteError(JaxalignError, FloatingPointError):
+    """The loss or the gradient became NaN or infinite and the config says to stop."""
+
+
+class StepZeroError(JaxalignError, AssertionError):
+    """A truth that must hold before the first update does not (see docs/architecture.md)."""
