@@ -1,0 +1,179 @@
+"""Learning-rate schedules, optimizers and the shardings of their states."""
+
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxalign.errors import ConfigError
+
+PyTree = Any
+
+OPTIMIZERS = ("adamw", "rmsprop", "adafactor", "lion")
+SCHEDULES = ("cosine", "linear", "constant", "inverse_sqrt", "wsd")
+UNDECAYED = ("scale", "bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """What `make_schedule` and `make_optimizer` need; raises ConfigError on a value that cannot work."""
+
+    name: str = "adamw"
+    learning_rate: float = 3e-4  # The peak. For Adafactor it is relative to the RMS of each parameter.
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    final_ratio: float = 0.0  # Last learning rate / peak, for cosine, linear and wsd.
+    decay_fraction: float = 0.1  # Part of all steps in which wsd decays, at the end.
+    b1: float = 0.9  # AdamW and Lion.
+    b2: float = 0.95  # AdamW and Lion; Lion's paper uses 0.99.
+    eps: float = 1e-8  # AdamW and RMSprop, added outside the square root.
+    decay: float = 0.99  # RMSprop's average of squares.
+    momentum: float = 0.0  # RMSprop.
+    weight_decay: float = 0.0  # Decoupled; none on leaves called "scale" or "bias".
+    clip_norm: float | None = 1.0  # Global gradient norm; None turns clipping off.
+
+    def __post_init__(self) -> None:
+        self._check_choice("name", OPTIMIZERS)
+        self._check_choice("schedule", SCHEDULES)
+        self._check("learning_rate", self.learning_rate > 0, "a number above 0")
+        whole = isinstance(self.warmup_steps, int) and self.warmup_steps >= 0
+        self._check("warmup_steps", whole, "a whole number of steps, 0 or more")
+        self._check("final_ratio", 0 <= self.final_ratio <= 1, "a ratio in [0, 1]")
+        self._check("decay_fraction", 0 < self.decay_fraction <= 1, "a fraction in (0, 1]")
+        for key in ("b1", "b2", "decay", "momentum"):
+            self._check(key, 0 <= getattr(self, key) < 1, "a number in [0, 1)")
+        self._check("eps", self.eps > 0, "a number above 0")
+        self._check("weight_decay", self.weight_decay >= 0, "0 or more")
+        self._check(
+            "clip_norm", self.clip_norm is None or self.clip_norm > 0, "a norm above 0, or None for off"
+        )
+
+    def _check(self, key: str, holds: bool, wanted: str) -> None:
+        value = getattr(self, key)
+        if not holds or (isinstance(value, float) and not math.isfinite(value)):
+            raise ConfigError(f"config.optimizer.{key}={value!r}: use {wanted}")
+
+    def _check_choice(self, key: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, key)
+        if value not in choices:
+            nearest = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise ConfigError(f"config.optimizer.{key}={value!r}: use one of {', '.join(choices)}{hint}")
+
+
+def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Returns step (0-based count of finished updates) -> float32 learning rate.
+
+    Warm-up is linear, peak * (step + 1) / (warmup_steps + 1), so that the first update is not lost and the
+    peak is reached at step = warmup_steps. From there to total_steps: cosine (arXiv 1608.03983), linear,
+    constant, inverse_sqrt (arXiv 1706.03762 §5.3) or wsd, which is constant and then linear over the last
+    decay_fraction of all steps (arXiv 2404.06395). After total_steps the rate stays where it ended.
+    Raises ConfigError when the warm-up (and the wsd decay) do not fit in total_steps.
+    """
+    warmup, peak, final = config.warmup_steps, config.learning_rate, config.final_ratio
+    decay_start = warmup
+    if config.schedule == "wsd":
+        decay_start = total_steps - round(config.decay_fraction * total_steps)
+    if warmup >= total_steps or decay_start < warmup:
+        raise ConfigError(
+            f"config.optimizer.warmup_steps={warmup}: with schedule={config.schedule!r} and {total_steps} steps "
+            f"in all, use fewer than {max(1, min(total_steps, decay_start + 1))}"
+        )
+
+    def ratio(step: jax.Array) -> jax.Array:
+        progress = jnp.clip((step - decay_start) / max(1, total_steps - decay_start), 0.0, 1.0)
+        match config.schedule:
+            case "cosine":
+                return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+            case "linear" | "wsd":
+                return 1 - (1 - final) * progress
+            case "inverse_sqrt":
+                return jnp.sqrt((warmup + 1) / (jnp.clip(step, warmup, total_steps) + 1))
+            case _:
+                return jnp.ones_like(step)
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        warm = jnp.minimum(1.0, (step + 1) / (warmup + 1))
+        return peak * warm * ratio(step)
+
+    return schedule
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """Returns clip by global norm -> direction -> decoupled weight decay -> -learning rate, all in float32.
+
+    Gradients and parameters of another type are cast first, so moments and updates are float32.
+    AdamW: arXiv 1711.05101, algorithm 2. RMSprop: Hinton's lecture 6e, with a momentum buffer, not centred.
+    Adafactor: arXiv 1804.04235, algorithms 4 and 5, without momentum; its update clipping and parameter scale
+    are taken over a leaf, hence over all layers where layers are stacked. Lion: arXiv 2302.06675, algorithm 2.
+    """
+    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    return _in_float32(
+        optax.chain(
+            clip,
+            _direction(config),
+            optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+            optax.scale_by_learning_rate(make_schedule(config, total_steps)),
+        )
+    )
+
+
+def decay_mask(params: PyTree) -> PyTree:
+    """Marks with True the leaves that weight decay applies to: all but norm scales and biases.
+
+    The name decides, not the rank: layers are stacked by scan, which makes a vector per layer a matrix.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
+
+
+def opt_state_shardings(
+    optimizer: optax.GradientTransformation, abstract_params: PyTree, param_shardings: PyTree, mesh: Mesh
+) -> PyTree:
+    """Returns a pytree of NamedSharding with the structure of `optimizer.init(params)`.
+
+    A leaf that has the shape of its parameter gets that parameter's sharding; counts and factored moments,
+    which are small, are replicated over the mesh.
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda leaf, param, sharding: sharding if leaf.shape == param.shape else replicated,
+        jax.eval_shape(optimizer.init, abstract_params),
+        abstract_params,
+        param_shardings,
+        transform_non_params=lambda _: replicated,
+    )
+
+
+def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
+    match config.name:
+        case "adamw":
+            return optax.scale_by_adam(config.b1, config.b2, config.eps)
+        case "lion":
+            return optax.scale_by_lion(config.b1, config.b2)
+        case "rmsprop":
+            rms = optax.scale_by_rms(config.decay, config.eps, eps_in_sqrt=False)
+            return optax.chain(rms, optax.trace(config.momentum)) if config.momentum else rms
+        case _:
+            return optax.chain(
+                optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
+            )
+
+
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    def cast(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def init(params: PyTree) -> PyTree:
+        return inner.init(cast(params))
+
+    def update(grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        return inner.update(cast(grads), state, cast(params))
+
+    return optax.GradientTransformation(init, update)
