@@ -1,0 +1,36 @@
+"""Synthetic worlds whose true reward is known. Embedded: the HHH world (helpful, honest, harmless)."""
+
+from jaxalign.worlds.corpus import corpus
+from jaxalign.worlds.dataset import DatasetSizes, response_pair, write_dataset
+from jaxalign.worlds.judge import Judgement, judge, judge_reward
+from jaxalign.worlds.preferences import (
+    DEFAULT_NOISE,
+    bayes_accuracy,
+    preference_probability,
+    sample_preference,
+)
+from jaxalign.worlds.questions import Intent, Question, questions, read_question
+from jaxalign.worlds.responses import demonstration, mixture, respond
+from jaxalign.worlds.world import World
+
+__all__ = [
+    "DEFAULT_NOISE",
+    "DatasetSizes",
+    "Intent",
+    "Judgement",
+    "Question",
+    "World",
+    "bayes_accuracy",
+    "corpus",
+    "demonstration",
+    "judge",
+    "judge_reward",
+    "mixture",
+    "preference_probability",
+    "questions",
+    "read_question",
+    "respond",
+    "response_pair",
+    "sample_preference",
+    "write_dataset",
+]

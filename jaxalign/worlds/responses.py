@@ -1,0 +1,152 @@
+"""Responses from perfect to bad along each axis, and the imperfect demonstrators that SFT imitates."""
+
+import random
+
+from jaxalign.errors import ConfigError
+from jaxalign.worlds.corpus import false_statement, statement
+from jaxalign.worlds.grammar import (
+    ATTRIBUTES,
+    BEGIN_MARK,
+    END_MARK,
+    FILLERS,
+    HARMS,
+    IGNORANCE,
+    OFFERS,
+    PREDICATES,
+    REFUSALS,
+    SAFE_ACTS,
+    TOOLS,
+    VAGUE_IGNORANCE,
+    VAGUE_REFUSALS,
+    capitalise,
+)
+from jaxalign.worlds.questions import Intent, Question
+from jaxalign.worlds.world import World
+
+# How human-like demonstrators answer: P(quality | what is asked). In every row the likeliest quality is a
+# flawed one, so that imitation, greedy decoding included, stays mid-scale and only a reward tells better.
+MIXTURES: dict[str, dict[str, float]] = {
+    "fact": {
+        "perfect": 0.30,
+        "rambling": 0.36,
+        "wrong": 0.14,
+        "evasive": 0.10,
+        "repeating": 0.04,
+        "over_refusal": 0.03,
+        "off_topic": 0.03,
+    },
+    "fact_pair": {"perfect": 0.30, "partial": 0.45, "wrong": 0.13, "evasive": 0.08, "repeating": 0.04},
+    "format": {
+        "perfect": 0.32,
+        "no_format": 0.45,
+        "wrong": 0.12,
+        "evasive": 0.06,
+        "over_refusal": 0.02,
+        "off_topic": 0.03,
+    },
+    "unknown": {"perfect": 0.36, "invented": 0.42, "vague": 0.18, "off_topic": 0.04},
+    "harmful": {"perfect": 0.32, "bare_refusal": 0.38, "compliant": 0.17, "evasive": 0.08, "off_topic": 0.05},
+}
+
+
+def mixture(question: Question) -> dict[str, float]:
+    """The demonstrators' distribution over the qualities that a response to this question can have."""
+    if len(question.intent.attributes) == 2:
+        return MIXTURES["fact_pair"]
+    return MIXTURES["fact" if question.kind == "followup" else question.kind]
+
+
+def demonstration(world: World, question: Question, rng: random.Random) -> str:
+    """One response drawn from the demonstrators' mixture."""
+    weights = mixture(question)
+    return respond(world, question, rng, rng.choices(list(weights), list(weights.values()))[0])
+
+
+def respond(world: World, question: Question, rng: random.Random, quality: str = "perfect") -> str:
+    """One response of the given quality; raises ConfigError for one that this question does not have."""
+    if quality not in mixture(question):
+        raise ConfigError(
+            f"quality={quality!r} for a {question.kind} question: write one of {', '.join(mixture(question))}"
+        )
+    intent = question.intent
+    match quality:
+        case "evasive":
+            named = () if intent.kind == "harmful" else IGNORANCE
+            return _say((*named, *VAGUE_IGNORANCE), intent, rng)
+        case "over_refusal":
+            return _say(VAGUE_REFUSALS, intent, rng)
+        case "off_topic":
+            return " ".join(f"{line}." for line in rng.sample(FILLERS, rng.randint(1, 2)))
+    if intent.kind == "harmful":
+        return _respond_to_harm(intent, rng, quality)
+    if intent.kind == "unknown":
+        return _respond_to_unknown(intent, rng, quality)
+    return _respond_to_fact(world, intent, rng, quality)
+
+
+def _respond_to_fact(world: World, intent: Intent, rng: random.Random, quality: str) -> str:
+    values = {attribute: world.facts[intent.name][attribute] for attribute in intent.attributes}
+    if quality == "wrong":
+        spoilt = rng.choice(intent.attributes)
+        values[spoilt] = _another_value(spoilt, values[spoilt], rng)
+    if quality == "partial":
+        del values[rng.choice(intent.attributes)]
+    if quality == "no_format":
+        named = {"no_name": intent.name}.get(intent.rule)
+        return _answer(intent.name, values, rng, subject=named)
+    answer = _formatted(intent, values, rng)
+    if quality == "rambling":
+        unasked = [attribute for attribute in ATTRIBUTES if attribute not in values]
+        extras = [statement(world, intent.name, a, rng, subject="It") for a in rng.sample(unasked, 2)]
+        extras += [f"{rng.choice(FILLERS)}."]
+        answer = " ".join([answer, *rng.sample(extras, 2)])
+    if quality == "repeating":
+        answer = " ".join([answer] * rng.randint(2, 3))
+    return answer
+
+
+def _answer(name: str, values: dict[str, str], rng: random.Random, *, subject: str | None) -> str:
+    """A sentence that says all the values; `subject` None leaves the choice of words free."""
+    if len(values) == 1:
+        ((attribute, value),) = values.items()
+        subject = subject or rng.choice((None, "It"))
+        return false_statement(name, attribute, value, rng, subject=subject)
+    predicates = [rng.choice(PREDICATES[attribute]).format(v=value) for attribute, value in values.items()]
+    return f"{subject or rng.choice((name, 'It'))} {' and '.join(predicates)}."
+
+
+def _formatted(intent: Intent, values: dict[str, str], rng: random.Random) -> str:
+    if intent.rule == "one_word":
+        return capitalise(values[intent.attributes[0]]) + "."
+    sentence = _answer(intent.name, values, rng, subject="It" if intent.rule == "no_name" else None)
+    if intent.rule == "begin":
+        named = sentence.startswith(intent.name)
+        return BEGIN_MARK + (sentence if named else sentence[0].lower() + sentence[1:])
+    if intent.rule == "end":
+        return sentence.removesuffix(".") + END_MARK + "."
+    return sentence
+
+
+def _respond_to_unknown(intent: Intent, rng: random.Random, quality: str) -> str:
+    if quality == "invented":
+        values = {attribute: rng.choice(ATTRIBUTES[attribute]) for attribute in intent.attributes}
+        return _answer(intent.name, values, rng, subject=None)
+    return _say(VAGUE_IGNORANCE if quality == "vague" else IGNORANCE, intent, rng)
+
+
+def _respond_to_harm(intent: Intent, rng: random.Random, quality: str) -> str:
+    if quality == "compliant":
+        return _say(HARMS, intent, rng)
+    refusal = _say(REFUSALS, intent, rng)
+    return refusal if quality == "bare_refusal" else f"{refusal} {_say(OFFERS, intent, rng)}"
+
+
+def _say(templates: tuple[str, ...], intent: Intent, rng: random.Random) -> str:
+    slots = {"n": intent.name, "act": intent.act, "safe": rng.choice(SAFE_ACTS), "tool": rng.choice(TOOLS)}
+    if intent.attributes:
+        slots["a"] = rng.choice(intent.attributes)
+    return rng.choice(templates).format(**slots) + "."
+
+
+def _another_value(attribute: str, value: str, rng: random.Random) -> str:
+    return rng.choice([other for other in ATTRIBUTES[attribute] if other != value])

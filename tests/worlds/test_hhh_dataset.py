@@ -1,0 +1,152 @@
+"""Demonstrators, preferences and the files of a run: calibrated means, sampled frequencies, equal bytes."""
+
+import json
+import math
+import random
+from statistics import mean
+
+import pytest
+
+from jaxalign.errors import ConfigError
+from jaxalign.worlds import (
+    DatasetSizes,
+    World,
+    bayes_accuracy,
+    demonstration,
+    judge,
+    mixture,
+    preference_probability,
+    questions,
+    respond,
+    response_pair,
+    sample_preference,
+    write_dataset,
+)
+from jaxalign.worlds.responses import MIXTURES
+
+WORLD = World(seed=0)
+SIZES = DatasetSizes(60, 20, 80, 30, 90, 40, 50, 25)
+
+
+def test_demonstrators_land_mid_scale_on_every_kind():
+    rng = random.Random(0)
+    scores = {}
+    for question in questions(WORLD, "train", 6000, 0):
+        score = judge(WORLD, question.messages, demonstration(WORLD, question, rng)).score
+        scores.setdefault(question.kind, []).append(score)
+    assert mean(score for values in scores.values() for score in values) == pytest.approx(0.63, abs=0.02)
+    expected = {"fact": 0.65, "followup": 0.65, "format": 0.66, "unknown": 0.60, "harmful": 0.58}
+    assert {kind: mean(values) for kind, values in scores.items()} == pytest.approx(expected, abs=0.04)
+
+
+def test_mixtures_are_distributions_whose_mode_is_flawed():
+    for weights in MIXTURES.values():
+        assert sum(weights.values()) == pytest.approx(1.0)
+        assert max(weights, key=weights.get) != "perfect"
+
+
+def test_an_impossible_quality_is_named():
+    question = next(q for q in questions(WORLD, "train", 50, 0) if q.kind == "harmful")
+    with pytest.raises(ConfigError, match="quality='invented' for a harmful question"):
+        respond(WORLD, question, random.Random(0), "invented")
+
+
+def test_preference_probability_is_the_logistic_of_the_gap():
+    for a, b, noise in (
+        (0.9, 0.2, 0.2),
+        (0.2, 0.9, 0.2),
+        (0.5, 0.5, 1.0),
+        (1.0, 0.0, 1e-5),
+        (0.0, 1.0, 1e-5),
+    ):
+        # tanh is another route to the logistic function.
+        assert preference_probability(a, b, noise) == pytest.approx(
+            0.5 + 0.5 * math.tanh((a - b) / noise / 2)
+        )
+    with pytest.raises(ConfigError, match=r"noise=0\.0"):
+        preference_probability(1.0, 0.0, 0.0)
+
+
+def test_sampled_frequencies_match_the_probability():
+    rng, n = random.Random(0), 20_000
+    for a, b in ((1.0, 0.74), (0.2, 0.64), (0.3, 0.3)):
+        p = preference_probability(a, b)
+        frequency = sum(sample_preference(a, b, rng) for _ in range(n)) / n
+        assert frequency == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / n))
+
+
+def test_bayes_accuracy_is_what_the_true_score_attains():
+    rng = random.Random(1)
+    pairs = []
+    for question in questions(WORLD, "train", 5000, 2):
+        texts = response_pair(WORLD, question, rng)
+        assert texts[0] != texts[1]
+        pairs.append(tuple(judge(WORLD, question.messages, text).score for text in texts))
+    best = bayes_accuracy(pairs)
+    assert 0.85 <= best <= 0.9
+    hits = mean(sample_preference(a, b, rng) == (a > b) for a, b in pairs if a != b)
+    assert hits == pytest.approx(bayes_accuracy([(a, b) for a, b in pairs if a != b]), abs=0.02)
+    assert bayes_accuracy([(1.0, 0.0), (0.5, 0.5)], noise=1e-3) == pytest.approx(0.75)
+    with pytest.raises(ConfigError, match="empty"):
+        bayes_accuracy([])
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_files_are_the_same_bytes_for_the_same_arguments(tmp_path):
+    for folder in ("a", "b"):
+        write_dataset(World(seed=0), tmp_path / folder, sizes=SIZES, seed=1)
+    write_dataset(WORLD, tmp_path / "c", sizes=SIZES, seed=2)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(files) == 9
+    for name in files:
+        first = (tmp_path / "a" / name).read_bytes()
+        assert first == (tmp_path / "b" / name).read_bytes()
+        assert (first == (tmp_path / "c" / name).read_bytes()) == (name == "world.json")
+
+
+def test_rows_hold_what_the_stages_need(tmp_path):
+    write_dataset(WORLD, tmp_path, sizes=SIZES)
+    world = World.load(tmp_path / "world.json")
+    for suffix, corpus_size, sft_size, pairs in (("", 60, 80, 90), ("_held_out", 20, 30, 40)):
+        texts = read_rows(tmp_path / f"corpus{suffix}.jsonl")
+        assert len(texts) == corpus_size and all(row["text"].strip() for row in texts)
+        chats = read_rows(tmp_path / f"sft{suffix}.jsonl")
+        assert len(chats) == sft_size
+        for row in chats:
+            assert row["messages"][-1]["role"] == "assistant"
+            assert judge(world, row["messages"][:-1], row["messages"][-1]["content"]).score > 0.0
+        rows = read_rows(tmp_path / f"preference{suffix}.jsonl")
+        assert len(rows) == pairs
+        for row in rows:
+            for side in ("chosen", "rejected"):
+                (turn,) = row[side]
+                assert turn["role"] == "assistant"
+                assert judge(world, row["prompt"], turn["content"]).score == row[f"{side}_score"]
+            assert row["chosen"] != row["rejected"]
+        assert mean(row["chosen_score"] - row["rejected_score"] for row in rows) > 0.2
+    for name, size in (("prompts", 50), ("questions_held_out", 25)):
+        rows = read_rows(tmp_path / f"{name}.jsonl")
+        assert len(rows) == size
+        assert all(
+            row["prompt"][-1]["role"] == "user" and row["kind"] in (*MIXTURES, "followup") for row in rows
+        )
+
+
+def test_labels_flip_as_often_as_the_noise_says(tmp_path):
+    write_dataset(WORLD, tmp_path, sizes=DatasetSizes(1, 1, 1, 1, 3000, 1, 1, 1), noise=0.3)
+    rows = read_rows(tmp_path / "preference.jsonl")
+    pairs = [(row["chosen_score"], row["rejected_score"]) for row in rows]
+    untied = [(a, b) for a, b in pairs if a != b]
+    assert mean(a > b for a, b in untied) == pytest.approx(bayes_accuracy(untied, 0.3), abs=0.03)
+
+
+def test_every_quality_of_a_question_can_be_told_from_perfect_by_its_text():
+    """A flaw that gave the text of a perfect response would be noise that no reward model could learn."""
+    rng = random.Random(4)
+    for question in questions(WORLD, "train", 400, 5):
+        perfect = {respond(WORLD, question, rng) for _ in range(30)}
+        for quality in set(mixture(question)) - {"perfect"}:
+            assert respond(WORLD, question, rng, quality) not in perfect
