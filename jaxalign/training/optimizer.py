@@ -81,8 +81,8 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
         decay_start = total_steps - round(config.decay_fraction * total_steps)
     if warmup >= total_steps or decay_start < warmup:
         raise ConfigError(
-            f"config.optimizer.warmup_steps={warmup}: with schedule={config.schedule!r} and {total_steps} steps "
-            f"in all, use fewer than {max(1, min(total_steps, decay_start + 1))}"
+            f"config.optimizer.warmup_steps={warmup}: with schedule={config.schedule!r} and {total_steps} "
+            f"steps in all, use fewer than {max(1, min(total_steps, decay_start + 1))}"
         )
 
     def ratio(step: jax.Array) -> jax.Array:
@@ -110,8 +110,8 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
     Gradients and parameters of another type are cast first, so moments and updates are float32.
     AdamW: arXiv 1711.05101, algorithm 2. RMSprop: Hinton's lecture 6e, with a momentum buffer, not centred.
-    Adafactor: arXiv 1804.04235, algorithms 4 and 5, without momentum; its update clipping and parameter scale
-    are taken over a leaf, hence over all layers where layers are stacked. Lion: arXiv 2302.06675, algorithm 2.
+    Lion: arXiv 2302.06675, algorithm 2. Adafactor: arXiv 1804.04235, algorithms 4 and 5, without momentum;
+    its update clipping and parameter scale are taken over a leaf, hence over all layers that are stacked.
     """
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     return _in_float32(

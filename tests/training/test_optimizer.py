@@ -41,7 +41,7 @@ def _run(config, steps=3, dtype=jnp.float32):
 
 
 def _check_against(config, direction):
-    """Compares updates with -lr * (direction + weight_decay * p), direction(g, memory, t) being the paper's."""
+    """Compares updates with -lr * (direction + weight_decay * p); direction(g, memory, t) is the paper's."""
     start, updates, _ = _run(config)
     for leaf, decayed in (("kernel", True), ("bias", False)):
         p = np.asarray(start["dense"][leaf], np.float64)
