@@ -1,0 +1,277 @@
+"""Log-probabilities of tokens from hidden states, without ever holding the [B, T, V] logits.
+
+The token axis is walked in chunks and the backward pass recomputes each chunk's logits. A vocabulary-sharded
+head (`PartitionSpec("tensor", None)`) is used in place: over V there are only reductions and an element-wise
+comparison.
+
+On a mesh with data parallelism, call these functions inside `jax.shard_map` over the batch axes, with
+`head = jax.lax.pcast(head, batch_axes, to="varying")`. Left to the partitioner they are as correct, but the
+head's gradient is then summed over devices once per chunk instead of once, and the default chunk size sees
+the global batch.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_CHUNK_BYTES = 64 * 2**20
+
+
+class TokenLogprobs(NamedTuple):
+    """Each float32 [B, T], in nats; `entropy` of the whole distribution at that position, or None."""
+
+    logp: jax.Array
+    logsumexp: jax.Array
+    entropy: jax.Array | None
+
+
+def default_chunk_size(batch: int, vocab: int) -> int:
+    """Tokens per row and chunk such that one chunk's float32 logits take at most 64 MiB; at least 1."""
+    return max(1, _CHUNK_BYTES // (4 * batch * vocab))
+
+
+def token_logprobs(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    with_entropy: bool = False,
+    chunk_size: int | None = None,
+) -> TokenLogprobs:
+    """log softmax(softcap(hidden @ headᵀ) / temperature) at `targets`.
+
+    Args: `hidden` [B, T, D] and `head` [V, D] of any float dtype; `targets` integer [B, T]; `softcap` c maps
+    logits to c · tanh(logits / c) (Gemma 2, arXiv 2408.00118 §2); `chunk_size` tokens per row handled at
+    once, None for `default_chunk_size`. Logits and everything after them are float32. The head's gradient is
+    summed in float32; the logits' gradient is rounded to the inputs' dtype before its two matrix products.
+    A target outside [0, V) gives NaN. Raises TypeError or ValueError for wrong dtypes, shapes or settings.
+    """
+    _check_readout("hidden", hidden, "head", head)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise TypeError(f"targets is {targets.dtype}; give int32 token ids")
+    if targets.shape != hidden.shape[:2]:
+        raise ValueError(f"targets has shape {targets.shape}; hidden {hidden.shape} needs {hidden.shape[:2]}")
+    chunk_size = _checked_chunk_size(chunk_size, hidden, head, temperature, softcap)
+    return _token_logprobs(hidden, head, targets, temperature, softcap, with_entropy, chunk_size)
+
+
+def token_kl(
+    hidden: jax.Array,
+    head: jax.Array,
+    ref_hidden: jax.Array,
+    ref_head: jax.Array,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Exact KL(policy ‖ reference) over the whole vocabulary at every position: float32 [B, T], in nats.
+
+    Arguments as for `token_logprobs`; the reference may have another width D. Gradients reach `hidden` and
+    `head` only. Raises TypeError or ValueError for wrong dtypes, shapes or settings.
+    """
+    _check_readout("hidden", hidden, "head", head)
+    _check_readout("ref_hidden", ref_hidden, "ref_head", ref_head)
+    if hidden.shape[:2] != ref_hidden.shape[:2] or head.shape[0] != ref_head.shape[0]:
+        raise ValueError(
+            f"policy {hidden.shape}, {head.shape} and reference {ref_hidden.shape}, {ref_head.shape} "
+            "must agree in B, T and V"
+        )
+    chunk_size = _checked_chunk_size(chunk_size, hidden, head, temperature, softcap)
+    ref_hidden, ref_head = lax.stop_gradient((ref_hidden, ref_head))
+    return _token_kl(hidden, head, ref_hidden, ref_head, temperature, softcap, chunk_size)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _token_logprobs(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    temperature: float,
+    softcap: float | None,
+    with_entropy: bool,
+    chunk_size: int,
+) -> TokenLogprobs:
+    def step(_, chunk):
+        hidden_c, targets_c = chunk
+        logits = _logits(hidden_c, head, temperature, softcap)
+        logsumexp = jax.nn.logsumexp(logits, axis=-1)
+        target_logit = jnp.sum(jnp.where(_is_target(targets_c, logits), logits, 0.0), axis=-1)
+        in_vocabulary = (targets_c >= 0) & (targets_c < head.shape[0])
+        logp = jnp.where(in_vocabulary, target_logit - logsumexp, jnp.nan)
+        return None, TokenLogprobs(logp, logsumexp, _entropy(logits, logsumexp) if with_entropy else None)
+
+    return _scan_tokens(step, None, (hidden, targets), chunk_size)[1]
+
+
+def _token_logprobs_forward(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, *settings: Any
+) -> tuple[TokenLogprobs, tuple]:
+    out = _token_logprobs(hidden, head, targets, *settings)
+    return out, (hidden, head, targets, out.logsumexp, out.entropy)
+
+
+def _token_logprobs_backward(
+    temperature: float,
+    softcap: float | None,
+    with_entropy: bool,
+    chunk_size: int,
+    residuals: tuple,
+    cotangents: TokenLogprobs,
+) -> tuple[jax.Array, jax.Array, None]:
+    hidden, head, targets, logsumexp, entropy = residuals
+
+    def step(d_head, chunk):
+        hidden_c, targets_c, logsumexp_c, entropy_c, d_out = chunk
+        logits = _logits(hidden_c, head, temperature, softcap)
+        log_probs = logits - logsumexp_c[..., None]
+        # d logp = onehot - p,  d logsumexp = p,  d entropy = -p (log p + entropy)
+        d_probs = (d_out.logsumexp - d_out.logp)[..., None]
+        if with_entropy:
+            d_probs = d_probs - d_out.entropy[..., None] * (log_probs + entropy_c[..., None])
+        d_target = jnp.where(_is_target(targets_c, logits), d_out.logp[..., None], 0.0)
+        d_logits = d_target + d_probs * jnp.exp(log_probs)
+        d_hidden_c, d_head_c = _logits_backward(d_logits, logits, hidden_c, head, temperature, softcap)
+        return d_head + d_head_c, d_hidden_c
+
+    chunked = (hidden, targets, logsumexp, entropy, cotangents)
+    d_head, d_hidden = _scan_tokens(step, jnp.zeros_like(head, jnp.float32), chunked, chunk_size)
+    return d_hidden, d_head.astype(head.dtype), None
+
+
+_token_logprobs.defvjp(_token_logprobs_forward, _token_logprobs_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _token_kl(
+    hidden: jax.Array,
+    head: jax.Array,
+    ref_hidden: jax.Array,
+    ref_head: jax.Array,
+    temperature: float,
+    softcap: float | None,
+    chunk_size: int,
+) -> jax.Array:
+    def step(_, chunk):
+        log_probs = jax.nn.log_softmax(_logits(chunk[0], head, temperature, softcap))
+        ref_log_probs = jax.nn.log_softmax(_logits(chunk[1], ref_head, temperature, softcap))
+        return None, jnp.sum(jnp.exp(log_probs) * (log_probs - ref_log_probs), axis=-1)
+
+    return _scan_tokens(step, None, (hidden, ref_hidden), chunk_size)[1]
+
+
+def _token_kl_forward(*arrays_and_settings: Any) -> tuple[jax.Array, tuple]:
+    kl = _token_kl(*arrays_and_settings)
+    return kl, (*arrays_and_settings[:4], kl)
+
+
+def _token_kl_backward(
+    temperature: float, softcap: float | None, chunk_size: int, residuals: tuple, d_kl: jax.Array
+) -> tuple[jax.Array, jax.Array, None, None]:
+    hidden, head, ref_hidden, ref_head, kl = residuals
+
+    def step(d_head, chunk):
+        hidden_c, ref_hidden_c, kl_c, d_kl_c = chunk
+        logits = _logits(hidden_c, head, temperature, softcap)
+        log_probs = jax.nn.log_softmax(logits)
+        ref_log_probs = jax.nn.log_softmax(_logits(ref_hidden_c, ref_head, temperature, softcap))
+        # d KL = p (log p - log q - KL)
+        d_logits = d_kl_c[..., None] * jnp.exp(log_probs) * (log_probs - ref_log_probs - kl_c[..., None])
+        d_hidden_c, d_head_c = _logits_backward(d_logits, logits, hidden_c, head, temperature, softcap)
+        return d_head + d_head_c, d_hidden_c
+
+    chunked = (hidden, ref_hidden, kl, d_kl)
+    d_head, d_hidden = _scan_tokens(step, jnp.zeros_like(head, jnp.float32), chunked, chunk_size)
+    return d_hidden, d_head.astype(head.dtype), None, None
+
+
+_token_kl.defvjp(_token_kl_forward, _token_kl_backward)
+
+
+def _logits(hidden: jax.Array, head: jax.Array, temperature: float, softcap: float | None) -> jax.Array:
+    logits = jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    return logits / temperature
+
+
+def _logits_backward(
+    d_logits: jax.Array,
+    logits: jax.Array,
+    hidden: jax.Array,
+    head: jax.Array,
+    temperature: float,
+    softcap: float | None,
+) -> tuple[jax.Array, jax.Array]:
+    """(d_hidden in hidden's dtype, d_head in float32) from the gradient at the output of `_logits`."""
+    if softcap is not None:
+        d_logits = d_logits * (1.0 - jnp.square(logits * (temperature / softcap)))
+    d_logits = (d_logits / temperature).astype(jnp.result_type(hidden, head))
+    d_hidden = jnp.einsum("btv,vd->btd", d_logits, head, preferred_element_type=jnp.float32)
+    d_head = jnp.einsum("btv,btd->vd", d_logits, hidden, preferred_element_type=jnp.float32)
+    return d_hidden.astype(hidden.dtype), d_head
+
+
+def _is_target(targets: jax.Array, logits: jax.Array) -> jax.Array:
+    # A comparison, not a gather: it stays local to each shard of a sharded vocabulary.
+    return lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
+
+
+def _entropy(logits: jax.Array, logsumexp: jax.Array) -> jax.Array:
+    log_probs = logits - logsumexp[..., None]
+    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+
+def _scan_tokens(step: Callable, carry: Any, arrays: Any, chunk_size: int) -> tuple[Any, Any]:
+    """`lax.scan` of step(carry, chunk) -> (carry, outputs) over the token axis of arrays [B, T, ...].
+
+    Chunk k of n holds tokens k, k + n, k + 2n, …: a token axis that is sharded stays sharded inside every
+    chunk.
+    """
+    length = jax.tree.leaves(arrays)[0].shape[1]
+    if chunk_size >= length:
+        return step(carry, arrays)
+    count = -(-length // chunk_size)
+    chunk_size = -(-length // count)
+    padding = count * chunk_size - length
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], chunk_size, count, *x.shape[2:]), 2, 0)
+
+    def join(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x, 0, 2)
+        return x.reshape(x.shape[0], count * chunk_size, *x.shape[3:])[:, :length]
+
+    carry, outputs = lax.scan(step, carry, jax.tree.map(split, arrays))
+    return carry, jax.tree.map(join, outputs)
+
+
+def _check_readout(hidden_name: str, hidden: jax.Array, head_name: str, head: jax.Array) -> None:
+    for name, x in ((hidden_name, hidden), (head_name, head)):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"{name} is {x.dtype}; give a floating-point array")
+    if hidden.ndim != 3 or head.ndim != 2 or hidden.shape[2] != head.shape[1]:
+        raise ValueError(
+            f"{hidden_name} {hidden.shape} and {head_name} {head.shape} must be [B, T, D] and [V, D]"
+        )
+
+
+def _checked_chunk_size(
+    chunk_size: int | None, hidden: jax.Array, head: jax.Array, temperature: float, softcap: float | None
+) -> int:
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; give a number above 0")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap is {softcap}; give a number above 0, or None for no cap")
+    if chunk_size is None:
+        return default_chunk_size(hidden.shape[0], head.shape[0])
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; give at least 1, or None to choose one")
+    return chunk_size

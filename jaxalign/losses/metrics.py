@@ -1,0 +1,82 @@
+"""Metrics that stay exact when a batch is split: each carries what merging it with its other slices needs."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.losses.numerics import keep, require_float32
+
+
+class Mean(NamedTuple):
+    """A weighted mean as its two sums, Σ weight · x and Σ weight."""
+
+    total: jax.Array
+    weight: jax.Array
+
+
+class Max(NamedTuple):
+    """A maximum; -inf when nothing was counted."""
+
+    value: jax.Array
+
+
+class Min(NamedTuple):
+    """A minimum; +inf when nothing was counted."""
+
+    value: jax.Array
+
+
+Metrics = dict[str, Mean | Max | Min]
+
+_REDUCTIONS = {Mean: jnp.sum, Max: jnp.max, Min: jnp.min}
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> Mean:
+    """Mean of `x` weighted by `mask` (same shape, >= 0); entries of weight zero may hold anything."""
+    require_float32(x=x, mask=mask)
+    return Mean(jnp.sum(keep(x, mask) * mask), jnp.sum(mask))
+
+
+def masked_max(x: jax.Array, mask: jax.Array) -> Max:
+    """Largest `x` where `mask` is not zero."""
+    require_float32(x=x, mask=mask)
+    return Max(jnp.max(keep(x, mask, -jnp.inf), initial=-jnp.inf))
+
+
+def masked_min(x: jax.Array, mask: jax.Array) -> Min:
+    """Smallest `x` where `mask` is not zero."""
+    require_float32(x=x, mask=mask)
+    return Min(jnp.min(keep(x, mask, jnp.inf), initial=jnp.inf))
+
+
+def normalized(mean: Mean, normalizer: jax.Array | None = None) -> jax.Array:
+    """The loss value of a mean: total / normalizer, or total / own weight when `normalizer` is None.
+
+    `normalizer` is the weight sum of the whole global batch (float32 scalar): with it the values, and the
+    gradients, of the slices of a batch add up to those of the batch. A zero denominator gives 0.
+    """
+    if normalizer is not None:
+        require_float32(normalizer=normalizer)
+    denominator = mean.weight if normalizer is None else normalizer
+    return jnp.where(denominator == 0, 0.0, mean.total / jnp.where(denominator == 0, 1.0, denominator))
+
+
+def merge(stacked: Metrics) -> Metrics:
+    """Reduce metrics whose arrays are stacked over a leading axis, as `lax.scan` over slices gives them."""
+    return {
+        name: type(metric)(*(_REDUCTIONS[type(metric)](field, axis=0) for field in metric))
+        for name, metric in stacked.items()
+    }
+
+
+def finalize(metrics: Metrics) -> dict[str, jax.Array]:
+    """The numbers to log; a metric that counted nothing is 0, never NaN."""
+    return {name: _final(metric) for name, metric in metrics.items()}
+
+
+def _final(metric: Mean | Max | Min) -> jax.Array:
+    if isinstance(metric, Mean):
+        return normalized(metric)
+    nothing = -jnp.inf if isinstance(metric, Max) else jnp.inf
+    return jnp.where(metric.value == nothing, 0.0, metric.value)

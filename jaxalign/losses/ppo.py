@@ -1,0 +1,101 @@
+"""Proximal policy optimisation: the clipped losses and the adaptive KL coefficient."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxalign.errors import ConfigError
+from jaxalign.losses.metrics import Metrics, masked_mean, normalized
+from jaxalign.losses.numerics import keep, require_float32
+
+# exp() of a larger log-ratio would overflow squares, and inf * 0 in the backward pass is NaN.
+_MAX_LOG_RATIO = 20.0
+
+
+def policy_loss(
+    logp: jax.Array,
+    old_logp: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    *,
+    clip: float,
+    clip_high: float | None = None,
+    entropy: jax.Array | None = None,
+    entropy_coef: float = 0.0,
+    normalizer: jax.Array | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """Token mean of -min(r A, clamp(r, 1 - clip, 1 + clip_high) A) - entropy_coef · entropy, r = π / π_old.
+
+    PPO, arXiv 1707.06347 eq. 7 and 9; `clip_high` None means `clip`. Gradients reach `logp` and `entropy`
+    only. Log-ratios are held within ±20, outside of which the gradient is 0.
+
+    Args: float32 [B, T]; `normalizer` Σ mask over the global batch. Metrics: `loss/policy_avg` (without the
+    entropy term), `policy/clipfrac_avg` (clipping made the loss larger), `policy/approxkl_avg` (half the
+    squared log-ratio, as in TRL), `val/ratio`, `val/ratio_sq` (its variance is ratio_sq - ratio²),
+    `policy/entropy_avg` when entropy is given. Raises ConfigError when entropy_coef is set without
+    `entropy`, TypeError or ValueError for wrong arrays.
+    """
+    require_float32(logp=logp, old_logp=old_logp, advantages=advantages, mask=mask, entropy=entropy)
+    if entropy_coef and entropy is None:
+        raise ConfigError(
+            f"entropy_coef={entropy_coef} needs entropy; pass token_logprobs(...).entropy, or 0"
+        )
+    old_logp, advantages = lax.stop_gradient((keep(old_logp, mask), keep(advantages, mask)))
+    log_ratio = keep(logp, mask) - old_logp
+    ratio = jnp.exp(jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    clipped_ratio = jnp.clip(ratio, 1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
+    unclipped, clipped = -ratio * advantages, -clipped_ratio * advantages
+    policy = masked_mean(jnp.maximum(unclipped, clipped), mask)
+    loss = normalized(policy, normalizer)
+    metrics: Metrics = {
+        "loss/policy_avg": policy,
+        "policy/clipfrac_avg": masked_mean((clipped > unclipped).astype(jnp.float32), mask),
+        "policy/approxkl_avg": masked_mean(0.5 * jnp.square(log_ratio), mask),
+        "val/ratio": masked_mean(ratio, mask),
+        "val/ratio_sq": masked_mean(jnp.square(ratio), mask),
+    }
+    if entropy is not None:
+        metrics["policy/entropy_avg"] = masked_mean(entropy, mask)
+        loss = loss - entropy_coef * normalized(metrics["policy/entropy_avg"], normalizer)
+    return loss, metrics
+
+
+def value_loss(
+    values: jax.Array,
+    old_values: jax.Array,
+    returns: jax.Array,
+    mask: jax.Array,
+    *,
+    clip: float,
+    normalizer: jax.Array | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """Token mean of ½ max((V - R)², (V_clip - R)²), V_clip within ±clip of the old value.
+
+    As in the code of arXiv 2009.01325. `clip=float("inf")` turns the clipping off. Gradients reach `values`
+    only. Args: float32 [B, T]; `normalizer` Σ mask over the global batch. Metrics: `loss/value_avg`,
+    `val/clipfrac_avg` (clipping made the loss larger). Raises TypeError or ValueError for wrong arrays.
+    """
+    require_float32(values=values, old_values=old_values, returns=returns, mask=mask)
+    values = keep(values, mask)
+    old_values, returns = lax.stop_gradient((keep(old_values, mask), keep(returns, mask)))
+    unclipped = jnp.square(values - returns)
+    clipped = jnp.square(jnp.clip(values, old_values - clip, old_values + clip) - returns)
+    loss = masked_mean(0.5 * jnp.maximum(unclipped, clipped), mask)
+    metrics: Metrics = {
+        "loss/value_avg": loss,
+        "val/clipfrac_avg": masked_mean((clipped > unclipped).astype(jnp.float32), mask),
+    }
+    return normalized(loss, normalizer), metrics
+
+
+def adaptive_kl(
+    coef: jax.Array, kl: jax.Array, *, target: float, horizon: int, num_samples: int
+) -> jax.Array:
+    """The next KL coefficient: coef · (1 + clip(kl / target - 1, ±0.2) · num_samples / horizon).
+
+    The log-space proportional controller of arXiv 1909.08593 §2.2. Args: float32 scalars `coef` and the
+    measured `kl`; `target` in the same units; `horizon` in samples. Raises TypeError unless both are float32.
+    """
+    require_float32(coef=coef, kl=kl)
+    error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
+    return coef * (1.0 + error * (num_samples / horizon))

@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+
+from jaxalign.errors import ConfigError
+from jaxalign.losses.dpo import VARIANTS, dpo_loss
+from jaxalign.losses.metrics import finalize
+
+from .oracle import assert_close, check_loss, log_sigmoid, weighted_mean
+
+LOGPS = ["chosen_logp", "rejected_logp"]
+
+
+def make_arrays(seed=0):
+    rng = np.random.default_rng(seed)
+    names = [*LOGPS, "ref_chosen_logp", "ref_rejected_logp"]
+    arrays = {name: -rng.uniform(5, 15, (3, 4)).astype(np.float32) for name in names}
+    for name in ("chosen_length", "rejected_length"):
+        arrays[name] = rng.integers(3, 9, (3, 4)).astype(np.float32)
+    arrays["weight"] = (rng.random((3, 4)) < 0.7).astype(np.float32)
+    return arrays
+
+
+def pairwise(function, normalized=False):
+    """Oracle: weighted mean of function(log-ratio difference, chosen_logp / chosen_length)."""
+
+    def oracle(**x):
+        chosen = x["chosen_logp"] - x.get("ref_chosen_logp", 0)
+        rejected = x["rejected_logp"] - x.get("ref_rejected_logp", 0)
+        if normalized:
+            chosen, rejected = chosen / x["chosen_length"], rejected / x["rejected_length"]
+        return weighted_mean(function(chosen - rejected, x["chosen_logp"] / x["chosen_length"]), x["weight"])
+
+    return oracle
+
+
+def sigmoid(h):
+    return 1 / (1 + np.exp(-h))
+
+
+BETA, E = 0.3, 0.2
+SETTINGS = [
+    ({}, pairwise(lambda h, _: -np.log(sigmoid(BETA * h)))),
+    (
+        {"label_smoothing": E},
+        pairwise(lambda h, _: -(1 - E) * np.log(sigmoid(BETA * h)) - E * np.log(sigmoid(-BETA * h))),
+    ),
+    (
+        {"variant": "robust", "label_smoothing": E},
+        pairwise(
+            lambda h, _: (-(1 - E) * np.log(sigmoid(BETA * h)) + E * np.log(sigmoid(-BETA * h))) / (1 - 2 * E)
+        ),
+    ),
+    ({"variant": "hinge"}, pairwise(lambda h, _: np.maximum(0, 1 - BETA * h))),
+    ({"variant": "ipo"}, pairwise(lambda h, _: (h - 1 / (2 * BETA)) ** 2)),
+    ({"variant": "ipo_mean"}, pairwise(lambda h, _: (h - 1 / (2 * BETA)) ** 2, normalized=True)),
+    ({"length_normalized": True}, pairwise(lambda h, _: -log_sigmoid(BETA * h), normalized=True)),
+    (
+        {"length_normalized": True, "variant": "hinge"},
+        pairwise(lambda h, _: np.maximum(0, 1 - BETA * h), normalized=True),
+    ),
+    ({"nll_coef": 0.7}, pairwise(lambda h, mean_logp: -log_sigmoid(BETA * h) - 0.7 * mean_logp)),
+]
+
+
+@pytest.mark.parametrize("settings, oracle", SETTINGS, ids=[str(s) for s, _ in SETTINGS])
+def test_value_and_gradients(settings, oracle):
+    check_loss(lambda **x: dpo_loss(**x, beta=BETA, **settings), oracle, make_arrays(), LOGPS)
+
+
+def test_reference_free_is_a_reference_of_zero():
+    arrays = {name: x for name, x in make_arrays().items() if not name.startswith("ref_")}
+
+    def loss(**x):
+        return dpo_loss(**x, ref_chosen_logp=None, ref_rejected_logp=None, beta=BETA, reference_free=True)
+
+    check_loss(loss, pairwise(lambda h, _: -log_sigmoid(BETA * h)), arrays, LOGPS)
+
+
+@pytest.mark.parametrize("size", [1.0, 300.0, 1e4])
+def test_a_policy_equal_to_its_reference_costs_ln_2(size):
+    arrays = make_arrays()
+    for name in LOGPS:
+        arrays[name] = arrays[f"ref_{name}"] = arrays[name] * np.float32(size)
+    loss, metrics = dpo_loss(**arrays, beta=0.1)
+    assert_close(loss, np.log(2))
+    final = finalize(metrics)
+    assert final["rewards/margins"] == final["rewards/accuracies"] == 0
+
+
+def test_robust_loss_is_unbiased_under_label_flips():
+    arrays = make_arrays()
+    flipped = dict(arrays)
+    for a, b in (("chosen", "rejected"), ("rejected", "chosen")):
+        for pattern in ("{}_logp", "ref_{}_logp", "{}_length"):
+            flipped[pattern.format(a)] = arrays[pattern.format(b)]
+    robust = {"beta": BETA, "variant": "robust", "label_smoothing": E}
+    expected = (1 - E) * dpo_loss(**arrays, **robust)[0] + E * dpo_loss(**flipped, **robust)[0]
+    assert_close(dpo_loss(**arrays, beta=BETA)[0], expected)
+
+
+def test_metrics():
+    x = make_arrays()
+    final = finalize(dpo_loss(**x, beta=BETA, nll_coef=0.5)[1])
+    chosen = BETA * (x["chosen_logp"].astype(float) - x["ref_chosen_logp"])
+    rejected = BETA * (x["rejected_logp"].astype(float) - x["ref_rejected_logp"])
+    expected = {
+        "loss": -log_sigmoid(chosen - rejected) - 0.5 * x["chosen_logp"] / x["chosen_length"],
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).astype(float),
+        "logps/chosen": x["chosen_logp"],
+        "logps/rejected": x["rejected_logp"],
+        "nll_loss": -x["chosen_logp"] / x["chosen_length"],
+    }
+    assert final.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_close(final[name], weighted_mean(value, x["weight"]))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_extreme_log_ratios_have_finite_gradients(variant):
+    arrays = make_arrays()
+    for chosen, rejected in ((-1e4, 0.0), (0.0, -1e4)):
+        extreme = arrays | {
+            "chosen_logp": np.full((3, 4), chosen, np.float32),
+            "rejected_logp": np.full((3, 4), rejected, np.float32),
+        }
+        h = (
+            extreme["chosen_logp"].astype(float)
+            - extreme["ref_chosen_logp"]
+            - extreme["rejected_logp"]
+            + extreme["ref_rejected_logp"]
+        )
+        if variant == "sigmoid":
+            assert_close(
+                dpo_loss(**extreme, beta=1.0, variant=variant)[0],
+                weighted_mean(-log_sigmoid(h), arrays["weight"]),
+            )
+        assert np.isfinite(dpo_loss(**extreme, beta=1.0, variant=variant)[0])
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"variant": "sigmoyd"}, "variant is 'sigmoyd'; choose one of sigmoid"),
+        ({"beta": 0.0}, "beta is 0.0"),
+        ({"variant": "robust", "label_smoothing": 0.5}, "label_smoothing is 0.5"),
+        ({"label_smoothing": -0.1}, "label_smoothing is -0.1"),
+        ({"variant": "hinge", "label_smoothing": 0.1}, "means nothing to variant='hinge'"),
+        ({"variant": "ipo", "label_smoothing": 0.1}, "means nothing to variant='ipo'"),
+        ({"variant": "ipo", "length_normalized": True}, "length_normalized with variant='ipo'"),
+        ({"reference_free": True}, "reference_free is on but"),
+        ({"ref_chosen_logp": None}, "reference log-probabilities are None"),
+    ],
+)
+def test_settings_that_mean_nothing_together_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        dpo_loss(**{**make_arrays(), "beta": BETA, **settings})
