@@ -1,0 +1,127 @@
+"""The history file holds each step once, is valid JSON, and survives a kill."""
+
+import json
+import math
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from jaxalign.errors import DataError
+from jaxalign.training.metrics import MetricWriter, read_metrics
+
+
+def _losses(path):
+    return [(r["step"], r["values"]["loss"]) for r in read_metrics(path)]
+
+
+def test_round_trip_of_every_kind_of_scalar(tmp_path):
+    start = time.time()
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(1, {"loss": 0.1, "rewards/margins": np.float32(0.5)})
+        writer.write(np.int64(2), {"loss": jnp.float32(3.0), "kl": float("nan"), "n": 7}, kind="eval")
+        writer.write(3, {"up": jnp.inf, "down": -np.inf})
+    records = read_metrics(tmp_path)
+    assert str(records) == str(read_metrics(tmp_path / "metrics.jsonl"))
+    assert [(r["step"], r["kind"]) for r in records] == [(1, "train"), (2, "eval"), (3, "train")]
+    assert all(start <= r["time"] <= time.time() for r in records)
+    assert records[0]["values"] == {"loss": 0.1, "rewards/margins": 0.5}
+    assert records[1]["values"] | {"kl": 0.0} == {"loss": 3.0, "kl": 0.0, "n": 7.0}
+    assert math.isnan(records[1]["values"]["kl"])
+    assert records[2]["values"] == {"up": math.inf, "down": -math.inf}
+
+
+def test_non_finite_values_are_strings_in_strict_json(tmp_path):
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(1, {"a": math.nan, "b": math.inf, "c": -math.inf})
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert line["values"] == {"a": "NaN", "b": "Infinity", "c": "-Infinity"}
+
+
+def test_resuming_keeps_each_step_once(tmp_path):
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        for step in range(1, 8):
+            writer.write(step, {"loss": step})
+            writer.write(step, {"loss": -step}, kind="eval")
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        writer.truncate_after(4)
+        for step in range(5, 9):
+            writer.write(step, {"loss": 10 * step})
+    expected = [pair for s in range(1, 5) for pair in ((s, s), (s, -s))] + [(s, 10 * s) for s in range(5, 9)]
+    assert _losses(tmp_path) == expected
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_truncating_nothing_is_harmless(tmp_path):
+    with MetricWriter(tmp_path / "new", tensorboard=False) as writer:
+        writer.truncate_after(0)
+        writer.write(1, {"loss": 1.0})
+        writer.truncate_after(1)
+    assert _losses(tmp_path / "new") == [(1, 1.0)]
+
+
+@pytest.mark.parametrize(
+    "torn", ['{"step": 2, "ti', '{"step": 2, "time": 0, "kind": "train", "values": {"loss": 2}}']
+)
+def test_a_line_cut_by_a_kill_is_not_read_and_not_continued(tmp_path, torn):
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(1, {"loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(torn)
+    assert _losses(tmp_path) == [(1, 1.0)]
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(2, {"loss": 2.5})
+    assert _losses(tmp_path) == [(1, 1.0), (2, 2.5)]
+
+
+@pytest.mark.parametrize("line", ["loss=3", "[]", '{"step": 3}'])
+def test_a_foreign_line_is_named(tmp_path, line):
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(1, {"loss": 1.0})
+    with writer.path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: .* is not a metrics record .*; delete it"):
+        read_metrics(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"metrics\.jsonl: no such file; give a run directory"):
+        read_metrics(tmp_path)
+
+
+def _events(directory):
+    """Reads TFRecords: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    events = []
+    for path in sorted(directory.glob("events.*")):
+        data = path.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            events.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return events
+
+
+def test_tensorboard_has_the_scalars_and_hides_steps_after_a_resume(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.write(3, {"loss": 1.5, "rewards/margins": math.nan})
+        writer.write(4, {"loss": 1.25}, kind="eval")
+        writer.truncate_after(3)
+        writer.write(4, {"loss": 9.0}, kind="eval")
+    scalars, restarts = [], []
+    for event in _events(tmp_path):
+        scalars += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+        if event.session_log.status == SessionLog.START:
+            restarts.append(event.step)
+    assert restarts == [4]
+    assert [s for s in scalars if not math.isnan(s[2])] == [
+        (3, "train/loss", 1.5),
+        (4, "eval/loss", 1.25),
+        (4, "eval/loss", 9.0),
+    ]
+    assert [tag for _, tag, value in scalars if math.isnan(value)] == ["train/rewards/margins"]
