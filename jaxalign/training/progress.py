@@ -21,9 +21,9 @@ class Progress:
     """Shows step, speed, time left and the last metrics; use as a context manager around the loop.
 
     Mode "live" redraws a bar in place; "plain" prints a line for the first and the last update and at most
-    every 10 seconds between; "silent" prints nothing; "auto" is live on a terminal, plain elsewhere, and silent
-    on every process but the first. Speed counts from the first update on, which leaves compilation and resumed
-    steps out; it is in tokens when `tokens_per_step` is given. Raises ConfigError for another mode.
+    every 10 seconds between; "silent" prints nothing; "auto" is live on a terminal, plain elsewhere, and
+    silent on every process but the first. Speed counts from the first update on, which leaves compilation and
+    resumed steps out; it is in tokens when `tokens_per_step` is given. Raises ConfigError for another mode.
     """
 
     def __init__(
