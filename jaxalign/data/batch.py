@@ -1,0 +1,55 @@
+"""The one batch schema every stage consumes: arrays only, host NumPy or device JAX alike.
+
+B rows, T token slots per row, S segments per row, P pairs per row. A segment is one sequence; several
+share a row and are told apart by `segment_ids`. A row never needs its neighbours.
+"""
+
+from typing import Any
+
+from flax import struct
+
+Array = Any  # numpy.ndarray on the host, jax.Array (or its abstract shape) on the device
+
+
+@struct.dataclass
+class Batch:
+    """Packed sequences for pretraining and SFT.
+
+    The mask of an NLL that also covers the prompt needs no field of its own: it is
+    `(segment_ids > 0) & (positions > 0)`.
+    """
+
+    tokens: Array  # [B, T] int32
+    positions: Array  # [B, T] int32, from 0 in every segment
+    segment_ids: Array  # [B, T] int32, from 1 in every row; 0 is padding
+    loss_mask: Array  # [B, T] float32; 1 where tokens[b, t] is a target. Never the first token of a segment
+    rows: Array  # [B, S] int32, dataset record of segment s + 1; -1 for none
+
+
+@struct.dataclass
+class PairBatch:
+    """Packed sequences and which of them are compared; a pair or ranking never leaves its row.
+
+    Pair k of ordinary pairs is segments 2k + 1 (chosen) and 2k + 2 (rejected).
+    """
+
+    tokens: Array  # [B, T] int32
+    positions: Array  # [B, T] int32
+    segment_ids: Array  # [B, T] int32
+    loss_mask: Array  # [B, T] float32
+    rows: Array  # [B, S] int32
+    chosen: Array  # [B, P] int32, segment id of the preferred sequence; 0 for no pair
+    rejected: Array  # [B, P] int32
+    weight: Array  # [B, P] float32: 1 for a pair, 1 / (K choose 2) in a ranking of K, 0 for no pair
+    margin: Array  # [B, P] float32, the annotators' margin; 0 where none was given
+    ref_logp: Array  # [B, S] float32, cached reference log-probability of segment s + 1; 0 if unused
+
+
+@struct.dataclass
+class PromptBatch:
+    """One left-padded prompt per row, ready for sampling to continue at column T."""
+
+    tokens: Array  # [B, T] int32
+    positions: Array  # [B, T] int32, 0 at the first real token
+    segment_ids: Array  # [B, T] int32, 1 on the prompt and 0 on the padding
+    rows: Array  # [B] int32, dataset record of the prompt; -1 for an empty row

@@ -1,0 +1,252 @@
+"""What a row must hold to be used, and every reason it may be refused."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxalign.errors import ConfigError, DataError
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str
+    content: str
+
+
+Turns = str | tuple[Message, ...]  # plain text, or the messages of a conversation
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True)
+class PromptCompletion:
+    prompt: Turns
+    completion: Turns
+
+
+@dataclass(frozen=True)
+class Chat:
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    prompt: Turns
+
+
+@dataclass(frozen=True)
+class Preference:
+    prompt: Turns
+    chosen: Turns
+    rejected: Turns
+    margin: float = 0.0
+    scores: tuple[float, float] | None = None  # annotators' scores of (chosen, rejected); not a margin
+
+
+@dataclass(frozen=True)
+class Ranking:
+    prompt: Turns
+    responses: tuple[Turns, ...]
+    scores: tuple[float, ...]  # higher is better; equal scores are ties and make no pair
+
+
+Record = Text | PromptCompletion | Chat | Prompt | Preference | Ranking
+
+
+def parse_record(row: Mapping[str, Any], kind: str, where: str) -> Record:
+    """Turn a raw row into a checked record.
+
+    Args:
+      row: fields by name; a field that is None counts as absent, extra fields are left alone.
+      kind: "text" (text), "sft" (messages, or prompt + completion), "preference" (chosen + rejected with an
+        explicit or implicit prompt, or prompt + responses + scores) or "prompt" (prompt).
+      where: `file:row`, put at the head of every error.
+    """
+    if kind not in _PARSERS:
+        raise ConfigError(f"unknown kind of data '{kind}'; write one of {', '.join(_PARSERS)}")
+    return _PARSERS[kind]({name: value for name, value in row.items() if value is not None}, where)
+
+
+def _parse_text(row: Mapping[str, Any], where: str) -> Text:
+    _require(row, ("text",), where)
+    return Text(_filled(_string(row["text"], "text", where), "text", where))
+
+
+def _parse_sft(row: Mapping[str, Any], where: str) -> Chat | PromptCompletion:
+    if "messages" in row:
+        messages = _messages(row["messages"], "messages", where)
+        if all(message.role != "assistant" for message in messages):
+            raise DataError(f"{where}: messages has no assistant turn, so nothing to learn; add the answer")
+        return Chat(messages)
+    _require(row, ("prompt", "completion"), where, or_else="messages")
+    prompt = _turns(row["prompt"], "prompt", where)
+    return PromptCompletion(prompt, _completion(row["completion"], "completion", prompt, where))
+
+
+def _parse_prompt(row: Mapping[str, Any], where: str) -> Prompt:
+    _require(row, ("prompt",), where)
+    prompt = _turns(row["prompt"], "prompt", where)
+    if isinstance(prompt, str):
+        return Prompt(_filled(prompt, "prompt", where))
+    if not prompt or prompt[-1].role == "assistant":
+        raise DataError(f"{where}: prompt must end with a user or system message, so that a reply can follow")
+    return Prompt(prompt)
+
+
+def _parse_preference(row: Mapping[str, Any], where: str) -> Preference | Ranking:
+    if "responses" in row:
+        return _parse_ranking(row, where)
+    _require(row, ("chosen", "rejected"), where, or_else="prompt, responses and scores")
+    chosen, rejected = (_turns(row[name], name, where) for name in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise DataError(f"{where}: chosen equals rejected, so the pair prefers nothing; remove the row")
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise DataError(f"{where}: one of chosen and rejected is text, the other messages; write both alike")
+    prompt = _turns(row["prompt"], "prompt", where) if "prompt" in row else None
+    # Common on the hub: the prompt as text, beside whole conversations that begin with it.
+    restated = isinstance(prompt, str) and not isinstance(chosen, str) and _opening(chosen) == prompt
+    if prompt is None or restated:
+        prompt, chosen, rejected = _split_common_prompt(chosen, rejected)
+    return Preference(
+        prompt,
+        _completion(chosen, "chosen", prompt, where),
+        _completion(rejected, "rejected", prompt, where),
+        _number(row["margin"], "margin", where) if "margin" in row else 0.0,
+        _pair_scores(row, where),
+    )
+
+
+def _parse_ranking(row: Mapping[str, Any], where: str) -> Ranking:
+    _require(row, ("prompt", "responses", "scores"), where)
+    prompt = _turns(row["prompt"], "prompt", where)
+    for name in ("responses", "scores"):
+        if isinstance(row[name], str) or not isinstance(row[name], Sequence):
+            raise DataError(f"{where}: {name} is a {type(row[name]).__name__}; write a list")
+    if len(row["responses"]) < 2:
+        raise DataError(f"{where}: responses has {len(row['responses'])} entries; a ranking needs at least 2")
+    if len(row["responses"]) != len(row["scores"]):
+        raise DataError(
+            f"{where}: {len(row['responses'])} responses but {len(row['scores'])} scores; give one score each"
+        )
+    responses = tuple(
+        _completion(r, f"responses[{i}]", prompt, where) for i, r in enumerate(row["responses"])
+    )
+    scores = tuple(_number(score, f"scores[{i}]", where) for i, score in enumerate(row["scores"]))
+    if len(set(scores)) == 1:
+        raise DataError(f"{where}: all scores equal {scores[0]}, so nothing is preferred; remove the row")
+    if len(set(zip(responses, scores, strict=True))) != len(set(responses)):
+        raise DataError(f"{where}: the same response has two different scores; remove one of them")
+    return Ranking(prompt, responses, scores)
+
+
+def _pair_scores(row: Mapping[str, Any], where: str) -> tuple[float, float] | None:
+    for names in (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected")):
+        if any(name in row for name in names):
+            _require(row, names, where)
+            return _number(row[names[0]], names[0], where), _number(row[names[1]], names[1], where)
+    return None
+
+
+def _opening(messages: tuple[Message, ...]) -> str | None:
+    return messages[0].content if messages and messages[0].role == "user" else None
+
+
+def _split_common_prompt(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns]:
+    """Longest common beginning, cut back to where both can go on: before an assistant turn or a space."""
+    differ = (index for index, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+    size = next(differ, min(len(chosen), len(rejected)))
+    begins = _begins_word if isinstance(chosen, str) else _begins_answer
+    while size and not (begins(chosen, size) and begins(rejected, size)):
+        size -= 1
+    return chosen[:size], chosen[size:], rejected[size:]
+
+
+def _begins_word(text: str, index: int) -> bool:
+    return text[index : index + 1].isspace() and not text[index - 1].isspace()
+
+
+def _begins_answer(messages: tuple[Message, ...], index: int) -> bool:
+    return index < len(messages) and messages[index].role == "assistant"
+
+
+def _completion(value: Any, name: str, prompt: Turns, where: str) -> Turns:
+    """A completion in the prompt's form: text that is not blank, or messages from and to assistant."""
+    turns = value if isinstance(value, tuple) else _turns(value, name, where)
+    if isinstance(turns, str) != isinstance(prompt, str):
+        forms = ("text", "messages") if isinstance(prompt, str) else ("messages", "text")
+        raise DataError(f"{where}: prompt is {forms[0]} but {name} is {forms[1]}; write both alike")
+    if isinstance(turns, str):
+        return _filled(turns, name, where)
+    if not turns or turns[0].role != "assistant" or turns[-1].role != "assistant":
+        roles = ", ".join(message.role for message in turns) or "no messages"
+        raise DataError(
+            f"{where}: {name} must begin and end with an assistant message after its prompt; found {roles}"
+        )
+    return turns
+
+
+def _turns(value: Any, name: str, where: str) -> Turns:
+    return _string(value, name, where) if isinstance(value, str) else _messages(value, name, where)
+
+
+def _messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, bytes | str):
+        raise DataError(
+            f"{where}: {name} is a {type(value).__name__}; "
+            'write a list of messages [{"role": ..., "content": ...}] or, where allowed, text'
+        )
+    return tuple(_message(item, f"{name}[{index}]", where) for index, item in enumerate(value))
+
+
+def _message(value: Any, name: str, where: str) -> Message:
+    if not isinstance(value, Mapping):
+        raise DataError(f"{where}: {name} is a {type(value).__name__}; write an object with role and content")
+    _require(value, ("role", "content"), f"{where}: {name}")
+    if value["role"] not in ROLES:
+        raise DataError(f"{where}: {name} has unknown role {value['role']!r}; use {', '.join(ROLES)}")
+    content = _string(value["content"], f"{name}.content", where)
+    if value["role"] == "assistant":
+        _filled(content, f"{name}.content", where)
+    return Message(value["role"], content)
+
+
+def _require(row: Mapping[str, Any], names: Sequence[str], where: str, or_else: str = "") -> None:
+    if missing := [name for name in names if row.get(name) is None]:
+        wanted = ", ".join(names) + (f" (or {or_else})" if or_else else "")
+        raise DataError(
+            f"{where}: missing {', '.join(missing)}; expected {wanted}; found {', '.join(row) or 'no fields'}"
+        )
+
+
+def _string(value: Any, name: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {name} is a {type(value).__name__}, not a string; quote it")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: {name} is not Unicode text ({error}); remove the surrogate") from None
+    return value
+
+
+def _filled(text: str, name: str, where: str) -> str:
+    if not text.strip():
+        raise DataError(f"{where}: {name} is empty or only whitespace ({text!r}); fill it or remove the row")
+    return text
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{where}: {name} is a {type(value).__name__}, not a number; write it without quotes")
+    if not math.isfinite(value):
+        raise DataError(f"{where}: {name} is {value}; write a finite number")
+    return float(value)
+
+
+_PARSERS = {"text": _parse_text, "sft": _parse_sft, "preference": _parse_preference, "prompt": _parse_prompt}
+KINDS = tuple(_PARSERS)

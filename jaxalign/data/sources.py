@@ -1,0 +1,151 @@
+"""Where records come from: JSONL, Parquet and Arrow files, saved `datasets` folders and hub names."""
+
+import json
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from jaxalign.errors import DataError
+
+SUFFIXES = (".jsonl", ".parquet", ".arrow")
+
+
+@dataclass(frozen=True)
+class Records:
+    """Raw rows with random access, and the name to blame them by."""
+
+    rows: Sequence[Mapping[str, Any]]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self.rows)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self.rows[index]
+
+    def where(self, index: int) -> str:
+        """`file:row` of record `index`: 1-based, and for JSONL the line number an editor shows."""
+        return f"{self.name}:{index + 1}"
+
+
+def read_records(source: str, *, split: str = "train", take: int | None = None) -> Records:
+    """Open a source of records and check that every row can be read.
+
+    Args:
+      source: a .jsonl, .parquet or .arrow file, a folder written by `Dataset.save_to_disk`, or a name on
+        the Hugging Face hub.
+      split: which split of a folder or hub dataset.
+      take: read only the first `take` records; a hub dataset is then streamed instead of downloaded.
+
+    Raises DataError, naming file and line, for a missing source, a malformed line or an empty source.
+    """
+    if take is not None and take < 1:
+        raise DataError(f"{source}: take={take} reads nothing; give a positive number or leave it out")
+    path = Path(source)
+    if path.is_dir():
+        rows = _read_folder(path, split)
+    elif path.is_file():
+        rows = _read_file(path, take)
+    elif path.suffix.lower() in (*SUFFIXES, ".json") or source.startswith((".", "/", "~")):
+        raise DataError(f"{source}: no such file or folder (looked from {Path.cwd()}); check the path")
+    else:
+        rows = _read_hub(source, split, take)
+    if take is not None and not isinstance(rows, JsonLines):
+        rows = rows[:take] if isinstance(rows, list) else rows.select(range(min(take, len(rows))))
+    if len(rows) == 0:
+        raise DataError(f"{source}: holds no records; give a source with at least one")
+    return Records(rows, source)
+
+
+class JsonLines(Sequence):
+    """The lines of a JSONL file, parsed when asked for, so that memory does not grow with the file."""
+
+    def __init__(self, path: Path, take: int | None = None):
+        self._bytes = _map_file(path)
+        self._starts = [0]
+        while self._starts[-1] < len(self._bytes) and len(self._starts) - 1 != take:
+            end = self._bytes.find(b"\n", self._starts[-1])
+            self._starts.append(len(self._bytes) if end < 0 else end + 1)
+            _check_line(self._line(len(self) - 1), f"{path}:{len(self)}")
+
+    def _line(self, index: int) -> bytes:
+        return self._bytes[self._starts[index] : self._starts[index + 1]]
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return json.loads(self._line(index))
+
+
+def _map_file(path: Path) -> bytes | mmap.mmap:
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            return b""  # an empty file cannot be mapped
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _check_line(line: bytes, where: str) -> None:
+    if not line.strip():
+        raise DataError(f"{where}: blank line; remove it")
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 ({error}); save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON: {error}; fix or remove the line") from None
+    if not isinstance(row, dict):
+        raise DataError(
+            f'{where}: a {type(row).__name__}, not a JSON object; write the record as {{"field": value}}'
+        )
+
+
+def _read_file(path: Path, take: int | None) -> Sequence[Mapping[str, Any]]:
+    match path.suffix.lower():
+        case ".jsonl":
+            return JsonLines(path, take)
+        case ".parquet":
+            reader = datasets.Dataset.from_parquet
+        case ".arrow":
+            reader = datasets.Dataset.from_file
+        case suffix:
+            raise DataError(f"{path}: cannot read '{suffix}' files; write one of {', '.join(SUFFIXES)}")
+    try:
+        return reader(str(path))
+    except Exception as error:  # pyarrow and datasets share no base class for a damaged file
+        raise DataError(f"{path}: not a readable {path.suffix} file: {error}; write it again") from error
+
+
+def _read_folder(path: Path, split: str) -> datasets.Dataset:
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: a folder, but not one written by Dataset.save_to_disk; name a file inside it instead"
+        ) from None
+    if isinstance(loaded, datasets.Dataset):
+        return loaded
+    if split not in loaded:
+        raise DataError(f"{path}: has no split '{split}'; it has {', '.join(loaded)}")
+    return loaded[split]
+
+
+def _read_hub(name: str, split: str, take: int | None) -> datasets.Dataset | list[dict[str, Any]]:
+    try:
+        if take is not None:
+            return list(datasets.load_dataset(name, split=split, streaming=True).take(take))
+        return datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"{name}: no such file here, and split '{split}' of the hub dataset could not be read: "
+            f"{error}; check the name, split and network, or save the dataset to a local folder and name that"
+        ) from error

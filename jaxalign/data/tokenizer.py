@@ -1,0 +1,194 @@
+"""Text to token ids and back, without surprises: encoding adds nothing and can never make a control token."""
+
+import io
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+
+from jaxalign.errors import ConfigError
+
+MODEL_NAME = "tokenizer.model"
+TURN_END = "<|end|>"
+CONTROL = ("<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>", TURN_END)
+_SPACE_MARK = "\u2581"  # SentencePiece writes a space as this character
+
+
+class Tokenizer(Protocol):
+    """What the rest of jaxalign asks of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every id that ends a completion; the first one ends plain text."""
+
+    @property
+    def control_ids(self) -> Mapping[str, int]:
+        """Control tokens by name. `encode` never returns one of these ids."""
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, control tokens left out."""
+
+    def special_id(self, token: str) -> int: ...
+    def save(self, path: str | Path) -> None: ...
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model file as a `Tokenizer`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ConfigError(f"config.data.tokenizer={path}: no such file; train one or correct the path")
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"config.data.tokenizer={path}: not a SentencePiece model ({error}); write it again"
+            ) from None
+        if self._model.eos_id() < 0:
+            raise ConfigError(f"config.data.tokenizer={path}: has no end-of-sequence token; add one")
+
+    @cached_property
+    def vocab_size(self) -> int:
+        return self._model.get_piece_size()
+
+    @cached_property
+    def control_ids(self) -> dict[str, int]:
+        ids = range(self.vocab_size)
+        return {self._model.id_to_piece(i): i for i in ids if self._model.is_control(i)}
+
+    @cached_property
+    def pad_id(self) -> int:
+        # Masks come from lengths, so any id may fill the padding of a model trained without one.
+        return self._model.pad_id() if self._model.pad_id() >= 0 else self._model.eos_id()
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        return self._model.bos_id() if self._model.bos_id() >= 0 else None
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        turn_end = self.control_ids.get(TURN_END)
+        return (self._model.eos_id(),) if turn_end is None else (self._model.eos_id(), turn_end)
+
+    @cached_property
+    def _space_mark_ids(self) -> list[int]:
+        return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+
+    def encode(self, text: str) -> list[int]:
+        first, *rest = text.split(_SPACE_MARK)
+        ids = self._model.encode(first)
+        for part in rest:  # as bytes, or the mark would come back as a space
+            ids += self._space_mark_ids + self._model.encode(part)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._model.decode([int(i) for i in ids])
+
+    def special_id(self, token: str) -> int:
+        if token not in self.control_ids:
+            raise ConfigError(
+                f"config.data.tokenizer={self.path}: has no control token {token}, only "
+                f"{', '.join(self.control_ids)}; give a chat template that uses these, or train a tokenizer"
+            )
+        return self.control_ids[token]
+
+    def save(self, path: str | Path) -> None:
+        """Write the model into the folder `path`, from which `load_tokenizer` reads it."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (target := folder / MODEL_NAME).resolve() != self.path.resolve():
+            shutil.copyfile(self.path, target)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Load a tokenizer from a .model file or a folder with exactly one."""
+    path = Path(path)
+    if not path.is_dir():
+        return SentencePieceTokenizer(path)
+    models = sorted(path.glob("*.model"))
+    if len(models) == 1:
+        return SentencePieceTokenizer(models[0])
+    if not models and (path / "tokenizer.json").exists():
+        raise ConfigError(
+            f"config.data.tokenizer={path}: tokenizer.json is not supported yet; "
+            "name a folder or file with a SentencePiece .model"
+        )
+    found = ", ".join(model.name for model in models) or "none"
+    raise ConfigError(
+        f"config.data.tokenizer={path}: needs exactly one .model file, found {found}; name the file"
+    )
+
+
+def train_sentencepiece(
+    texts: Iterable[str], path: str | Path, vocab_size: int, model_type: str = "bpe"
+) -> SentencePieceTokenizer:
+    """Train a tokenizer with byte fallback whose `decode(encode(a) + encode(b)) == a + b` for any text.
+
+    Args:
+      texts: the corpus; read once.
+      path: the .model file to write.
+      vocab_size: ids in all, among them 256 bytes, the unknown token and the 7 of `CONTROL`.
+      model_type: "bpe" or "unigram" (Kudo and Richardson 2018, arXiv 1808.06226).
+
+    The same texts give the same file. Raises ConfigError, with the nearest size that works, where the
+    corpus is too small for `vocab_size` or `vocab_size` too small for the corpus.
+    """
+    if model_type not in ("bpe", "unigram"):
+        raise ConfigError(f"model_type={model_type!r}: write 'bpe' or 'unigram'")
+    pad, bos, eos, *roles = CONTROL
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_pieces(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            pad_piece=pad,
+            bos_piece=bos,
+            eos_piece=eos,
+            control_symbols=roles,
+            num_threads=4,  # part of what the result depends on, so not the machine's core count
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ConfigError(_training_advice(str(error), vocab_size)) from None
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(model.getvalue())
+    return SentencePieceTokenizer(path)
+
+
+def _pieces(texts: Iterable[str], size: int = 1000) -> Iterator[str]:
+    # SentencePiece skips, without a word, anything longer than 4192 bytes.
+    for text in texts:
+        for start in range(0, len(text), size):
+            yield text[start : start + size]
+
+
+def _training_advice(message: str, vocab_size: int) -> str:
+    if largest := re.search(r"value <= (\d+)", message):
+        return f"vocab_size={vocab_size}: the corpus is too small for it; write at most {largest[1]}"
+    if smallest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return f"vocab_size={vocab_size}: too small for the corpus's characters; write at least {smallest[1]}"
+    if "!sentences_.empty()" in message:
+        return f"vocab_size={vocab_size}: the corpus holds no text; give at least a few sentences"
+    return f"vocab_size={vocab_size}: SentencePiece could not train: {message}"
