@@ -76,6 +76,19 @@ def test_before_the_first_update_the_gradient_is_the_policy_gradient():
     assert final["val/ratio"] == 1 and final["policy/approxkl_avg"] == final["policy/clipfrac_avg"] == 0
 
 
+@pytest.mark.parametrize("log_ratio", [1e4, 21.0, -1e4])
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+def test_extreme_log_ratios_are_held_at_twenty(log_ratio, advantage):
+    x = {"old_logp": [[0.0]], "advantages": [[advantage]], "mask": [[1.0]]}
+    x = {name: np.array(value, np.float32) for name, value in x.items()}
+    loss, gradient = jax.value_and_grad(lambda logp: policy_loss(logp, **x, clip=0.2)[0])(
+        np.array([[log_ratio]], np.float32)
+    )
+    ratio = np.exp(np.clip(log_ratio, -20, 20))
+    assert_close(loss, -min(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage))
+    assert gradient == 0
+
+
 def test_constants_of_the_update_get_no_gradient():
     x = policy_arrays()
     wrt = {name: x.pop(name) for name in ("old_logp", "advantages")}
