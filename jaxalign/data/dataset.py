@@ -122,23 +122,32 @@ def dataset_from_records(
 
 
 def _check(config: DataConfig, kind: str, source_count: int, weights: tuple[float, ...]) -> None:
-    sequences = 2 if kind == "preference" else 1
-    problems = {
-        f"kind={kind!r}: write one of {', '.join(KINDS)}": kind not in KINDS,
-        f"overlong={config.overlong!r}: write one of {', '.join(OVERLONG)}": config.overlong not in OVERLONG,
-        f"max_length={config.max_length}: must be at least 2, a context and a target": config.max_length < 2,
-        f"row_length={config.row_length}: must be at least {sequences} x max_length={config.max_length}, so "
-        f"that a row holds {'a pair' if sequences == 2 else 'the longest sequence'}": (
-            config.row_length < sequences * config.max_length
+    sequences, what = (2, "a pair") if kind == "preference" else (1, "the longest sequence")
+    shortest_row = sequences * config.max_length
+    checks = [
+        (kind in KINDS, f"kind={kind!r}: write one of {', '.join(KINDS)}"),
+        (config.overlong in OVERLONG, f"overlong={config.overlong!r}: write one of {', '.join(OVERLONG)}"),
+        (
+            config.max_length >= 2,
+            f"max_length={config.max_length}: must be at least 2, a context and a target",
         ),
-        f"max_segments={config.max_segments}: must be at least {sequences}": config.max_segments < sequences,
-        f"take={config.take}: must be 0 or more": config.take < 0,
-        f"weights={weights}: give one positive share for each of the {source_count} sources, or none": (
-            bool(weights) and (len(weights) != source_count or min(weights) <= 0)
+        (
+            config.row_length >= shortest_row,
+            f"row_length={config.row_length}: must be at least {sequences} x max_length={config.max_length}, "
+            f"so that a row holds {what}",
         ),
-    }
-    for problem, present in problems.items():
-        if present:
+        (
+            config.max_segments >= sequences,
+            f"max_segments={config.max_segments}: must be at least {sequences}",
+        ),
+        (config.take >= 0, f"take={config.take}: must be 0 or more"),
+        (
+            not weights or (len(weights) == source_count and min(weights) > 0),
+            f"weights={weights}: give one positive share for each of the {source_count} sources, or none",
+        ),
+    ]
+    for holds, problem in checks:
+        if not holds:
             raise ConfigError(f"config.data.{problem}")
 
 

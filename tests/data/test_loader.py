@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.encode import Example
-from jaxalign.data.loader import eval_batches, make_loader
+from jaxalign.data.loader import eval_batches, make_loader, train_batches
 from jaxalign.data.packing import build_rows
 from jaxalign.errors import ConfigError
 
@@ -57,6 +57,13 @@ def test_order_depends_on_the_seed_only():
 def test_batch_size_only_regroups():
     rows = rows_of(13)
     assert order_of(make_loader(rows, 4, seed=0), 6) == order_of(make_loader(rows, 8, seed=0), 3)
+
+
+def test_batches_by_number_are_the_iterator_s():
+    rows = rows_of(13)
+    by_number = train_batches(rows, 4, seed=2)
+    for step, batch in enumerate(islice(make_loader(rows, 4, seed=2), 8)):
+        same(by_number[step], batch)
 
 
 def test_number_of_epochs():
