@@ -1,0 +1,27 @@
+"""Meshes and the table from logical axes to mesh axes."""
+
+from jaxalign.parallel.mesh import AXES, MeshConfig, make_mesh
+from jaxalign.parallel.sharding import (
+    RULES,
+    batch_sharding,
+    batch_shards,
+    check_divides,
+    constrain,
+    param_shardings,
+    spec,
+    use_mesh,
+)
+
+__all__ = [
+    "AXES",
+    "RULES",
+    "MeshConfig",
+    "batch_sharding",
+    "batch_shards",
+    "check_divides",
+    "constrain",
+    "make_mesh",
+    "param_shardings",
+    "spec",
+    "use_mesh",
+]

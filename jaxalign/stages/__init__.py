@@ -1,0 +1,62 @@
+"""The six stages: config + parameters + batch -> new state + metrics."""
+
+import importlib
+import pathlib
+from types import ModuleType
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxalign import parallel
+from jaxalign.config import check_keys
+from jaxalign.errors import ConfigError
+from jaxalign.training import config as settings
+from jaxalign.training import loop
+from jaxalign.training.run import open_run
+
+OPTIONS = {
+    "pretrain": "PretrainConfig",
+    "sft": "SFTConfig",
+    "reward": "RewardConfig",
+    "ppo": "PPOConfig",
+    "dpo": "DPOConfig",
+    "orpo": "ORPOConfig",
+}
+
+
+def _module(stage: str) -> ModuleType:
+    check_keys([stage], list(OPTIONS), "stage")
+    return importlib.import_module(f"jaxalign.stages.{stage}")
+
+
+def default_config(stage: str) -> ConfigDict:
+    """A locked ConfigDict with every key of `stage` at its default, for config files to change."""
+    return settings.default_config(stage, getattr(_module(stage), OPTIONS[stage]))
+
+
+def parse_config(values: ConfigDict) -> settings.Config:
+    """The frozen Config of a ConfigDict; raises ConfigError naming the key that cannot work."""
+    if "stage" not in values:
+        raise ConfigError(f"config.stage is missing; start from default_config(stage): {', '.join(OPTIONS)}")
+    return settings.parse_config(values, getattr(_module(values.stage), OPTIONS[values.stage]))
+
+
+def train(
+    config: settings.Config,
+    workdir: str | pathlib.Path,
+    *,
+    devices: list | None = None,
+    stop_at: loop.StopAt | None = None,
+    probe: loop.Probe | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Runs a stage in `workdir` to its end and returns its summary; see `training.loop.train`.
+
+    Args:
+      devices: to run on; all of them when None.
+    """
+    mesh = parallel.make_mesh(config.mesh, devices or jax.devices())
+    with parallel.use_mesh(mesh):
+        run = open_run(config, workdir)
+        return loop.train(_module(config.stage).build(run), stop_at=stop_at, probe=probe, quiet=quiet)

@@ -40,8 +40,8 @@ class Act:
 class Reading:
     """A response understood: its acts in order, and how much of it is language at all.
 
-    `fluency` is the share of its characters, blanks aside, in sentences of the grammar; `variety` the share of
-    its sentences that are distinct (both 0 for an empty response); `strays` counts sentences outside the grammar.
+    `fluency` is the share of its characters, blanks aside, in sentences of the grammar; `variety` the share
+    of its sentences that are distinct (both 0 for an empty response); `strays` counts the other sentences.
     """
 
     acts: tuple[Act, ...]

@@ -1,0 +1,135 @@
+"""Between `ml_collections` at the edge and the frozen dataclasses that everything else sees.
+
+A config file returns a ConfigDict; flags override single keys of it; `freeze` turns it once into a dataclass.
+Defaults, types and comments live in the dataclasses alone.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import os
+import re
+import types
+import typing
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
+
+from jaxalign.errors import ConfigError
+
+
+def thaw(cls: type, **given: Any) -> ConfigDict:
+    """The ConfigDict of a dataclass's defaults, with fields of `given` in their place.
+
+    Optional fields are placeholders that may be set later. The class's own checks run in `freeze` only, since
+    defaults may have holes that a config file must fill.
+    """
+    out = ConfigDict()
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if field.name in given:
+            value = given[field.name]
+        elif dataclasses.is_dataclass(hint):
+            value = thaw(hint)
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        else:
+            value = field.default
+        if value is None:
+            kinds = [t for t in typing.get_args(hint) if t is not types.NoneType]
+            value = config_dict.placeholder(typing.get_origin(kinds[0]) or kinds[0])
+        out[field.name] = value
+    return out
+
+
+def freeze(cls: type, values: ConfigDict, path: str = "config") -> Any:
+    """Builds the dataclass `cls` from `values`.
+
+    Raises:
+      ConfigError: a key that `cls` lacks (with the nearest one), or a value of another type; names the key.
+    """
+    hints = typing.get_type_hints(cls)
+    check_keys(list(values.keys()), list(hints), path)
+    given = {}
+    for key, value in values.items():
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            given[key] = freeze(hint, value, f"{path}.{key}")
+        else:
+            given[key] = _typed(value, hint, f"{path}.{key}")
+    return cls(**given)
+
+
+def check_keys(given: list[str], known: list[str], path: str) -> None:
+    """Raises ConfigError for the first of `given` that is not `known`, naming the nearest known key."""
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = (
+                f"did you mean {path}.{near[0]}?" if near else f"the keys here are {', '.join(sorted(known))}"
+            )
+            raise ConfigError(f"{path}.{key} does not exist; {hint}")
+
+
+def _typed(value: Any, hint: Any, path: str) -> Any:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if value is None and types.NoneType in options:
+        return None
+    kinds = [typing.get_origin(option) or option for option in options]
+    if isinstance(value, ConfigDict) and dict in kinds:
+        return value.to_dict()
+    if tuple in kinds and isinstance(value, list | tuple):
+        return tuple(value)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join(kind.__name__ for kind in kinds if kind is not types.NoneType)
+        raise ConfigError(f"{path}={value!r} must be of type {names}")
+    return value
+
+
+def load_config(name: str, arg: str = "") -> ConfigDict:
+    """`get_config(arg)` of one of the config files that are installed with the package: "sft", "dpo", ..."""
+    return importlib.import_module(f"jaxalign.configs.{name}").get_config(arg)
+
+
+def parse_flags(argv: list[str], *, workdir: bool = True) -> tuple[ConfigDict, str]:
+    """Reads `--config=FILE[:ARG] --config.key=value ... [--workdir=DIR]`.
+
+    Returns:
+      The locked ConfigDict with the overrides applied, and the workdir ("" when not asked for).
+
+    Raises:
+      ConfigError: a missing or unknown flag, an unknown config key (with the nearest one), a value that does
+        not parse as the key's type, or a config file that does not exist or does not run.
+    """
+    values = flags.FlagValues()
+    full = ["jaxalign", *argv]
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=full)
+    if workdir:
+        flags.DEFINE_string("workdir", None, "", flag_values=values)
+    files = [arg.removeprefix("--config=").split(":")[0] for arg in argv if arg.startswith("--config=")]
+    if not files:
+        raise ConfigError("--config=FILE is missing; for instance --config=configs/sft.py")
+    if not os.path.isfile(files[-1]):
+        raise ConfigError(f"--config={files[-1]} does not exist; jaxalign's own config files lie in configs/")
+    if workdir and not any(arg.startswith("--workdir") for arg in argv):
+        raise ConfigError("--workdir=DIR is missing: the folder for checkpoints, metrics and the final model")
+    try:
+        rest = values(full)[1:]
+        if rest:
+            raise ConfigError(f"{rest[0]!r} is not a flag; write --config.key=value")
+        return values.config, values.workdir if workdir else ""
+    except ConfigError:
+        raise
+    except (AttributeError, KeyError) as error:
+        key, near = re.search(r"\w+", str(error)), re.search(r'Did you mean "(\w+)"', str(error))
+        flag = next(
+            (a.split("=")[0][2:] for a in argv if key and f".{key[0]}" in a.split("=")[0]), str(error)
+        )
+        hint = f"did you mean {near[1]!r}?" if near else "the config file shows the keys"
+        raise ConfigError(f"{flag} does not exist; {hint}") from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error

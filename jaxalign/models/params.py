@@ -1,0 +1,81 @@
+"""Parameters as plain nested dicts: initialisation, shapes, shardings, and the scalar head."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxalign.models.cache import Cache
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.transformer import Transformer
+from jaxalign.parallel.sharding import param_shardings
+
+Params = dict[str, Any]
+
+
+def hidden_states(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    cache: Cache | None = None,
+) -> tuple[jax.Array, Cache | None]:
+    """Applies the transformer: int32 [B, T] each -> hidden [B, T, D] and the cache after it."""
+    return Transformer(config).apply({"params": params}, tokens, positions, segment_ids, cache)
+
+
+def unembedding(params: Params, config: ModelConfig) -> jax.Array:
+    """The matrix [V, D] whose product with a hidden state is the logits, in the compute dtype."""
+    return params["embedding" if config.tie_embeddings else "unembedding"].astype(config.dtype)
+
+
+def scalar_head(head: Params, hidden: jax.Array) -> jax.Array:
+    """One float32 number per hidden state (a value or a reward): [B, T, D] -> [B, T]."""
+    kernel = head["kernel"].astype(hidden.dtype)
+    return jnp.einsum("btd,d->bt", hidden, kernel, preferred_element_type=jnp.float32) + head["bias"]
+
+
+def _init_boxed(key: jax.Array, config: ModelConfig) -> Params:
+    one = jnp.zeros((1, 1), jnp.int32)
+    return Transformer(config).init(key, one, one, one)["params"]
+
+
+def init_params(
+    key: jax.Array, config: ModelConfig, *, scalar: bool = False, zero_head: bool = False
+) -> Params:
+    """Fresh float32 parameters of a language model, or with `scalar` of a reward or value model.
+
+    The latter are {"transformer": ..., "head": {"kernel" [D], "bias" []}}. The head is normal with standard
+    deviation 1/sqrt(D + 1) (Stiennon et al., arXiv 2009.01325), or zero, so that first values are 0.
+    """
+    params = nn.unbox(_init_boxed(key, config))
+    if not scalar:
+        return params
+    return {"transformer": params, "head": init_head(jax.random.fold_in(key, 1), config, zero=zero_head)}
+
+
+def init_head(key: jax.Array, config: ModelConfig, *, zero: bool = False) -> Params:
+    """A fresh scalar head; see `init_params`."""
+    std = 0.0 if zero else 1 / math.sqrt(config.embed_dim + 1)
+    return {"kernel": std * jax.random.normal(key, (config.embed_dim,)), "bias": jnp.zeros(())}
+
+
+def abstract_params(config: ModelConfig, mesh: Mesh, *, scalar: bool = False) -> Params:
+    """ShapeDtypeStructs with the shardings that the rules in force give each parameter on `mesh`."""
+    boxed = jax.eval_shape(lambda: _init_boxed(jax.random.key(0), config))
+    shardings = param_shardings(boxed, mesh)
+    shapes = nn.unbox(boxed)
+    if scalar:
+        whole = NamedSharding(mesh, PartitionSpec())
+        shapes = {"transformer": shapes, "head": jax.eval_shape(lambda: init_head(jax.random.key(0), config))}
+        shardings = {"transformer": shardings, "head": {"kernel": whole, "bias": whole}}
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def count_params(params: Params) -> int:
+    """Number of parameters, of arrays or of ShapeDtypeStructs."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))

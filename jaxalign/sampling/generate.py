@@ -1,0 +1,174 @@
+"""Decoding with a key-value cache: prompts in, completions and their log-probabilities out.
+
+Shapes: B prompts, P prompt slots (padded on the left), N new tokens, V vocabulary.
+"""
+
+import dataclasses
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxalign.errors import ConfigError
+from jaxalign.models import Cache, ModelConfig, Params, hidden_states, init_cache, unembedding
+from jaxalign.parallel.sharding import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen.
+
+    Raises:
+      ConfigError: a value outside its range.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0  # 0: always the likeliest token
+    top_k: int = 0  # sample among the k likeliest; 0: all
+    top_p: float = 1.0  # sample among the likeliest that together hold this probability (arXiv 1904.09751)
+    min_p: float = (
+        0.0  # drop tokens below this fraction of the likeliest one's probability (arXiv 2407.01082)
+    )
+
+    def __post_init__(self) -> None:
+        checks = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature >= 0, "0 (greedy) or positive"),
+            "top_k": (self.top_k >= 0, "0 (off) or positive"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
+            "min_p": (0 <= self.min_p < 1, "at least 0 (off) and below 1"),
+        }
+        for key, (good, wanted) in checks.items():
+            if not good:
+                raise ConfigError(f"config.sampling.{key}={getattr(self, key)} must be {wanted}")
+
+    @property
+    def truncated(self) -> bool:
+        """True when some tokens can never be sampled."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+
+@flax.struct.dataclass
+class Completions:
+    """What was sampled. The stop token, where there is one, belongs to the completion."""
+
+    tokens: jax.Array  # [B, N] int32, 0 after the end
+    mask: jax.Array  # [B, N] float32, 1 for sampled tokens
+    logp: jax.Array  # [B, N] float32 at the sampling temperature, over the whole vocabulary
+    stopped: jax.Array  # [B] bool: ended by a stop token, not by the length
+
+
+def truncate_logits(logits: jax.Array, sampling: SamplingConfig) -> jax.Array:
+    """Sets the logits that top-k, top-p and min-p exclude to -inf: float32 [B, V]; the likeliest always stays."""
+    if sampling.top_k and sampling.top_k < logits.shape[-1]:
+        kth = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if sampling.top_p < 1:
+        descending = -jnp.sort(-logits, axis=-1)
+        probability = jax.nn.softmax(descending, axis=-1)
+        before = jnp.cumsum(probability, axis=-1) - probability
+        smallest = jnp.min(jnp.where(before < sampling.top_p, descending, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < smallest, -jnp.inf, logits)
+    if sampling.min_p:
+        floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(sampling.min_p)
+        logits = jnp.where(logits < floor, -jnp.inf, logits)
+    return logits
+
+
+def _choose(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
+    """Next tokens [B] and their log-probabilities [B] from float32 logits [B, V] and one key a row."""
+    if sampling.temperature == 0:
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    else:
+        logits = logits / sampling.temperature
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+        token = jnp.argmax(truncate_logits(logits, sampling) + noise, axis=-1).astype(jnp.int32)
+    logp = jax.nn.log_softmax(logits, axis=-1)
+    return token, jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "stop_ids"))
+def generate(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    key: jax.Array,
+    *,
+    sampling: SamplingConfig,
+    stop_ids: tuple[int, ...],
+    rows: jax.Array | None = None,
+) -> Completions:
+    """Samples one completion of each prompt; ends early when every row has stopped.
+
+    A row's noise depends on `key` and its number in `rows` alone, so the same prompt gets the same completion
+    in any batch. For several samples of a prompt, repeat it under different row numbers.
+
+    Args:
+      tokens, positions, segment_ids: int32 [B, P], padded on the left: segment 1, or 0 for padding.
+      stop_ids: token ids that end a completion.
+      rows: int32 [B]; 0..B-1 when None.
+    """
+    B, P = tokens.shape
+    N = sampling.max_new_tokens
+    head = unembedding(params, config)
+    stops = jnp.array(stop_ids, jnp.int32)
+    rows = jnp.arange(B, dtype=jnp.int32) if rows is None else rows
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+
+    def step(
+        tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        hidden, cache = hidden_states(params, config, tokens, positions, segments, cache)
+        logits = jnp.einsum("bd,vd->bv", hidden[:, -1], head, preferred_element_type=jnp.float32)
+        return constrain(logits, "batch", "vocab"), cache
+
+    cache = init_cache(config, B, P + N)
+    layout = (None, "batch", None, "act_kv_heads", None)
+    cache = cache.replace(k=constrain(cache.k, *layout), v=constrain(cache.v, *layout))
+    logits, cache = step(tokens, positions, segment_ids, cache)
+    out = Completions(
+        tokens=jnp.zeros((B, N), jnp.int32),
+        mask=jnp.zeros((B, N), jnp.float32),
+        logp=jnp.zeros((B, N), jnp.float32),
+        stopped=jnp.zeros((B,), bool),
+    )
+
+    def more(carry: tuple) -> jax.Array:
+        i, _, _, out = carry
+        return (i < N) & ~jnp.all(out.stopped)
+
+    def body(carry: tuple) -> tuple:
+        i, logits, cache, out = carry
+        token, logp = _choose(logits, jax.vmap(lambda k: jax.random.fold_in(k, i))(keys), sampling)
+        live = ~out.stopped
+        token = jnp.where(live, token, 0)
+        out = Completions(
+            tokens=out.tokens.at[:, i].set(token),
+            mask=out.mask.at[:, i].set(live.astype(jnp.float32)),
+            logp=out.logp.at[:, i].set(jnp.where(live, logp, 0.0)),
+            stopped=out.stopped | (live & jnp.any(token[:, None] == stops[None, :], axis=-1)),
+        )
+        # The last token of the loop is never fed back, but one wasted step is cheaper than a branch.
+        position = positions[:, -1:] + 1 + i
+        logits, cache = step(token[:, None], position, live[:, None].astype(jnp.int32), cache)
+        return i + 1, logits, cache, out
+
+    return jax.lax.while_loop(more, body, (jnp.zeros((), jnp.int32), logits, cache, out))[-1]
+
+
+def join(
+    tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, completions: Completions
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Prompt and completion as one sequence, [B, P + N]: tokens, positions, segment_ids, completion mask."""
+    N = completions.tokens.shape[1]
+    after = positions[:, -1:] + 1 + jnp.arange(N, dtype=jnp.int32)[None, :]
+    live = completions.mask.astype(jnp.int32)
+    return (
+        jnp.concatenate((tokens, completions.tokens), axis=1),
+        jnp.concatenate((positions, after * live), axis=1),
+        jnp.concatenate((segment_ids, live), axis=1),
+        jnp.concatenate((jnp.zeros(tokens.shape, jnp.float32), completions.mask), axis=1),
+    )

@@ -1,0 +1,108 @@
+"""What models say of given sequences: log-probabilities, values and rewards, aligned with the tokens.
+
+Everything is aligned with the token it is about: `logp[b, t]` is the log-probability of `tokens[b, t]` given the
+earlier tokens of its segment, and `values[b, t]` the value of the state before that token. Entries at the first
+token of a segment and at padding are 0 and carry no gradient.
+
+Shapes: B rows, T tokens, S segments a row.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.losses.logprobs import TokenLogprobs, token_kl, token_logprobs
+from jaxalign.models import ModelConfig, Params, hidden_states, scalar_head, unembedding
+
+
+def predicted(segment_ids: jax.Array) -> jax.Array:
+    """[B, T] bool: the token has an earlier token in its own segment."""
+    same = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
+    return jnp.pad(same, ((0, 0), (1, 0)))
+
+
+def _align(x: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """Moves what position t - 1 says of the next token to position t."""
+    return jnp.where(predicted(segment_ids), jnp.pad(x[:, :-1], ((0, 0), (1, 0))), 0.0)
+
+
+def score_tokens(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+) -> TokenLogprobs:
+    """Log-probabilities (log-sum-exp, and entropy when asked) of every token: float32 [B, T] each.
+
+    Args:
+      tokens, positions, segment_ids: int32 [B, T]; segment 0 is padding.
+      temperature: logits are divided by it, as they were when the tokens were sampled.
+    """
+    hidden, _ = hidden_states(params, config, tokens, positions, segment_ids)
+    scored = token_logprobs(
+        hidden,
+        unembedding(params, config),
+        jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))),
+        temperature=temperature,
+        with_entropy=with_entropy,
+    )
+    return TokenLogprobs(*(None if x is None else _align(x, segment_ids) for x in scored))
+
+
+def exact_kl(
+    params: Params,
+    ref_params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    temperature: float = 1.0,
+) -> jax.Array:
+    """KL(policy || reference) of the whole next-token distribution before every token: float32 [B, T], nats."""
+    hidden, _ = hidden_states(params, config, tokens, positions, segment_ids)
+    ref_hidden, _ = hidden_states(ref_params, config, tokens, positions, segment_ids)
+    kl = token_kl(
+        hidden,
+        unembedding(params, config),
+        ref_hidden,
+        unembedding(ref_params, config),
+        temperature=temperature,
+    )
+    return _align(kl, segment_ids)
+
+
+def token_values(
+    params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
+) -> jax.Array:
+    """A scalar model's value of the state before every token: float32 [B, T]."""
+    hidden, _ = hidden_states(params["transformer"], config, tokens, positions, segment_ids)
+    return _align(scalar_head(params["head"], hidden), segment_ids)
+
+
+def segment_rewards(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    num_segments: int,
+) -> jax.Array:
+    """A scalar model's score at the last token of segments 1..S: float32 [B, S], 0 for absent segments."""
+    hidden, _ = hidden_states(params["transformer"], config, tokens, positions, segment_ids)
+    scores = scalar_head(params["head"], hidden)
+    # The last token is found by segment and position, never by a token's id: padding and packing cannot move it.
+    member = segment_ids[:, None, :] == jnp.arange(1, num_segments + 1, dtype=jnp.int32)[None, :, None]
+    order = jnp.arange(1, tokens.shape[1] + 1, dtype=jnp.int32)[None, None, :]
+    last = jnp.max(jnp.where(member, order, 0), axis=-1)
+    picked = jnp.take_along_axis(scores, jnp.maximum(last - 1, 0), axis=1)
+    return jnp.where(last > 0, picked, 0.0)
+
+
+def segment_sums(x: jax.Array, segment_ids: jax.Array, num_segments: int) -> jax.Array:
+    """Sums of x [B, T] over segments 1..S: float32 [B, S]."""
+    member = jax.nn.one_hot(segment_ids - 1, num_segments, dtype=x.dtype)
+    return jnp.einsum("bt,bts->bs", x, member, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,106 @@
+"""Direct preference optimisation (arXiv 2305.18290): preferences without a reward model and without sampling.
+
+    loss(θ) = -mean log σ( β [log π_θ(y_c|x)/π_ref(y_c|x) - log π_θ(y_r|x)/π_ref(y_r|x)] )
+
+π_ref is the model that training starts from. Its log-probabilities are computed with each batch, or once
+before training (`precompute_reference`) and kept in the run's folder under a key of the data and the weights.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from jaxalign.data import PairBatch
+from jaxalign.errors import ConfigError, StepZeroError
+from jaxalign.losses.dpo import dpo_loss
+from jaxalign.losses.metrics import Metrics, finalize
+from jaxalign.models import ModelConfig, Params
+from jaxalign.sampling.scoring import score_tokens
+from jaxalign.stages.pairs import pair_sums, pick, totals
+from jaxalign.stages.reference import reference_rows
+from jaxalign.stages.supervised import supervised_stage
+from jaxalign.training.run import Run
+from jaxalign.training.stage import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class DPOConfig:
+    """config.dpo"""
+
+    beta: float = 0.1  # strength of the tie to the reference
+    variant: str = "sigmoid"  # sigmoid, robust, hinge, ipo (sequence sums) or ipo_mean (per token, as TRL)
+    label_smoothing: float = 0.0  # probability that a label is flipped: cDPO (sigmoid) or robust DPO
+    length_normalized: bool = False  # log-ratios per token, as in Tülu 3
+    reference_free: bool = False  # a uniform reference
+    nll_coef: float = 0.0  # adds the chosen response's mean NLL
+    precompute_reference: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ConfigError(f"config.dpo.beta={self.beta} must be positive")
+
+
+def loss(
+    params: Params,
+    batch: PairBatch,
+    total: dict[str, jax.Array],
+    frozen: dict[str, Params],
+    *,
+    model: ModelConfig,
+    options: DPOConfig,
+) -> tuple[jax.Array, Metrics]:
+    """The loss over the pairs of a batch [B, T], and its metrics."""
+    tokens = (batch.tokens, batch.positions, batch.segment_ids)
+    chosen, rejected = pair_sums(score_tokens(params, model, *tokens).logp * batch.loss_mask, batch)
+    ref_chosen = ref_rejected = None
+    if "reference" in frozen:
+        ref_logp = score_tokens(frozen["reference"], model, *tokens).logp
+        ref_chosen, ref_rejected = pair_sums(jax.lax.stop_gradient(ref_logp) * batch.loss_mask, batch)
+    elif not options.reference_free:
+        ref_chosen, ref_rejected = pick(batch.ref_logp, batch)
+    chosen_length, rejected_length = pair_sums(batch.loss_mask, batch)
+    return dpo_loss(
+        chosen,
+        rejected,
+        ref_chosen,
+        ref_rejected,
+        batch.weight,
+        chosen_length=chosen_length,
+        rejected_length=rejected_length,
+        beta=options.beta,
+        variant=options.variant,
+        label_smoothing=options.label_smoothing,
+        length_normalized=options.length_normalized,
+        reference_free=options.reference_free,
+        nll_coef=options.nll_coef,
+        normalizer=total["pairs"],
+    )
+
+
+def build(run: Run) -> Stage:
+    """The stage for the loop."""
+    options: DPOConfig = run.config.options
+    frozen = {}
+    if not options.reference_free:
+        reference = run.load_init(required=True)
+        if options.precompute_reference:
+            run = reference_rows(run, reference)
+        else:
+            frozen["reference"] = reference
+    tolerance = 1e-4 if run.model.dtype == "float32" else 0.1
+
+    def verify(params: Params, batch: PairBatch, frozen: dict[str, Params]) -> None:
+        if options.reference_free:
+            return
+        sums = jax.jit(lambda *a: finalize(loss(*a, model=run.model, options=options)[1]))
+        metrics = jax.tree.map(float, sums(params, batch, totals(batch), frozen))
+        scale = options.beta * max(1.0, abs(metrics["logps/chosen"]), abs(metrics["logps/rejected"]))
+        if not abs(metrics["rewards/margins"]) <= tolerance * scale:
+            raise StepZeroError(
+                f"before the first update the policy is the reference, yet rewards/margins is "
+                f"{metrics['rewards/margins']:.3e} and the loss {metrics['loss']:.6f} (ln 2 = {np.log(2):.6f} when the "
+                f"margin is 0); the reference log-probabilities belong to other weights or other data"
+            )
+
+    return supervised_stage(run, loss, totals, frozen=frozen, verify=verify)

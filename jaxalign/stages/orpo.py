@@ -1,0 +1,82 @@
+"""ORPO (arXiv 2403.07691): fine-tuning and preference in one stage, from a pretrained model, without a reference.
+
+loss(θ) = NLL(y_c)  -  λ · mean log σ( log odds_θ(y_c|x) - log odds_θ(y_r|x) )
+odds(y|x) = p / (1 - p),  p = exp( mean_t log π_θ(y_t | x, y_<t) )
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.data import PairBatch
+from jaxalign.errors import ConfigError
+from jaxalign.losses.metrics import Metrics
+from jaxalign.losses.orpo import orpo_loss
+from jaxalign.models import ModelConfig, Params
+from jaxalign.sampling.scoring import predicted, score_tokens
+from jaxalign.stages.pairs import pair_sums
+from jaxalign.stages.supervised import supervised_stage
+from jaxalign.training.run import Run
+from jaxalign.training.stage import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class ORPOConfig:
+    """config.orpo"""
+
+    coef: float = 0.1  # λ, weight of the odds ratio; the paper uses 0.1 to 1
+    nll_on_prompt: bool = False  # True: the NLL covers prompt and chosen response, as the authors' code does
+
+    def __post_init__(self) -> None:
+        if not self.coef >= 0:
+            raise ConfigError(f"config.orpo.coef={self.coef} must be 0 or more")
+
+
+def nll_mask(batch: PairBatch, options: ORPOConfig) -> jax.Array:
+    """[B, T] float32: the tokens whose likelihood counts, in chosen and rejected sequences alike."""
+    if options.nll_on_prompt:
+        return predicted(batch.segment_ids).astype(jnp.float32)
+    return batch.loss_mask
+
+
+def totals(batch: PairBatch, options: ORPOConfig) -> dict[str, jax.Array]:
+    """What the two terms divide by: the pairs, and the chosen tokens, of the whole batch."""
+    tokens, _ = pair_sums(nll_mask(batch, options), batch)
+    return {"pairs": batch.weight.sum(), "tokens": jnp.sum(tokens * batch.weight)}
+
+
+def loss(
+    params: Params,
+    batch: PairBatch,
+    total: dict[str, jax.Array],
+    frozen: Any,
+    *,
+    model: ModelConfig,
+    options: ORPOConfig,
+) -> tuple[jax.Array, Metrics]:
+    """The loss over the pairs of a batch [B, T], and its metrics."""
+    logp = score_tokens(params, model, batch.tokens, batch.positions, batch.segment_ids).logp
+    mask = nll_mask(batch, options)
+    chosen, rejected = pair_sums(logp * batch.loss_mask, batch)
+    chosen_length, rejected_length = pair_sums(batch.loss_mask, batch)
+    nll, _ = pair_sums(-logp * mask, batch)
+    nll_length, _ = pair_sums(mask, batch)
+    return orpo_loss(
+        chosen,
+        rejected,
+        batch.weight,
+        chosen_length=chosen_length,
+        rejected_length=rejected_length,
+        nll=nll,
+        nll_length=nll_length,
+        coef=options.coef,
+        normalizer=total["pairs"],
+        nll_normalizer=total["tokens"],
+    )
+
+
+def build(run: Run) -> Stage:
+    """The stage for the loop."""
+    return supervised_stage(run, loss, lambda batch: totals(batch, run.config.options))

@@ -1,0 +1,402 @@
+"""Proximal policy optimisation from a reward (RLHF): arXiv 1707.06347, as InstructGPT uses it (2203.02155).
+
+    repeat
+      y ~ π_θ(.|x)                                                          sample
+      r_t = -β KL_t(π_θ ‖ π_ref) + [t is last] R(x, y)                      score
+      A = GAE(r, V_φ),  G = A + V_φ                                         advantages
+      θ: minimise -mean_t min(ρ_t A_t, clip(ρ_t) A_t),  ρ = π_θ / π_old     policy update, epochs × minibatches
+      φ: minimise ½ mean_t (V_φ - G_t)², clipped                            value update
+
+R is a trained reward model or any importable Python function. Policy and critic are separate models. A
+rollout and an update are two phases: a run can be stopped, checkpointed and resumed between them.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxalign.data import Dataset, PromptBatch
+from jaxalign.errors import ConfigError, StepZeroError
+from jaxalign.losses import running_moments
+from jaxalign.losses.metrics import Mean, Metrics, finalize, merge
+from jaxalign.losses.ppo import adaptive_kl, policy_loss, value_loss
+from jaxalign.models import ModelConfig, Params
+from jaxalign.sampling.generate import SamplingConfig, generate
+from jaxalign.sampling.scoring import score_tokens, token_values
+from jaxalign.stages.ppo_setup import PPOModels, load_models
+from jaxalign.stages.pretrain import loss as ptx_loss
+from jaxalign.stages.pretrain import totals as ptx_totals
+from jaxalign.stages.rollout import (
+    Rollout,
+    call_reward_function,
+    completion_texts,
+    finish_rollout,
+    score_episodes,
+)
+from jaxalign.training.run import Run
+from jaxalign.training.stage import Stage
+from jaxalign.training.state import (
+    TrainState,
+    apply_gradients,
+    gradients,
+    moving_average,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """config.ppo. `config.batch_size` counts episodes, `config.optimizer` is the policy's."""
+
+    reward_model: str = ""  # the folder of a run of the reward stage
+    reward_function: str = ""  # or module:function, called as f(prompt, completion) -> float
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    ppo_epochs: int = 4  # passes over the episodes of a rollout
+    num_minibatches: int = 1  # updates a pass
+    # The tie to the reference
+    kl_coef: float = 0.05  # β
+    kl_estimator: str = "k1"  # k1, k2, k3 of the sampled token, or exact over the vocabulary
+    kl_target: float = 0.0  # adapt β until a sequence's KL is this many nats; 0: β is fixed
+    kl_horizon: int = 10_000  # episodes over which β adapts
+    reference_rate: float = 0.0  # the reference moves towards the policy by this share a rollout (2404.10719)
+    # Scores to rewards
+    reward_scale: float = 1.0
+    reward_clip: float | None = None  # scaled scores are clipped to ± this
+    whiten_rewards: bool = False
+    missing_eos_penalty: float | None = None  # taken off an episode that ran into the length limit
+    # Policy loss
+    clip: float = 0.2
+    clip_high: float | None = None  # upper clip, where it differs
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten_advantages: bool = True  # over all episodes on all devices
+    entropy_coef: float = 0.0
+    early_stop_kl: float = 0.0  # no more updates on a rollout once policy/approxkl_avg exceeds it; 0: never
+    ptx_coef: float = 0.0  # weight of the pretraining loss on ptx_data (InstructGPT's γ; it used 27.8)
+    ptx_data: str | tuple[str, ...] = ""  # sources of text, as config.data.train
+    ptx_batch_size: int = 8  # rows of pretraining text a policy update
+    average_decay: float = (
+        0.0  # the result is an average of the weights (InstructGPT: 0.992); 0: the last ones
+    )
+    # Critic
+    critic_init: str = "policy"  # start from the policy, or from the "reward" model
+    critic_learning_rate: float = 1e-5
+    value_clip: float | None = 0.2
+    normalize_values: bool = False  # train the critic on returns of mean 0 and variance 1
+    value_decay: float = 0.99  # of their running mean and variance
+
+    def __post_init__(self) -> None:
+        if bool(self.reward_model) == bool(self.reward_function):
+            state = "both are" if self.reward_model else "neither is"
+            raise ConfigError(f"set config.ppo.reward_model or config.ppo.reward_function; {state} set")
+        if self.kl_estimator not in ("k1", "k2", "k3", "exact"):
+            raise ConfigError(
+                f"config.ppo.kl_estimator={self.kl_estimator!r} is not one of k1, k2, k3, exact"
+            )
+        if self.critic_init not in ("policy", "reward"):
+            raise ConfigError(f"config.ppo.critic_init={self.critic_init!r} is not one of policy, reward")
+        if self.critic_init == "reward" and not self.reward_model:
+            raise ConfigError(
+                "config.ppo.critic_init='reward' needs config.ppo.reward_model; or use 'policy'"
+            )
+        for key in ("ppo_epochs", "num_minibatches", "ptx_batch_size"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"config.ppo.{key}={getattr(self, key)} must be at least 1")
+        if self.sampling.temperature == 0:
+            raise ConfigError("config.ppo.sampling.temperature=0 never explores; use a positive temperature")
+        if self.sampling.truncated:
+            raise ConfigError(
+                "config.ppo.sampling uses top_k, top_p or min_p: the loss would divide by the probabilities of "
+                "another distribution than the one sampled from, and the KL can become negative; set them to "
+                "0, 1 and 0 and lower the temperature instead"
+            )
+
+
+@flax.struct.dataclass
+class PPOState:
+    """Everything that a PPO run must find again to go on bit for bit."""
+
+    policy: TrainState
+    critic: TrainState
+    kl_coef: jax.Array  # float32
+    moments: running_moments.RunningMoments  # of returns
+    reference: Params | None  # only a moving one; a fixed one is loaded again
+    average: Params | None  # of the policy's weights
+    rollout: Rollout  # what the update phase works on
+    key: jax.Array
+
+
+def policy_objective(
+    params: Params,
+    batch: tuple[Rollout, Any],
+    total: dict[str, jax.Array],
+    *,
+    model: ModelConfig,
+    options: PPOConfig,
+) -> tuple[jax.Array, Metrics]:
+    """Clipped surrogate on episodes [E, T], less the entropy bonus, plus the pretraining loss."""
+    episodes, text = batch
+    scored = score_tokens(
+        params,
+        model,
+        episodes.tokens,
+        episodes.positions,
+        episodes.segment_ids,
+        temperature=options.sampling.temperature,
+        with_entropy=options.entropy_coef > 0,
+    )
+    value, metrics = policy_loss(
+        scored.logp,
+        episodes.old_logp,
+        episodes.advantages,
+        episodes.mask,
+        clip=options.clip,
+        clip_high=options.clip_high,
+        entropy=scored.entropy,
+        entropy_coef=options.entropy_coef,
+        normalizer=total["episodes"],
+    )
+    metrics.pop("policy/entropy_avg", None)  # the rollout's, over all episodes, is the one reported
+    if text is not None:
+        ptx, more = ptx_loss(params, text, total, None, model=model, options=_NO_Z_LOSS)
+        value, metrics = value + options.ptx_coef * ptx, metrics | {"ptx/nll": more["nll"]}
+    return value, metrics
+
+
+_NO_Z_LOSS = type("NoZLoss", (), {"z_loss": 0.0})
+
+
+def value_objective(
+    params: Params, episodes: Rollout, total: jax.Array, *, model: ModelConfig, options: PPOConfig
+) -> tuple[jax.Array, Metrics]:
+    """Clipped squared error of the critic on episodes [E, T]."""
+    values = token_values(params, model, episodes.tokens, episodes.positions, episodes.segment_ids)
+    return value_loss(
+        values,
+        episodes.old_values,
+        episodes.returns,
+        episodes.mask,
+        clip=float("inf") if options.value_clip is None else options.value_clip,
+        normalizer=total,
+    )
+
+
+def make_update(run: Run, models: PPOModels) -> Any:
+    """The update phase: minibatches of a rollout through two jitted steps, one a model."""
+    options: PPOConfig = run.config.options
+    E, M = run.config.batch_size, options.num_minibatches
+    halt = run.config.on_nonfinite == "stop"
+
+    @jax.jit
+    def minibatch(rollout: Rollout, key: jax.Array, epoch: jax.Array, index: jax.Array) -> Rollout:
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), E)
+        rows = jax.lax.dynamic_slice_in_dim(order, index * (E // M), E // M)
+        return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), rollout)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def policy_update(policy: TrainState, episodes: Rollout, text: Any) -> tuple[TrainState, Metrics]:
+        total = {"episodes": episodes.mask.sum()} | ({} if text is None else ptx_totals(text))
+        objective = functools.partial(policy_objective, total=total, model=run.model, options=options)
+        parts = run.config.num_microbatches
+        value, metrics, grads = gradients(objective, policy.params, (episodes, text), parts)
+        rate = models.schedule(policy.step)
+        policy, more = apply_gradients(policy, value, grads, models.optimizer, halt=halt)
+        return policy, metrics | more | {"learning_rate": Mean(rate, rate * 0 + 1)}
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def value_update(critic: TrainState, episodes: Rollout) -> tuple[TrainState, Metrics]:
+        objective = functools.partial(
+            value_objective, total=episodes.mask.sum(), model=models.critic_config, options=options
+        )
+        parts = run.config.num_microbatches
+        value, metrics, grads = gradients(objective, critic.params, episodes, parts)
+        critic, more = apply_gradients(critic, value, grads, models.critic_optimizer, halt=halt)
+        return critic, metrics | {f"critic/{name}": x for name, x in more.items()}
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def drift(reference: Params, params: Params, decay: jax.Array) -> Params:
+        return moving_average(reference, params, decay)
+
+    def update(state: PPOState, batch: Any) -> tuple[PPOState, Metrics]:
+        policy, critic = state.policy, state.critic
+        step = int(policy.step)  # once a rollout: the pretraining text is picked by number
+        seen: list[Metrics] = []
+        stopped = False
+        for i in range(options.ppo_epochs * M):
+            part = minibatch(state.rollout, state.key, i // M, i % M)
+            metrics: Metrics = {}
+            if not stopped:
+                text = models.text_batch(step + i) if options.ptx_coef else None
+                policy, metrics = policy_update(policy, part, text)
+                if step + i == 0:
+                    _verify_ratio(metrics, run.model)
+                if options.early_stop_kl:
+                    stopped = float(finalize(metrics)["policy/approxkl_avg"]) > options.early_stop_kl
+            critic, more = value_update(critic, part)
+            seen.append(metrics | more)
+        merged = _merge_ragged(seen)
+        merged["policy/updates"] = Mean(jnp.float32(sum("val/ratio" in m for m in seen)), jnp.ones(()))
+        state = state.replace(policy=policy, critic=critic, key=jax.random.split(state.key, 1)[0])
+        if state.reference is not None:
+            state = state.replace(reference=drift(state.reference, policy.params, 1 - options.reference_rate))
+        if state.average is not None:
+            state = state.replace(average=drift(state.average, policy.params, options.average_decay))
+        return state, merged
+
+    return update
+
+
+def _merge_ragged(seen: list[Metrics]) -> Metrics:
+    names = dict.fromkeys(name for metrics in seen for name in metrics)
+    merged: Metrics = {}
+    for name in names:
+        values = [metrics[name] for metrics in seen if name in metrics]
+        merged |= merge({name: jax.tree.map(lambda *xs: jnp.stack(xs), *values)})
+    if "val/ratio" in merged:
+        mean = finalize({"r": merged["val/ratio"], "s": merged.pop("val/ratio_sq")})
+        merged["val/ratio_var"] = Mean(mean["s"] - jnp.square(mean["r"]), jnp.ones(()))
+    return merged
+
+
+def _verify_ratio(metrics: Metrics, model: ModelConfig) -> None:
+    ratio = {name: float(x) for name, x in finalize(metrics).items() if name.startswith("val/ratio")}
+    tolerance = 1e-4 if model.dtype == "float32" else 0.05
+    if not all(abs(x - 1) <= tolerance for x in ratio.values()):
+        raise StepZeroError(
+            f"before the first update π_θ / π_old must be 1, but its mean is {ratio['val/ratio']:.6f} and its mean "
+            f"square {ratio['val/ratio_sq']:.6f}; rollout and update compute different log-probabilities"
+        )
+
+
+def make_rollout(run: Run, models: PPOModels) -> Any:
+    """The rollout phase: prompts -> episodes with advantages, in the state."""
+    options: PPOConfig = run.config.options
+    score = jax.jit(
+        functools.partial(
+            score_episodes,
+            model=run.model,
+            critic_model=models.critic_config,
+            reward_config=models.reward_config,
+            temperature=options.sampling.temperature,
+            kl_estimator=options.kl_estimator,
+        )
+    )
+    finish = jax.jit(functools.partial(finish_rollout, options=options))
+
+    @jax.jit
+    def control(kl_coef: jax.Array, kl: Mean) -> jax.Array:
+        if not options.kl_target:
+            return kl_coef
+        measured, E = kl.total / kl.weight, run.config.batch_size
+        return adaptive_kl(
+            kl_coef, measured, target=options.kl_target, horizon=options.kl_horizon, num_samples=E
+        )
+
+    def rollout(
+        state: PPOState, prompts: PromptBatch, dataset: Dataset = run.train
+    ) -> tuple[PPOState, Metrics]:
+        key, sample_key = jax.random.split(state.key)
+        completions = generate(
+            state.policy.params,
+            run.model,
+            prompts.tokens,
+            prompts.positions,
+            prompts.segment_ids,
+            sample_key,
+            sampling=options.sampling,
+            stop_ids=run.tokenizer.eos_ids,
+        )
+        reference = models.reference if state.reference is None else state.reference
+        scored = score(
+            state.policy.params, state.critic.params, reference, models.reward, prompts, completions
+        )
+        if models.reward is None:
+            texts = completion_texts(completions, run.tokenizer, run.tokenizer.eos_ids)
+            asked = run.prompts(dataset, prompts.rows)
+            scores = run.put(call_reward_function(models.reward_function, asked, texts))
+        else:
+            scores = scored.pop("scores")
+        episodes, moments, metrics = finish(scored, scores, completions, state.kl_coef, state.moments)
+        if int(state.policy.step) == 0:
+            _verify_kl(metrics, run.model)
+        kl_coef = control(state.kl_coef, metrics["objective/kl"])
+        return state.replace(rollout=episodes, moments=moments, kl_coef=kl_coef, key=key), metrics
+
+    return rollout
+
+
+def _verify_kl(metrics: Metrics, model: ModelConfig) -> None:
+    kl = float(finalize(metrics)["objective/kl"])
+    if not abs(kl) <= (1e-3 if model.dtype == "float32" else 0.5):
+        raise StepZeroError(
+            f"before the first update the policy is its reference, yet objective/kl is {kl:.4e} nats; "
+            f"config.model.init_from and the reference hold different weights"
+        )
+
+
+def build(run: Run) -> Stage:
+    """The stage for the loop."""
+    options: PPOConfig = run.config.options
+    models = load_models(run, options)
+    rollout_shape = _abstract_rollout(run, options)
+    whole = run.replicated
+
+    def scalar(dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((), dtype, sharding=whole)
+
+    abstract = PPOState(
+        policy=models.abstract_policy,
+        critic=models.abstract_critic,
+        kl_coef=scalar(),
+        moments=jax.tree.map(lambda _: scalar(), running_moments.init()),
+        reference=run.abstract_params() if options.reference_rate else None,
+        average=run.abstract_params() if options.average_decay else None,
+        rollout=rollout_shape,
+        key=scalar(jax.random.key(0).dtype),
+    )
+
+    def init() -> PPOState:
+        policy, critic = models.init()
+        copy = functools.partial(jax.tree.map, jnp.copy)
+        state = PPOState(
+            policy=policy,
+            critic=critic,
+            kl_coef=jnp.float32(options.kl_coef),
+            moments=running_moments.init(),
+            reference=copy(policy.params) if options.reference_rate else None,
+            average=copy(policy.params) if options.average_decay else None,
+            rollout=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rollout_shape),
+            key=jax.random.fold_in(jax.random.key(run.config.seed), 1),
+        )
+        return jax.device_put(state, jax.tree.map(lambda x: x.sharding, abstract))
+
+    sampler = make_rollout(run, models)
+
+    def evaluate(state: PPOState) -> dict[str, float]:
+        merged: list[Metrics] = []
+        # A fixed key: evaluations differ by the policy alone.
+        fixed = state.replace(key=jax.random.fold_in(jax.random.key(run.config.seed), 2))
+        for batch in run.eval_batches(drop_remainder=True):
+            merged.append(sampler(fixed, batch, run.held_out)[1])
+        return {f"eval/{name}": float(x) for name, x in finalize(_merge_ragged(merged)).items()}
+
+    return Stage(
+        run=run,
+        abstract_state=abstract,
+        init=init,
+        phases=(("rollout", sampler), ("update", make_update(run, models))),
+        evaluate=evaluate,
+        params=lambda state: state.policy.params if state.average is None else state.average,
+        fingerprint=models.fingerprint,
+    )
+
+
+def _abstract_rollout(run: Run, options: PPOConfig) -> Rollout:
+    E, P = run.config.batch_size, run.prompt_length
+    shape = (E, P + options.sampling.max_new_tokens)
+    ints = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=run.rows_sharding)
+    floats = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=run.rows_sharding)
+    return Rollout(ints, ints, ints, floats, floats, floats, floats, floats)

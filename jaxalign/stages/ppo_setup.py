@@ -1,0 +1,121 @@
+"""The models of a PPO run: policy and critic that learn, reference and reward that do not."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxalign.errors import ConfigError
+from jaxalign.models import ModelConfig, Params, init_head
+from jaxalign.stages.rollout import RewardFunction, import_reward_function
+from jaxalign.training.optimizer import make_optimizer, make_schedule
+from jaxalign.training.run import Run
+from jaxalign.training.state import TrainState, abstract_train_state, init_train_state
+from jaxalign.training.weights import SavedModel, find_model, fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOModels:
+    """What `load_models` found."""
+
+    reference: Params
+    reward: Params | None
+    reward_config: ModelConfig | None
+    reward_function: RewardFunction | None
+    critic_config: ModelConfig
+    optimizer: optax.GradientTransformation
+    critic_optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    abstract_policy: TrainState
+    abstract_critic: TrainState
+    init: Callable[[], tuple[TrainState, TrainState]]
+    text_batch: Callable[[int], Any]
+    fingerprint: str
+
+
+def load_models(run: Run, options: Any) -> PPOModels:
+    """Loads and checks the models that config.ppo names.
+
+    Raises:
+      ConfigError: the reward model is not one, or reads other tokens than the policy writes.
+      CheckpointError: a model is missing.
+    """
+    updates = run.steps * options.ppo_epochs * options.num_minibatches
+    critic_rates = dataclasses.replace(run.config.optimizer, learning_rate=options.critic_learning_rate)
+    optimizer, critic_optimizer = (
+        make_optimizer(run.config.optimizer, updates),
+        make_optimizer(critic_rates, updates),
+    )
+    run.check_divides(
+        "batch_size / config.ppo.num_minibatches", run.config.batch_size, options.num_minibatches
+    )
+
+    reference = run.load_init(required=True)
+    found = _reward_model(run, options.reward_model) if options.reward_model else None
+    reward = found.load(run.mesh) if found else None
+    critic_config = run.model
+    if options.critic_init == "reward":
+        critic_config = dataclasses.replace(found.config, dtype=run.model.dtype, remat=run.model.remat)
+
+    abstract_policy = abstract_train_state(run.abstract_params(), optimizer, run.mesh)
+    abstract_critic = abstract_train_state(
+        run.abstract_params(scalar=True, model=critic_config), critic_optimizer, run.mesh
+    )
+
+    def init() -> tuple[TrainState, TrainState]:
+        if options.critic_init == "reward":
+            critic_params = jax.tree.map(jnp.copy, reward)
+        else:
+            # First values are 0: nothing is known of the returns yet.
+            head = init_head(jax.random.key(0), critic_config, zero=True)
+            critic_params = {"transformer": jax.tree.map(jnp.copy, reference), "head": head}
+        return (
+            _state(jax.tree.map(jnp.copy, reference), optimizer, abstract_policy),
+            _state(critic_params, critic_optimizer, abstract_critic),
+        )
+
+    return PPOModels(
+        reference=reference,
+        reward=reward,
+        reward_config=found.config if found else None,
+        reward_function=None if found else import_reward_function(options.reward_function),
+        critic_config=critic_config,
+        optimizer=optimizer,
+        critic_optimizer=critic_optimizer,
+        schedule=make_schedule(run.config.optimizer, updates),
+        abstract_policy=abstract_policy,
+        abstract_critic=abstract_critic,
+        init=init,
+        text_batch=run.text_batches(options.ptx_data, options.ptx_batch_size)
+        if options.ptx_coef
+        else _no_text,
+        fingerprint=f"reference:{fingerprint(reference)}"
+        + (f"-reward:{fingerprint(reward)}" if reward else ""),
+    )
+
+
+def _state(params: Params, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+    make = functools.partial(init_train_state, optimizer=optimizer)
+    return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(params)
+
+
+def _no_text(step: int) -> None:
+    return None
+
+
+def _reward_model(run: Run, path: str) -> SavedModel:
+    found = find_model(path, "config.ppo.reward_model")
+    if not found.scalar:
+        raise ConfigError(
+            f"config.ppo.reward_model={path!r} is a language model; name a run of the reward stage"
+        )
+    if found.tokenizer_digest() != run.source.tokenizer_digest():
+        raise ConfigError(
+            f"config.ppo.reward_model={path!r} has another tokenizer than config.model.init_from; train it from "
+            f"a model with the policy's tokenizer"
+        )
+    return found

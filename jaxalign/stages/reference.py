@@ -1,0 +1,54 @@
+"""Reference log-probabilities of a whole dataset, computed once and kept on disk."""
+
+import dataclasses
+import hashlib
+import pathlib
+
+import jax
+import numpy as np
+
+from jaxalign.data import PairBatch, eval_batches
+from jaxalign.models import ModelConfig, Params
+from jaxalign.sampling.scoring import score_tokens, segment_sums
+from jaxalign.training.run import Run
+from jaxalign.training.weights import fingerprint
+
+FOLDER = "reference_logp"
+
+
+def sequence_logprobs(params: Params, batch: PairBatch, model: ModelConfig) -> jax.Array:
+    """Log-probability of the supervised tokens of every segment: float32 [B, S]."""
+    logp = score_tokens(params, model, batch.tokens, batch.positions, batch.segment_ids).logp
+    return segment_sums(logp * batch.loss_mask, batch.segment_ids, batch.rows.shape[1])
+
+
+def reference_rows(run: Run, reference: Params) -> Run:
+    """The run with `ref_logp` filled in for every row of its data.
+
+    Files are named by a digest of the tokens, their packing, the weights and the compute type: a file that is
+    found belongs to exactly this data and this reference.
+    """
+    score = jax.jit(lambda batch: sequence_logprobs(reference, batch, run.model))
+    weights = fingerprint(reference)
+
+    def filled(dataset):
+        rows = dataset.rows
+        layout = repr((rows.bins, rows.row_length, rows.max_segments, run.model.dtype))
+        digest = hashlib.sha256(f"{dataset.fingerprint} {weights} {layout}".encode()).hexdigest()[:24]
+        path = run.workdir / FOLDER / f"{digest}.npy"
+        if not path.is_file():
+            B = run.config.batch_size
+            parts = [np.asarray(score(run.put(batch))) for batch in eval_batches(rows, B)]
+            _write(path, np.concatenate(parts)[: len(rows)])
+        return dataclasses.replace(dataset, rows=dataclasses.replace(rows, ref_logp=np.load(path)))
+
+    held_out = filled(run.held_out) if run.held_out is not None else None
+    return dataclasses.replace(run, train=filled(run.train), held_out=held_out)
+
+
+def _write(path: pathlib.Path, values: np.ndarray) -> None:
+    # Under another name first: a file that exists is whole.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.npy")
+    np.save(temporary, values)
+    temporary.rename(path)

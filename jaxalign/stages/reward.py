@@ -1,0 +1,86 @@
+"""Reward modelling: a scalar head on the language model, trained on preferences.
+
+    loss(θ) = -Σ_pairs w · log σ(r_θ(x, y_c) - r_θ(x, y_r) - margin) / Σ_pairs w
+
+The score is read at the last token of a sequence. K ranked responses of one prompt are all their pairs with
+w = 1/(K choose 2) (InstructGPT, arXiv 2203.02155, eq. 1). After training, InstructGPT's shift makes the mean
+score 0 on the training data: `config.reward.center_scores`.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.data import PairBatch
+from jaxalign.errors import StepZeroError
+from jaxalign.losses.metrics import Metrics
+from jaxalign.losses.reward import bradley_terry_loss
+from jaxalign.models import ModelConfig, Params
+from jaxalign.sampling.scoring import segment_rewards
+from jaxalign.stages.pairs import pick, totals
+from jaxalign.stages.supervised import supervised_stage
+from jaxalign.training.run import Run
+from jaxalign.training.stage import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """config.reward"""
+
+    use_margin: bool = True  # subtract the data's margins, where it has them
+    centering: float = 0.0  # weight of (r_c + r_r)², which keeps scores near 0 (arXiv 2312.09244 uses 0.01)
+
+
+def loss(
+    params: Params,
+    batch: PairBatch,
+    total: dict[str, jax.Array],
+    frozen: Any,
+    *,
+    model: ModelConfig,
+    options: RewardConfig,
+) -> tuple[jax.Array, Metrics]:
+    """Bradley–Terry loss over the pairs of a batch [B, T], and its metrics."""
+    num_segments = batch.rows.shape[1]
+    scores = segment_rewards(params, model, batch.tokens, batch.positions, batch.segment_ids, num_segments)
+    chosen, rejected = pick(scores, batch)
+    return bradley_terry_loss(
+        chosen,
+        rejected,
+        batch.weight,
+        margin=batch.margin if options.use_margin else None,
+        centering=options.centering,
+        normalizer=total["pairs"],
+    )
+
+
+def verify_scores(params: Params, batch: PairBatch, model: ModelConfig, *, tolerance: float = 1e-3) -> None:
+    """Checks that packing does not change the score of the first row's sequences.
+
+    Raises:
+      StepZeroError: a sequence alone in a padded row scores differently from the same one among others.
+    """
+    S = batch.rows.shape[1]
+    first = jax.tree.map(lambda x: x[:1], batch)
+    packed = segment_rewards(params, model, first.tokens, first.positions, first.segment_ids, S)
+    alone = jax.vmap(lambda s: jnp.where(first.segment_ids == s, 1, 0))(jnp.arange(1, S + 1))[:, 0]
+    args = (jnp.repeat(first.tokens, S, axis=0), jnp.repeat(first.positions, S, axis=0), alone)
+    single = segment_rewards(params, model, *args, 1)
+    gap = float(jnp.max(jnp.abs(packed[0] - single[:, 0])))
+    if not gap <= tolerance * max(1.0, float(jnp.max(jnp.abs(packed)))):
+        raise StepZeroError(
+            f"the reward model scores packed sequences up to {gap:.2e} differently from the same sequences alone; "
+            f"the attention {model.attention!r} lets segments see each other"
+        )
+
+
+def build(run: Run) -> Stage:
+    """The stage for the loop."""
+    tolerance = 1e-3 if run.model.dtype == "float32" else 0.1
+
+    def verify(params: Params, batch: PairBatch, frozen: Any) -> None:
+        verify_scores(params, batch, run.model, tolerance=tolerance)
+
+    return supervised_stage(run, loss, totals, scalar=True, verify=verify)

@@ -1,0 +1,103 @@
+"""The settings of a run: what all stages share, and under `options` what one stage adds."""
+
+import dataclasses
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxalign.config import check_keys, freeze, thaw
+from jaxalign.data import DataConfig
+from jaxalign.errors import ConfigError
+from jaxalign.models import ModelConfig
+from jaxalign.parallel import MeshConfig
+from jaxalign.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings(ModelConfig):
+    """The model as a config file names it: an architecture, or a finished run to start from."""
+
+    vocab_size: int = 0  # 0: the tokenizer's
+    init_from: str = ""  # a run's folder; its architecture, weights and tokenizer are taken over
+
+    def __post_init__(self) -> None:
+        """Checked once resolved: see `architecture`."""
+
+    def architecture(self, vocab_size: int) -> ModelConfig:
+        """The ModelConfig of these settings, for a tokenizer of `vocab_size` pieces."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelConfig)}
+        return ModelConfig(**values | {"vocab_size": self.vocab_size or vocab_size})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run depends on. In a config file `options` stands under the stage's own name."""
+
+    stage: str
+    options: Any
+    seed: int = 0
+    num_epochs: float = 1.0  # passes over the packed rows; ignored when num_steps is set
+    num_steps: int = 0  # optimizer steps (PPO: rollouts); 0: as num_epochs says
+    batch_size: int = 32  # rows of a step over all devices (PPO: episodes)
+    num_microbatches: int = 1  # slices of a batch whose gradients are added up before an update
+    on_nonfinite: str = "stop"  # or "skip": leave the update out, and count it
+    log_every: int = 10  # steps
+    eval_every: int = 0  # steps; 0: at the end only
+    checkpoint_every: int = 0  # steps; 0: at the end only
+    keep_checkpoints: int = 1
+    model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "num_microbatches", "log_every", "keep_checkpoints"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"config.{key}={getattr(self, key)} must be at least 1")
+        for key in ("num_steps", "eval_every", "checkpoint_every"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"config.{key}={getattr(self, key)} must be 0 or more")
+        if self.num_steps == 0 and not self.num_epochs > 0:
+            raise ConfigError(
+                f"config.num_epochs={self.num_epochs} must be positive, or set config.num_steps"
+            )
+        if self.batch_size % self.num_microbatches:
+            raise ConfigError(
+                f"config.batch_size={self.batch_size} is not divisible by "
+                f"config.num_microbatches={self.num_microbatches}"
+            )
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ConfigError(f"config.on_nonfinite={self.on_nonfinite!r} is not one of stop, skip")
+
+
+def default_config(stage: str, options: type) -> ConfigDict:
+    """A locked ConfigDict with every key of a stage at its default; `options` is its settings' dataclass."""
+    values = thaw(Config, stage=stage, options="")
+    del values["options"]
+    values[stage] = thaw(options)
+    return values.lock()
+
+
+def parse_config(values: ConfigDict, options: type) -> Config:
+    """The frozen Config of a ConfigDict whose stage has settings of the dataclass `options`.
+
+    Raises:
+      ConfigError: names the first key that does not exist, with the nearest one, or a value of a wrong type.
+    """
+    stage = values.stage
+    known = [field.name for field in dataclasses.fields(Config) if field.name != "options"] + [stage]
+    check_keys(list(values.keys()), known, "config")
+    shared = ConfigDict({key: value for key, value in values.items() if key != stage})
+    chosen = freeze(options, values[stage] if stage in values else ConfigDict(), f"config.{stage}")
+    return dataclasses.replace(freeze(_Shared, shared), options=chosen)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shared(Config):
+    options: Any = None
+
+
+def to_json(config: Any) -> str:
+    """The JSON that a checkpoint carries."""
+    return json.dumps(dataclasses.asdict(config), sort_keys=True)

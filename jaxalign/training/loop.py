@@ -1,0 +1,288 @@
+"""The one loop: batches, phases, metrics, evaluation, checkpoints, resume."""
+
+import contextlib
+import json
+import pathlib
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.errors import CheckpointError, NonFiniteError
+from jaxalign.losses.metrics import finalize
+from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer
+from jaxalign.training.flops import peak_flops, step_flops
+from jaxalign.training.metrics import MetricWriter
+from jaxalign.training.progress import Progress
+from jaxalign.training.run import TEMPLATE, Run, describe
+from jaxalign.training.stage import Stage
+from jaxalign.training.weights import MODEL, save_model
+
+SUMMARY = "summary.json"
+NONFINITE = "nonfinite"
+
+StopAt = Callable[[int, int], bool]  # (step, phase) that has just ended -> stop here?
+
+
+Probe = Callable[[int, Any], dict[str, float]]  # (step, params) -> metrics
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved and the same command goes on from there."""
+
+
+def train(
+    stage: Stage, *, stop_at: StopAt | None = None, probe: Probe | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Runs a stage to its end, from the latest checkpoint in its folder if there is one.
+
+    Leaves in the run's folder: `checkpoints/`, `metrics.jsonl` and TensorBoard files, `model/` (what other
+    stages start from) and `summary.json`.
+
+    Args:
+      stop_at: called after every phase; True saves and stops there.
+      probe: measures the trained weights at every evaluation; what it returns joins the evaluation's metrics.
+      quiet: show nothing.
+
+    Returns:
+      The summary: last training metrics, final evaluation, steps, seconds.
+
+    Raises:
+      Stopped: by `stop_at`, SIGTERM or SIGINT, once the state is saved.
+      NonFiniteError: NaN or infinity in loss or gradient, and config.on_nonfinite is "stop".
+      CheckpointError: the latest checkpoint is damaged or belongs to another model, data or reference.
+    """
+    run = stage.run
+    config = run.config
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        checkpointer = stack.enter_context(
+            Checkpointer(run.workdir / CHECKPOINTS, keep=config.keep_checkpoints)
+        )
+        loader = run.loader()
+        state, step, phase, seconds = _start(stage, checkpointer, loader)
+        writer = stack.enter_context(MetricWriter(run.workdir))
+        writer.truncate_after(step)
+        progress = stack.enter_context(Progress(run.steps, config.stage, mode="silent" if quiet else "auto"))
+        asked = stack.enter_context(_signals())
+        recorder = _Recorder(run, writer, progress)
+        began = time.monotonic() - seconds
+
+        def save() -> None:
+            position = step * len(stage.phases) + phase
+            if checkpointer.latest() == position:
+                return
+            meta = describe(run) | {
+                "step": step,
+                "phase": phase,
+                "seconds": time.monotonic() - began,
+                "loader": loader.get_state(),
+                "fingerprint": stage.fingerprint,
+            }
+            checkpointer.save(position, state, meta)
+
+        def evaluate() -> dict[str, float]:
+            values = stage.evaluate(state) if run.held_out is not None else {}
+            return values | (probe(step, stage.params(state)) if probe else {})
+
+        while step < run.steps:
+            batch = run.put(next(loader)) if phase == 0 else None
+            if step == 0 and phase == 0:
+                stage.verify(state, batch)
+            recorder.begin(batch)
+            while phase < len(stage.phases):
+                name, function = stage.phases[phase]
+                state, metrics = function(state, batch)
+                recorder.phase(name, metrics, wait=len(stage.phases) > 1)
+                phase += 1
+                if phase < len(stage.phases) and (asked or (stop_at and stop_at(step, phase))):
+                    recorder.flush(state)
+                    save()
+                    raise Stopped(f"stopped in step {step + 1}, after its {name} phase; state saved")
+            phase, step = 0, step + 1
+            recorder.end(step, state)
+            if config.eval_every and step % config.eval_every == 0 and step < run.steps:
+                recorder.flush(state)
+                writer.write(step, evaluate(), kind="eval")
+                recorder.restart_clock()
+            stop = asked or (stop_at is not None and stop_at(step, 0))
+            if stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
+                recorder.flush(state)
+                save()
+                recorder.restart_clock()
+            if stop and step < run.steps:
+                raise Stopped(f"stopped after step {step}; state saved")
+        recorder.flush(state)
+        save()
+        final = evaluate()
+        if final:
+            writer.write(step, final, kind="eval")
+    _export(stage, state)
+    summary = {
+        "stage": config.stage,
+        "steps": run.steps,
+        "seconds": round(time.monotonic() - began, 2),
+        "train": recorder.last,
+        "eval": final,
+        "data": str(run.train.report),
+    }
+    (run.workdir / SUMMARY).write_text(json.dumps(summary, indent=1))
+    return summary
+
+
+def finished(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The summary of a run that has ended, or None."""
+    path = workdir / SUMMARY
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _start(stage: Stage, checkpointer: Checkpointer, loader: Any) -> tuple[Any, int, int, float]:
+    run = stage.run
+    latest = checkpointer.latest()
+    if latest is None:
+        return stage.init(), 0, 0, 0.0
+    state, meta = checkpointer.restore(latest, stage.abstract_state)
+    now = describe(run) | {"fingerprint": stage.fingerprint}
+    for key, what in {
+        "data_fingerprint": "the training data or its tokenisation",
+        "fingerprint": "a frozen model (reference or reward)",
+    }.items():
+        if meta[key] != now[key]:
+            raise CheckpointError(
+                f"{run.workdir}: {what} is not what this run began with, so it cannot go on as it would have; "
+                f"restore it, or start in another --workdir"
+            )
+    loader.set_state(meta["loader"])
+    return state, meta["step"], meta["phase"], meta["seconds"]
+
+
+def _export(stage: Stage, state: Any) -> None:
+    run = stage.run
+    save_model(
+        run.workdir / MODEL,
+        stage.params(state),
+        run.model,
+        run.tokenizer,
+        scalar=stage.scalar,
+        meta=describe(run),
+    )
+    if run.config.data.chat_template:
+        shutil.copyfile(run.config.data.chat_template, run.workdir / MODEL / TEMPLATE)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that fills when the process is asked to end. A second Ctrl-C ends it at once."""
+    asked: list[int] = []
+    before = {}
+
+    def handle(number: int, frame: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Only the main thread may set handlers; elsewhere the caller's stay.
+        with contextlib.suppress(ValueError):
+            before[number] = signal.signal(number, handle)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Recorder:
+    """Turns metrics into log lines one step late, so that the host never waits for the step just sent."""
+
+    def __init__(self, run: Run, writer: MetricWriter, progress: Progress) -> None:
+        self.run, self.writer, self.progress = run, writer, progress
+        self.last: dict[str, float] = {}
+        self._pending: tuple | None = None
+        self._flops = peak_flops(run.mesh)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last step out of the next one's."""
+        self._clock = time.monotonic()
+
+    def begin(self, batch: Any) -> None:
+        self._metrics: dict[str, Any] = {}
+        self._times: dict[str, float] = {}
+        self._rows = None if batch is None else batch.rows
+        self._tokens = None if batch is None else batch.segment_ids
+        self._phase_clock = time.monotonic()
+
+    def phase(self, name: str, metrics: dict[str, Any], *, wait: bool) -> None:
+        self._metrics |= metrics
+        if wait:  # phases are timed apart, and a rollout has made the host wait anyway
+            jax.block_until_ready(metrics)
+            now = time.monotonic()
+            self._times[f"perf/{name}_time"] = now - self._phase_clock
+            self._phase_clock = now
+
+    def end(self, step: int, state: Any) -> None:
+        # The host runs at most one step ahead, so from dispatch to dispatch is a step's time on any backend.
+        now = time.monotonic()
+        elapsed, self._clock = now - self._clock, now
+        done = self._pending
+        self._pending = (step, self._metrics, self._times, (self._rows, self._tokens), elapsed)
+        if done is not None:
+            self._log(*done, state)
+
+    def flush(self, state: Any) -> None:
+        """Logs the step that is still waiting."""
+        if self._pending is not None:
+            done, self._pending = self._pending, None
+            self._log(*done, state)
+
+    def _log(self, step: int, metrics: dict, times: dict, given: tuple, elapsed: float, state: Any) -> None:
+        values = {name: float(x) for name, x in jax.device_get(finalize(metrics)).items()}
+        rows, segment_ids = given
+        values |= times | {"perf/step_time": elapsed}
+        if segment_ids is not None:
+            tokens = int(np.count_nonzero(_local(segment_ids))) * jax.process_count()
+            values["perf/tokens_per_second"] = tokens / elapsed
+            if self._flops:
+                flops = step_flops(self.run.model, _local(segment_ids)) * jax.process_count()
+                values["perf/mfu"] = flops / elapsed / self._flops
+        self._check_finite(step, values, rows, state)
+        self.last = values
+        self.progress.update(step, values)
+        if step % self.run.config.log_every == 0 or step in (1, self.run.steps):
+            self.writer.write(step, values, kind="train")
+
+    def _check_finite(self, step: int, values: dict[str, float], rows: Any, state: Any) -> None:
+        skipped = max(values["skipped_steps"], values.get("critic/skipped_steps", 0.0))
+        if not skipped or self.run.config.on_nonfinite == "skip":
+            return
+        records = [] if rows is None else sorted({int(r) for r in _local(rows).ravel() if r >= 0})
+        folder = self.run.workdir / NONFINITE
+        with Checkpointer(folder) as saved:
+            if saved.latest() != step:
+                saved.save(step, state, describe(self.run) | {"rows": records})
+        places = ", ".join(self.run.train.where(r) for r in records[:8]) + (
+            " ..." if len(records) > 8 else ""
+        )
+        raise NonFiniteError(
+            f"step {step}: the loss is {values.get('loss')} and the gradient norm {values.get('grad_norm')}; "
+            f"the batch held rows {records} ({places or 'of an earlier rollout'}). The state before the update is "
+            f"saved in {folder}. Lower config.optimizer.learning_rate, look at those rows, or set "
+            f"config.on_nonfinite='skip' to leave such updates out and count them"
+        )
+
+
+def _local(x: jax.Array) -> np.ndarray:
+    """This process's part of a batch array."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    return np.concatenate([np.asarray(s.data) for s in x.addressable_shards])
+
+
+def summarize(summary: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a summary worth a table: final evaluation, or else the last training metrics."""
+    return summary["eval"] or {k: v for k, v in summary["train"].items() if not k.startswith("perf/")}

@@ -1,0 +1,208 @@
+"""A run: what a config file stands for once files have been opened and sizes are known."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxalign import parallel
+from jaxalign.data import (
+    Dataset,
+    Tokenizer,
+    build_dataset,
+    eval_batches,
+    load_tokenizer,
+    make_loader,
+    train_batches,
+)
+from jaxalign.errors import ConfigError
+from jaxalign.models import ModelConfig, Params, abstract_params, init_head, init_params
+from jaxalign.training.config import Config
+from jaxalign.training.optimizer import make_optimizer, make_schedule
+from jaxalign.training.weights import SavedModel, check_vocabulary, find_model, resolve_architecture
+
+TEMPLATE = "chat_template.jinja"
+KINDS = {"pretrain": "text", "sft": "sft", "ppo": "prompt"}  # the others read preferences
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What every stage is built from."""
+
+    config: Config
+    workdir: pathlib.Path
+    mesh: Mesh
+    model: ModelConfig
+    tokenizer: Tokenizer
+    source: SavedModel | None  # config.model.init_from
+    train: Dataset
+    held_out: Dataset | None
+    steps: int
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+
+    @property
+    def rows_sharding(self) -> NamedSharding:
+        """Rows of a batch over the data axes."""
+        return parallel.batch_sharding(self.mesh)
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The same on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def put(self, batch: Any) -> Any:
+        """A batch of host arrays (this process's rows) as arrays over the mesh."""
+        make = jax.make_array_from_process_local_data
+        return jax.tree.map(lambda x: make(self.rows_sharding, np.asarray(x)), batch)
+
+    def loader(self) -> Any:
+        """The training batches, as an iterator of host arrays whose position can be saved."""
+        return make_loader(
+            self.train.rows,
+            self.config.batch_size,
+            self.config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def eval_batches(self, *, drop_remainder: bool = False) -> Iterator[Any]:
+        """Every held-out row once. With `drop_remainder`, without the last batch if it is not full."""
+        if self.held_out is None:
+            return
+        B, rows = self.config.batch_size, self.held_out.rows
+        whole = len(rows) // B
+        if drop_remainder and not whole:
+            raise ConfigError(
+                f"config.data.eval has {len(rows)} prompts, fewer than config.batch_size={B}; add prompts"
+            )
+        batches = eval_batches(rows, B, process_index=jax.process_index(), process_count=jax.process_count())
+        for number, batch in enumerate(batches):
+            if drop_remainder and number == whole:
+                return
+            yield self.put(batch)
+
+    def text_batches(self, names: str | tuple[str, ...], batch_size: int) -> Callable[[int], Any]:
+        """Batches of pretraining text by number, for a loss that mixes it in."""
+        self.check_divides("ppo.ptx_batch_size", batch_size)
+        data = dataclasses.replace(self.config.data, train=names, weights=())
+        rows = build_dataset(data, self.tokenizer, "text").rows
+        batches = train_batches(rows, batch_size, self.config.seed)
+        return lambda number: self.put(batches[number])
+
+    def prompts(self, dataset: Dataset, rows: jax.Array) -> list[Any]:
+        """The prompts, as the data has them, of a batch's `rows` [B]."""
+        return [dataset.record(int(row))["prompt"] for row in jax.device_get(rows)]
+
+    @property
+    def prompt_length(self) -> int:
+        """Slots of a left-padded prompt."""
+        return self.train.rows.row_length
+
+    def abstract_params(self, *, scalar: bool = False, model: ModelConfig | None = None) -> Params:
+        """Shapes and shardings of the model, or of a scalar model like it."""
+        return abstract_params(model or self.model, self.mesh, scalar=scalar)
+
+    def load_init(self, *, required: bool = False) -> Params:
+        """The language model in config.model.init_from.
+
+        Raises:
+          ConfigError: none is named, or it is a reward model.
+        """
+        if self.source is None:
+            raise ConfigError(
+                f"config.model.init_from is empty: the {self.config.stage} stage starts from a trained model; "
+                f"name the folder of a finished run"
+            )
+        if self.source.scalar:
+            raise ConfigError(
+                f"config.model.init_from={self.config.model.init_from!r} is a reward model; name a language model"
+            )
+        return self.source.load(self.mesh)
+
+    def init_params(self, *, scalar: bool = False) -> Params:
+        """What training starts from: the model in init_from (with a new head for a scalar one), or fresh weights."""
+        key = jax.random.key(self.config.seed)
+        layout = jax.tree.map(lambda x: x.sharding, self.abstract_params(scalar=scalar))
+        if self.source is None:
+            make = jax.jit(lambda key: init_params(key, self.model, scalar=scalar), out_shardings=layout)
+            return make(key)
+        if self.source.scalar and scalar:
+            return self.source.load(self.mesh)
+        params = self.load_init()
+        if not scalar:
+            return params
+        head = jax.device_put(init_head(jax.random.fold_in(key, 1), self.model), layout["head"])
+        return {"transformer": params, "head": head}
+
+    def check_divides(self, key: str, rows: int, parts: int = 1) -> None:
+        """Raises ConfigError unless `rows`, cut into `parts`, can be split over the mesh."""
+        if rows % parts:
+            raise ConfigError(f"config.{key}: {rows} rows cannot be cut into {parts} equal parts")
+        parallel.check_divides(self.mesh, key, rows // parts)
+
+
+def open_run(config: Config, workdir: str | pathlib.Path) -> Run:
+    """Opens model, tokenizer and data of a config; call inside `parallel.use_mesh`.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: see the parts.
+    """
+    workdir = pathlib.Path(workdir)
+    mesh = jax.sharding.get_mesh()
+    source = find_model(config.model.init_from, "config.model.init_from") if config.model.init_from else None
+    data = config.data
+    if source is not None:
+        if not data.tokenizer:
+            data = dataclasses.replace(data, tokenizer=str(source.path))
+        if not data.chat_template and (source.path / TEMPLATE).is_file():
+            data = dataclasses.replace(data, chat_template=str(source.path / TEMPLATE))
+    if not data.tokenizer:
+        raise ConfigError(
+            "config.data.tokenizer is empty: name a SentencePiece .model file or set model.init_from"
+        )
+    tokenizer = load_tokenizer(data.tokenizer)
+    model = config.model.architecture(source.config.vocab_size if source else tokenizer.vocab_size)
+    if source is not None:
+        model = resolve_architecture(model, source.config)
+    check_vocabulary(model, tokenizer, f"config.data.tokenizer={data.tokenizer!r}")
+    if model.positions == "learned" and data.max_length > model.max_length:
+        raise ConfigError(
+            f"config.data.max_length={data.max_length}: the model's position table ends at {model.max_length}"
+        )
+    config = dataclasses.replace(config, data=data)
+    kind = KINDS.get(config.stage, "preference")
+    train = build_dataset(data, tokenizer, kind)
+    held_out = build_dataset(data, tokenizer, kind, "eval") if data.eval else None
+    steps = config.num_steps or max(1, round(config.num_epochs * len(train.rows) / config.batch_size))
+    parallel.check_divides(
+        mesh, "batch_size / config.num_microbatches", config.batch_size // config.num_microbatches
+    )
+    return Run(
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        model=model,
+        tokenizer=tokenizer,
+        source=source,
+        train=train,
+        held_out=held_out,
+        steps=steps,
+        optimizer=make_optimizer(config.optimizer, steps),
+        schedule=make_schedule(config.optimizer, steps),
+    )
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """What a run's `meta` records of it."""
+    return {
+        "config": json.loads(json.dumps(dataclasses.asdict(run.config))),
+        "data_fingerprint": run.train.fingerprint,
+        "steps": run.steps,
+    }

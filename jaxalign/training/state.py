@@ -1,0 +1,108 @@
+"""What one optimizer owns, and the gradient step that every stage shares."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxalign.losses.metrics import Max, Mean, Metrics, merge
+from jaxalign.training.optimizer import opt_state_shardings
+
+Batch = Any
+LossFn = Callable[[Any, Batch], tuple[jax.Array, Metrics]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Parameters and what their optimizer remembers."""
+
+    step: jax.Array  # int32: updates tried, the skipped ones too
+    skipped: jax.Array  # int32: updates not applied because the loss or the gradient was not finite
+    params: Any
+    opt_state: Any
+
+
+def init_train_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """A fresh state around `params`."""
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(step=zero, skipped=zero, params=params, opt_state=optimizer.init(params))
+
+
+def gradients(
+    loss_fn: LossFn, params: Any, batch: Batch, num_microbatches: int = 1
+) -> tuple[jax.Array, Metrics, Any]:
+    """Loss, metrics and gradient of `batch`, computed in `num_microbatches` slices of its rows.
+
+    `loss_fn` must divide by totals of the whole batch (the losses' `normalizer`), so that slices add up to it.
+    Microbatch m takes rows m, m + M, m + 2M, ...: each device then slices its own rows.
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if num_microbatches == 1:
+        (loss, metrics), grads = grad_fn(params, batch)
+        return loss, metrics, grads
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0] // num_microbatches, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
+
+    def body(carry: tuple, part: Batch) -> tuple[tuple, Metrics]:
+        (loss, metrics), grads = grad_fn(params, part)
+        return (carry[0] + loss, jax.tree.map(jnp.add, carry[1], grads)), metrics
+
+    zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    (loss, grads), stacked = jax.lax.scan(body, zeros, jax.tree.map(split, batch))
+    return loss, merge(stacked), grads
+
+
+def apply_gradients(
+    state: TrainState,
+    loss: jax.Array,
+    grads: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    halt: bool,
+) -> tuple[TrainState, Metrics]:
+    """One optimizer update, left out when the loss or the gradient is not finite.
+
+    With `halt`, nothing is applied after the first such step either: the loop learns of it a step later, and
+    must find the parameters that produced it.
+    """
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    apply = finite & (state.skipped == 0) if halt else finite
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    keep = lambda new, old: jnp.where(apply, new, old)  # noqa: E731
+    new = TrainState(
+        step=state.step + 1,
+        skipped=state.skipped + ~finite,
+        params=jax.tree.map(keep, params, state.params),
+        opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+    )
+    one = jnp.ones((), jnp.float32)
+    skipped = Max(new.skipped.astype(jnp.float32))
+    return new, {"loss": Mean(loss, one), "grad_norm": Mean(norm, one), "skipped_steps": skipped}
+
+
+def moving_average(average: Any, params: Any, decay: float) -> Any:
+    """decay * average + (1 - decay) * params, leaf by leaf."""
+    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+
+
+def abstract_train_state(
+    abstract_params: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The ShapeDtypeStructs, with shardings, of the state around parameters that have them."""
+    shapes = jax.eval_shape(lambda params: init_train_state(params, optimizer), abstract_params)
+    param_shardings = jax.tree.map(lambda x: x.sharding, abstract_params)
+    whole = NamedSharding(mesh, PartitionSpec())
+    shardings = TrainState(
+        step=whole,
+        skipped=whole,
+        params=param_shardings,
+        opt_state=opt_state_shardings(optimizer, abstract_params, param_shardings, mesh),
+    )
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
