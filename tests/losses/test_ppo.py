@@ -81,7 +81,7 @@ def test_before_the_first_update_the_gradient_is_the_policy_gradient():
 def test_extreme_log_ratios_are_held_at_twenty(log_ratio, advantage):
     x = {"old_logp": [[0.0]], "advantages": [[advantage]], "mask": [[1.0]]}
     x = {name: np.array(value, np.float32) for name, value in x.items()}
-    loss, gradient = jax.value_and_grad(lambda logp: policy_loss(logp, **x, clip=0.2)[0])(
+    loss, gradient = jax.jit(jax.value_and_grad(lambda logp: policy_loss(logp, **x, clip=0.2)[0]))(
         np.array([[log_ratio]], np.float32)
     )
     ratio = np.exp(np.clip(log_ratio, -20, 20))
