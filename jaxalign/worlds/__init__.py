@@ -3,6 +3,7 @@
 from jaxalign.worlds.corpus import corpus
 from jaxalign.worlds.dataset import DatasetSizes, response_pair, write_dataset
 from jaxalign.worlds.judge import Judgement, judge, judge_reward
+from jaxalign.worlds.on_policy import label_pairs
 from jaxalign.worlds.preferences import (
     DEFAULT_NOISE,
     bayes_accuracy,
@@ -25,6 +26,7 @@ __all__ = [
     "demonstration",
     "judge",
     "judge_reward",
+    "label_pairs",
     "mixture",
     "preference_probability",
     "questions",
