@@ -23,7 +23,7 @@ class Cache:
 
 
 def init_cache(config: ModelConfig, batch_size: int, length: int) -> Cache:
-    """An empty cache for `length` tokens a row."""
+    """An empty cache for `length` tokens a row; writing past its end would overwrite its last slots."""
     shape = (config.num_layers, batch_size, length, config.num_kv_heads, config.head_dim)
     return Cache(
         k=jnp.zeros(shape, config.dtype),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 
 from jaxalign.errors import ConfigError
 
@@ -13,6 +14,16 @@ _CHOICES = {
     "remat": ("none", "full", "dots", "dots_no_batch"),
     "attention": ("xla",),
 }
+_COUNTS = (
+    "vocab_size",
+    "num_layers",
+    "embed_dim",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "mlp_dim",
+    "max_length",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +52,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     dtype: str = "float32"  # computation; master weights are always float32
     remat: str = (
-        "none"  # what backward recomputes: nothing, whole layers, all but matmuls, all but weight matmuls
+        "none"  # recomputed in backward: nothing; full: layers; dots, dots_no_batch: all but (weight) matmuls
     )
     attention: str = "xla"
     init_std: float = 0.02
@@ -53,21 +64,20 @@ class ModelConfig:
                 near = difflib.get_close_matches(str(value), choices, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ConfigError(f"config.model.{key}={value!r} is not one of {', '.join(choices)}{hint}")
-        for key in (
-            "vocab_size",
-            "num_layers",
-            "embed_dim",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "mlp_dim",
-        ):
+        for key in _COUNTS:
             if getattr(self, key) < 1:
                 raise ConfigError(f"config.model.{key}={getattr(self, key)} must be at least 1")
+        for key in ("norm_eps", "rope_theta", "init_std"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ConfigError(f"config.model.{key}={getattr(self, key)} must be a positive number")
         if self.num_heads % self.num_kv_heads:
+            works = [str(n) for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
             raise ConfigError(
                 f"config.model.num_heads={self.num_heads} is not a multiple of "
-                f"config.model.num_kv_heads={self.num_kv_heads}"
+                f"config.model.num_kv_heads={self.num_kv_heads}; use one of {', '.join(works)} key/value heads"
             )
         if self.positions == "rope" and self.head_dim % 2:
-            raise ConfigError(f"config.model.head_dim={self.head_dim} must be even for rotary positions")
+            raise ConfigError(
+                f"config.model.head_dim={self.head_dim} must be even for rotary positions; "
+                f"use {self.head_dim + 1}, or config.model.positions='learned'"
+            )

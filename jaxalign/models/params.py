@@ -11,9 +11,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxalign.models.cache import Cache
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.transformer import Transformer
-from jaxalign.parallel.sharding import param_shardings
+from jaxalign.parallel.sharding import check_divides, param_shardings
 
 Params = dict[str, Any]
+
+# The config key that sets the size of each logical axis which a mesh may split.
+_SIZES = {
+    "embed": "embed_dim",
+    "vocab": "vocab_size",
+    "heads": "num_heads",
+    "kv_heads": "num_kv_heads",
+    "mlp": "mlp_dim",
+}
 
 
 def hidden_states(
@@ -24,7 +33,16 @@ def hidden_states(
     segment_ids: jax.Array,
     cache: Cache | None = None,
 ) -> tuple[jax.Array, Cache | None]:
-    """Applies the transformer: int32 [B, T] each -> hidden [B, T, D] and the cache after it."""
+    """Applies the transformer: int32 [B, T] each -> hidden [B, T, D] and the cache after it.
+
+    Raises:
+      ValueError: tokens, positions and segment_ids differ in shape, which would broadcast silently.
+    """
+    if not (tokens.ndim == 2 and tokens.shape == positions.shape == segment_ids.shape):
+        raise ValueError(
+            f"tokens {tokens.shape}, positions {positions.shape} and segment_ids {segment_ids.shape} "
+            "must have the same shape [B, T]"
+        )
     return Transformer(config).apply({"params": params}, tokens, positions, segment_ids, cache)
 
 
@@ -65,7 +83,13 @@ def init_head(key: jax.Array, config: ModelConfig, *, zero: bool = False) -> Par
 
 
 def abstract_params(config: ModelConfig, mesh: Mesh, *, scalar: bool = False) -> Params:
-    """ShapeDtypeStructs with the shardings that the rules in force give each parameter on `mesh`."""
+    """ShapeDtypeStructs with the shardings that the rules in force give each parameter on `mesh`.
+
+    Raises:
+      ConfigError: a size of the model does not divide by the mesh axis that splits it.
+    """
+    for name, key in _SIZES.items():
+        check_divides(mesh, f"model.{key}", getattr(config, key), name)
     boxed = jax.eval_shape(lambda: _init_boxed(jax.random.key(0), config))
     shardings = param_shardings(boxed, mesh)
     shapes = nn.unbox(boxed)

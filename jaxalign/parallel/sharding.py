@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -74,22 +75,31 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec("batch"))
 
 
+def _mesh_axes(name: str) -> tuple[str, ...]:
+    axes = _rules.get()[name]
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
 def batch_shards(mesh: Mesh) -> int:
     """How many pieces the rows of a batch are split into."""
-    axes = _rules.get()["batch"]
-    size = 1
-    for axis in (axes,) if isinstance(axes, str) else axes or ():
-        size *= mesh.shape[axis]
-    return size
+    return math.prod(mesh.shape[axis] for axis in _mesh_axes("batch"))
 
 
-def check_divides(mesh: Mesh, key: str, value: int) -> None:
-    """Raises ConfigError unless `value` rows can be split evenly over the mesh."""
-    shards = batch_shards(mesh)
+def check_divides(mesh: Mesh, key: str, value: int, name: str = "batch") -> None:
+    """Checks that config `key`, the size of a dimension with logical name `name`, splits evenly over the mesh.
+
+    Raises:
+      ConfigError: it does not; the message names sizes that would.
+    """
+    axes = [axis for axis in _mesh_axes(name) if mesh.shape[axis] > 1]
+    shards = math.prod(mesh.shape[axis] for axis in axes)
     if value % shards:
-        sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
-        up, down = -(-value // shards) * shards, value // shards * shards
+        sizes = " * ".join(f"config.mesh.{axis}={mesh.shape[axis]}" for axis in axes)
+        down, up = value // shards * shards, -(-value // shards) * shards
+        common = math.gcd(value, shards)
+        smaller = (
+            f"config.mesh.{axes[0]}={common}" if len(axes) == 1 else f"mesh axes whose product is {common}"
+        )
         raise ConfigError(
-            f"config.{key}={value} is not divisible by the {shards} batch shards of the mesh ({sizes}); "
-            f"use {f'{down} or ' if down else ''}{up}, or a smaller config.mesh.data"
+            f"config.{key}={value} is not divisible by {sizes}; use {f'{down} or ' if down else ''}{up}, or {smaller}"
         )

@@ -56,7 +56,7 @@ class Completions:
     tokens: jax.Array  # [B, N] int32, 0 after the end
     mask: jax.Array  # [B, N] float32, 1 for sampled tokens
     logp: jax.Array  # [B, N] float32 at the sampling temperature, over the whole vocabulary
-    stopped: jax.Array  # [B] bool: ended by a stop token, not by the length
+    stopped: jax.Array  # [B] bool: ended by a stop token, or never begun because the prompt row is empty
 
 
 def truncate_logits(logits: jax.Array, sampling: SamplingConfig) -> jax.Array:
@@ -88,6 +88,20 @@ def _choose(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -> tup
     return token, jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0]
 
 
+def _check_request(config: ModelConfig, P: int, N: int, stop_ids: tuple[int, ...]) -> None:
+    if config.positions == "learned" and P + N > config.max_length:
+        raise ConfigError(
+            f"config.sampling.max_new_tokens={N} after {P} prompt slots needs {P + N} positions, but the model's "
+            f"table ends at config.model.max_length={config.max_length}; make the two sum to at most that"
+        )
+    for stop in stop_ids:
+        if not 0 <= stop < config.vocab_size:
+            raise ConfigError(
+                f"stop id {stop} is not in the vocabulary of config.model.vocab_size={config.vocab_size}; "
+                f"use ids from 0 to {config.vocab_size - 1}"
+            )
+
+
 @functools.partial(jax.jit, static_argnames=("config", "sampling", "stop_ids"))
 def generate(
     params: Params,
@@ -110,9 +124,13 @@ def generate(
       tokens, positions, segment_ids: int32 [B, P], padded on the left: segment 1, or 0 for padding.
       stop_ids: token ids that end a completion.
       rows: int32 [B]; 0..B-1 when None.
+
+    Raises:
+      ConfigError: the position table ends before P + N, or a stop id is not in the vocabulary.
     """
     B, P = tokens.shape
     N = sampling.max_new_tokens
+    _check_request(config, P, N, stop_ids)
     head = unembedding(params, config)
     stops = jnp.array(stop_ids, jnp.int32)
     rows = jnp.arange(B, dtype=jnp.int32) if rows is None else rows
@@ -133,7 +151,7 @@ def generate(
         tokens=jnp.zeros((B, N), jnp.int32),
         mask=jnp.zeros((B, N), jnp.float32),
         logp=jnp.zeros((B, N), jnp.float32),
-        stopped=jnp.zeros((B,), bool),
+        stopped=~jnp.any(segment_ids > 0, axis=1),
     )
 
     def more(carry: tuple) -> jax.Array:

@@ -70,7 +70,7 @@ def apply_gradients(
     With `halt`, nothing is applied after the first such step either: the loop learns of it a step later, and
     must find the parameters that produced it.
     """
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     apply = finite & (state.skipped == 0) if halt else finite
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

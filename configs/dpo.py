@@ -1,0 +1,30 @@
+"""Direct preference optimisation from the SFT model, on pairs of its own answers, in the HHH world.
+
+    jaxalign quickstart        # once: writes the data and trains the model to start from
+    jaxalign train --config=configs/dpo.py --workdir=runs/dpo
+
+On your own data: `--config.data.train=FILE.jsonl --config.model.init_from=RUN`, rows as for configs/reward.py. Losses:
+`--config.dpo.variant=sigmoid|robust|hinge|ipo|ipo_mean`; see jaxalign/losses/dpo.py.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxalign.stages import default_config
+
+
+def get_config(root: str = "") -> ConfigDict:
+    """`root` is the folder of a quickstart; `quickstart` when empty."""
+    root = root or "quickstart"
+    config = default_config("dpo")
+    config.model.init_from = f"{root}/sft"
+    config.data.train = f"{root}/data/preference_on_policy.jsonl"
+    config.data.eval = f"{root}/data/preference_held_out.jsonl"
+    config.data.max_length = 96
+    config.data.row_length = 192
+    config.num_steps = 120
+    config.batch_size = 16
+    config.optimizer.learning_rate = 3e-4
+    config.optimizer.warmup_steps = 10
+    config.dpo.beta = 0.1
+    config.log_every = 10
+    return config

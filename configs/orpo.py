@@ -1,0 +1,29 @@
+"""ORPO from the pretrained model: demonstrations and preferences in one stage, in the HHH world.
+
+    jaxalign quickstart        # once: writes the data and trains the model to start from
+    jaxalign train --config=configs/orpo.py --workdir=runs/orpo
+
+On your own data: `--config.data.train=FILE.jsonl --config.model.init_from=RUN`, rows as for configs/reward.py.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxalign.stages import default_config
+
+
+def get_config(root: str = "") -> ConfigDict:
+    """`root` is the folder of a quickstart; `quickstart` when empty."""
+    root = root or "quickstart"
+    config = default_config("orpo")
+    config.model.init_from = f"{root}/pretrain"
+    config.data.train = f"{root}/data/preference.jsonl"
+    config.data.eval = f"{root}/data/preference_held_out.jsonl"
+    config.data.max_length = 96
+    config.data.row_length = 192
+    config.num_steps = 250
+    config.batch_size = 16
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 20
+    config.orpo.coef = 0.5
+    config.log_every = 10
+    return config

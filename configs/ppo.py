@@ -1,0 +1,36 @@
+"""PPO from the SFT model against the trained reward model, in the HHH world.
+
+    jaxalign quickstart        # once: writes the data and trains the models to start from
+    jaxalign train --config=configs/ppo.py --workdir=runs/ppo
+
+On your own data: `--config.data.train=FILE.jsonl --config.model.init_from=RUN`, rows {"prompt": ...}, and a reward:
+`--config.ppo.reward_model=RUN`, or any Python function f(prompt, completion) -> float with
+`--config.ppo.reward_model= --config.ppo.reward_function=module:function --config.ppo.critic_init=policy`.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxalign.stages import default_config
+
+
+def get_config(root: str = "") -> ConfigDict:
+    """`root` is the folder of a quickstart; `quickstart` when empty."""
+    root = root or "quickstart"
+    config = default_config("ppo")
+    config.model.init_from = f"{root}/sft"
+    config.ppo.reward_model = f"{root}/reward"
+    config.ppo.critic_init = "reward"
+    config.data.train = f"{root}/data/prompts.jsonl"
+    config.data.max_length = 48  # of a prompt
+    config.ppo.sampling.max_new_tokens = 32
+    config.num_steps = 60
+    config.batch_size = 64
+    config.ppo.ppo_epochs = 2
+    config.ppo.num_minibatches = 2
+    config.ppo.kl_coef = 0.05
+    config.ppo.missing_eos_penalty = 1.0
+    config.optimizer.learning_rate = 3e-4
+    config.optimizer.schedule = "linear"
+    config.ppo.critic_learning_rate = 1e-3
+    config.log_every = 2
+    return config

@@ -1,0 +1,30 @@
+"""A reward model on noisy preferences in the HHH world.
+
+    jaxalign quickstart        # once: writes the data and trains the model to start from
+    jaxalign train --config=configs/reward.py --workdir=runs/reward
+
+On your own data: `--config.data.train=FILE.jsonl --config.model.init_from=RUN`, rows {"prompt", "chosen", "rejected"}
+as text or messages, with an optional "margin"; or {"prompt", "responses": [...], "scores": [...]} for K ranked ones.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxalign.stages import default_config
+
+
+def get_config(root: str = "") -> ConfigDict:
+    """`root` is the folder of a quickstart; `quickstart` when empty."""
+    root = root or "quickstart"
+    config = default_config("reward")
+    config.model.init_from = f"{root}/sft"
+    config.data.train = f"{root}/data/preference.jsonl"
+    config.data.eval = f"{root}/data/preference_held_out.jsonl"
+    config.data.max_length = 96
+    config.data.row_length = 192
+    config.num_steps = 150
+    config.batch_size = 16
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.warmup_steps = 10
+    config.reward.centering = 0.01
+    config.log_every = 10
+    return config

@@ -1,0 +1,29 @@
+"""Supervised fine-tuning on demonstrations of mixed quality in the HHH world.
+
+    jaxalign quickstart        # once: writes the data and trains the model to start from
+    jaxalign train --config=configs/sft.py --workdir=runs/sft
+
+On your own data: `--config.data.train=FILE.jsonl --config.model.init_from=RUN`, rows {"messages": [{"role", "content"},
+...]} (loss on every assistant turn) or {"prompt": ..., "completion": ...} (loss on the completion).
+"""
+
+from ml_collections import ConfigDict
+
+from jaxalign.stages import default_config
+
+
+def get_config(root: str = "") -> ConfigDict:
+    """`root` is the folder of a quickstart; `quickstart` when empty."""
+    root = root or "quickstart"
+    config = default_config("sft")
+    config.model.init_from = f"{root}/pretrain"
+    config.data.train = f"{root}/data/sft.jsonl"
+    config.data.eval = f"{root}/data/sft_held_out.jsonl"
+    config.data.max_length = 96
+    config.data.row_length = 96
+    config.num_steps = 200
+    config.batch_size = 32
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 10
+    config.log_every = 10
+    return config

@@ -1,0 +1,263 @@
+"""From nothing to three aligned models and a report: every stage, in the HHH world, in one workdir.
+
+    data/ ─► pretrain/ ─► sft/ ─┬─► reward/ ─► ppo/
+                 │              └─► dpo/     (pairs of the SFT model's own answers)
+                 └────────────────► orpo/
+
+Every part leaves files and is skipped when they are there: an interrupted quickstart goes on where it stopped.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from jaxalign import parallel
+from jaxalign.config import load_config
+from jaxalign.data import train_sentencepiece
+from jaxalign.errors import ConfigError
+from jaxalign.evaluation import win_rate
+from jaxalign.models import count_params
+from jaxalign.quickstart.evaluate import Examiner, make_examiner, measure_reward_model
+from jaxalign.quickstart.report import print_results, write_report
+from jaxalign.sampling.generate import SamplingConfig
+from jaxalign.stages import parse_config, train
+from jaxalign.training.loop import finished
+from jaxalign.training.metrics import FILE_NAME, read_metrics
+from jaxalign.training.weights import find_model
+from jaxalign.worlds import DEFAULT_NOISE, DatasetSizes, World, judge, label_pairs, write_dataset
+
+STAGES = ("pretrain", "sft", "reward", "ppo", "dpo", "orpo")
+CURVES = {
+    "pretrain": "loss",
+    "sft": "loss",
+    "reward": "accuracy",
+    "ppo": "objective/scores",
+    "dpo": "rewards/margins",
+    "orpo": "log_odds_chosen",
+}
+MODELS = {"pretrained": "pretrain", "sft": "sft", "ppo": "ppo", "dpo": "dpo", "orpo": "orpo"}
+PROMPT_SLOTS = 48
+SAMPLING = SamplingConfig(max_new_tokens=32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much of everything."""
+
+    sizes: DatasetSizes
+    vocab_size: int = 768
+    on_policy_prompts: int = 3_000  # each answered twice by the SFT model
+    questions: int = 400  # held-out questions that every model answers
+    probe_questions: int = 128  # those answered in the middle of training
+    probes: int = 5  # points of the frontier
+    steps: float = 1.0  # of the config files' num_steps
+
+
+FULL = Scale(DatasetSizes())
+FAST = Scale(
+    DatasetSizes(1_500, 60, 200, 40, 200, 60, 128, 64), on_policy_prompts=64, questions=64, probe_questions=64,
+    probes=1, steps=0.02,
+)  # fmt: skip
+
+
+def quickstart(
+    workdir: str | pathlib.Path, *, fast: bool = False, seed: int = 0, console: Console | None = None
+) -> dict[str, Any]:
+    """Runs what is missing in `workdir`, writes results.json and report.html there, and prints the table.
+
+    Args:
+      fast: a smoke version under a minute; its numbers mean nothing.
+      seed: of the world, the data, the weights and the sampling.
+
+    Returns:
+      The results; quickstart/report.py says what is in them.
+
+    Raises:
+      ConfigError: `workdir` holds a quickstart with another seed or size.
+    """
+    root, console = pathlib.Path(workdir), console or Console()
+    scale = FAST if fast else FULL
+    root.mkdir(parents=True, exist_ok=True)
+    _claim(root, {"fast": fast, "seed": seed})
+    clock = _Clock(root / "seconds.json", console)
+    world = World(seed=seed)
+
+    with clock.part("data", "a world, its corpus, demonstrations, preferences and questions"):
+        if not (root / "data/world.json").is_file():
+            write_dataset(world, root / "data", sizes=scale.sizes, seed=seed)
+    with clock.part("tokenizer", "SentencePiece on the corpus and the demonstrations"):
+        if not (root / "data/tokenizer.model").is_file():
+            train_sentencepiece(_texts(root / "data"), root / "data/tokenizer.model", scale.vocab_size)
+
+    devices = jax.devices()[:1]
+    mesh = parallel.make_mesh(parallel.MeshConfig(), devices)
+    with parallel.use_mesh(mesh):
+        examiner: Examiner | None = None
+        for stage in STAGES:
+            if stage in ("ppo", "dpo", "orpo") and examiner is None:
+                take = scale.probe_questions
+                examiner = make_examiner(root, world, SAMPLING, take=take, prompt_slots=PROMPT_SLOTS)
+            if stage == "dpo":
+                with clock.part(
+                    "pairs", "two answers of the SFT model to each prompt, compared by the judge"
+                ):
+                    _write_on_policy_pairs(root, world, scale, seed)
+            with clock.part(stage, _describe(stage)):
+                if finished(root / stage) is None:
+                    values = stage_config(stage, root, scale, seed)
+                    probe = examiner.probe if stage in ("ppo", "dpo", "orpo") else None
+                    train(parse_config(values), root / stage, devices=devices, probe=probe)
+        with clock.part("evaluation", f"{scale.questions} held-out questions to every model"):
+            results = _measure(root, world, scale)
+    results |= {"seed": seed, "fast": fast, "seconds": clock.seconds()}
+    (root / "results.json").write_text(json.dumps(results, indent=1))
+    write_report(results, root / "report.html")
+    print_results(results, console)
+    console.print(f"The report: {root / 'report.html'}")
+    return results
+
+
+def stage_config(stage: str, root: pathlib.Path, scale: Scale, seed: int) -> ConfigDict:
+    """The config file of a stage, for this folder, seed and scale."""
+    config = load_config(stage, str(root))
+    config.seed = seed
+    full = config.num_steps
+    config.num_steps = max(4, round(full * scale.steps))
+    config.optimizer.warmup_steps = round(config.optimizer.warmup_steps * config.num_steps / full)
+    config.log_every = max(1, config.num_steps // 40)
+    if stage in ("ppo", "dpo", "orpo"):
+        config.eval_every = max(1, config.num_steps // scale.probes)
+    return config
+
+
+def _claim(root: pathlib.Path, settings: dict[str, Any]) -> None:
+    path = root / "quickstart.json"
+    if not path.is_file():
+        path.write_text(json.dumps(settings))
+    elif (found := json.loads(path.read_text())) != settings:
+        raise ConfigError(
+            f"--workdir={root} holds a quickstart with {found}, not {settings}; use another --workdir, or delete it"
+        )
+
+
+def _texts(data: pathlib.Path) -> Iterator[str]:
+    for line in (data / "corpus.jsonl").open(encoding="utf-8"):
+        yield json.loads(line)["text"]
+    for line in (data / "sft.jsonl").open(encoding="utf-8"):
+        yield from (message["content"] for message in json.loads(line)["messages"])
+
+
+def _describe(stage: str) -> str:
+    return {
+        "pretrain": "next-token prediction on the corpus",
+        "sft": "imitation of demonstrators, good and bad",
+        "reward": "a reward model on noisy preferences",
+        "ppo": "reinforcement learning against the reward model",
+        "dpo": "preference pairs, no reward model",
+        "orpo": "preference pairs from the pretrained model, no SFT",
+    }[stage]
+
+
+def _write_on_policy_pairs(root: pathlib.Path, world: World, scale: Scale, seed: int) -> None:
+    path = root / "data/preference_on_policy.jsonl"
+    if path.is_file():
+        return
+    take = scale.on_policy_prompts
+    examiner = make_examiner(
+        root, world, SAMPLING, take=take, prompt_slots=PROMPT_SLOTS, questions="prompts.jsonl"
+    )
+    params = examiner.reference_params
+    answers = [examiner.answers(params, seed=2 * seed + 1 + side).texts for side in range(2)]
+    scores = [
+        [judge(world, p, text).score for p, text in zip(examiner.prompts, texts, strict=True)]
+        for texts in answers
+    ]
+    rows, without = label_pairs(examiner.prompts, tuple(answers), tuple(scores), seed=seed)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    temporary.rename(path)
+    Console().print(f"  {len(rows)} pairs; {without} prompts gave none (equal or empty answers)")
+
+
+def _measure(root: pathlib.Path, world: World, scale: Scale) -> dict[str, Any]:
+    examiner = make_examiner(root, world, SAMPLING, take=scale.questions, prompt_slots=PROMPT_SLOTS)
+    measured = {}
+    for name, stage in MODELS.items():
+        params = find_model(str(root / stage), stage).load(jax.sharding.get_mesh())
+        measured[name] = examiner.measure(params)
+    base = measured["sft"]["scores"]
+    models = {
+        name: {
+            **{key: value for key, value in m.items() if key not in ("scores", "texts")},
+            "win_rate": None if name == "sft" else win_rate(m["scores"], base),
+        }
+        for name, m in measured.items()
+    }
+    return {
+        "parameters": count_params(examiner.reference_params),
+        "vocabulary": examiner.reference.config.vocab_size,
+        "questions": len(base),
+        "models": models,
+        "reward_model": measure_reward_model(root, DEFAULT_NOISE, take=0),
+        "frontier": {stage: _frontier(root / stage, measured["sft"]) for stage in ("ppo", "dpo", "orpo")},
+        "curves": {stage: _curve(root / stage, name) for stage, name in CURVES.items()},
+        "examples": _examples(examiner, measured),
+    }
+
+
+def _frontier(folder: pathlib.Path, sft: dict[str, Any]) -> list[dict[str, float]]:
+    points = [
+        {"step": line["step"], "kl": line["values"]["judge/kl"], "score": line["values"]["judge/score"]}
+        for line in read_metrics(folder / FILE_NAME)
+        if line["kind"] == "eval"
+    ]
+    start = [] if folder.name == "orpo" else [{"step": 0, "kl": 0.0, "score": sft["score"][0]}]
+    return start + points
+
+
+def _curve(folder: pathlib.Path, name: str) -> dict[str, Any]:
+    lines = [line for line in read_metrics(folder / FILE_NAME) if line["kind"] == "train"]
+    return {"name": name, "points": [[line["step"], line["values"][name]] for line in lines]}
+
+
+def _examples(examiner: Examiner, measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """The first held-out question of every kind, with every model's answer."""
+    seen: dict[str, dict[str, Any]] = {}
+    for i, prompt in enumerate(examiner.prompts):
+        kind = examiner.questions.record(i)["kind"]
+        if kind not in seen:
+            answers = {name: {"text": m["texts"][i], "score": m["scores"][i]} for name, m in measured.items()}
+            seen[kind] = {"kind": kind, "prompt": prompt, "answers": answers}
+    return [seen[kind] for kind in sorted(seen)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clock:
+    """Says what is being done, and adds up how long each part took over all attempts."""
+
+    path: pathlib.Path
+    console: Console
+
+    def seconds(self) -> dict[str, float]:
+        times = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        return times | {"total": round(sum(times.values()), 1)}
+
+    @contextlib.contextmanager
+    def part(self, name: str, what: str) -> Iterator[None]:
+        self.console.rule(f"[bold]{name}[/]  {what}", align="left")
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            times = self.seconds()
+            del times["total"]
+            times[name] = round(times.get(name, 0.0) + time.monotonic() - began, 1)
+            self.path.write_text(json.dumps(times))

@@ -1,0 +1,126 @@
+"""Answers to a whole set of prompts, and what models say of them."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxalign.data import Dataset, PromptBatch, Tokenizer, eval_batches
+from jaxalign.models import ModelConfig, Params
+from jaxalign.parallel import batch_sharding
+from jaxalign.sampling.generate import SamplingConfig, generate, join
+from jaxalign.sampling.scoring import exact_kl, segment_rewards
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """N answers, in the order of the prompts. Arrays are NumPy, T = prompt slots + new tokens."""
+
+    texts: list[str]
+    stopped: np.ndarray  # [N] bool: ended by a stop token
+    tokens: np.ndarray  # [N, T] int32, prompt and answer
+    positions: np.ndarray  # [N, T] int32
+    segment_ids: np.ndarray  # [N, T] int32
+    mask: np.ndarray  # [N, T] float32, 1 on the answer
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[N] tokens of each answer, the stop token among them."""
+        return self.mask.sum(1)
+
+
+def answer(
+    params: Params,
+    config: ModelConfig,
+    prompts: Dataset,
+    tokenizer: Tokenizer,
+    *,
+    sampling: SamplingConfig,
+    key: jax.Array,
+    batch_size: int,
+) -> Answers:
+    """Samples one answer to every prompt of a dataset of kind "prompt".
+
+    An answer depends on `key` and the prompt's place in the data, not on `batch_size`. Empty rows fill the last
+    batch, so that all batches have one shape and compile once.
+    """
+    mesh = jax.sharding.get_mesh()
+    parts = []
+    for number, batch in enumerate(eval_batches(prompts.rows, batch_size)):
+        batch: PromptBatch = jax.device_put(batch, batch_sharding(mesh))
+        rows = jnp.arange(batch_size, dtype=jnp.int32) + number * batch_size
+        completions = generate(
+            params,
+            config,
+            batch.tokens,
+            batch.positions,
+            batch.segment_ids,
+            key,
+            sampling=sampling,
+            stop_ids=tokenizer.eos_ids,
+            rows=rows,
+        )
+        joined = join(batch.tokens, batch.positions, batch.segment_ids, completions)
+        parts.append(jax.device_get((*joined, completions.stopped)))
+    count = len(prompts.rows)
+    tokens, positions, segment_ids, mask, stopped = (
+        np.concatenate(x)[:count] for x in zip(*parts, strict=True)
+    )
+    texts = [
+        tokenizer.decode(int(i) for i in ids[live > 0] if i not in tokenizer.eos_ids)
+        for ids, live in zip(tokens, mask, strict=True)
+    ]
+    return Answers(texts, stopped, tokens, positions, segment_ids, mask)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "temperature"))
+def _kl(params, reference, config, tokens, positions, segment_ids, mask, temperature):
+    kl = exact_kl(params, reference, config, tokens, positions, segment_ids, temperature=temperature)
+    return jnp.sum(kl * mask, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _rewards(params, config, tokens, positions, segment_ids):
+    return segment_rewards(params, config, tokens, positions, segment_ids, 1)[:, 0]
+
+
+def sequence_kl(
+    params: Params,
+    reference: Params,
+    config: ModelConfig,
+    answers: Answers,
+    *,
+    batch_size: int,
+    temperature: float = 1.0,
+) -> np.ndarray:
+    """KL(policy || reference) along each answer that the policy sampled, in nats: float32 [N].
+
+    The sum over the answer's positions of the KL of the whole next-token distribution: its mean over answers
+    estimates the KL of the two distributions of sequences without bias, with less noise than log-ratios.
+    """
+    parts = [
+        _kl(params, reference, config, *batch, temperature=temperature)
+        for batch in _batches(answers, batch_size)
+    ]
+    return np.concatenate(jax.device_get(parts))[: len(answers.texts)]
+
+
+def reward_scores(params: Params, config: ModelConfig, answers: Answers, *, batch_size: int) -> np.ndarray:
+    """A reward model's score of each answer: float32 [N]."""
+    parts = [_rewards(params, config, *batch[:3]) for batch in _batches(answers, batch_size)]
+    return np.concatenate(jax.device_get(parts))[: len(answers.texts)]
+
+
+def _batches(answers: Answers, batch_size: int) -> Iterator[tuple]:
+    """Answers in batches of one shape, the last one filled up with empty rows."""
+    mesh = jax.sharding.get_mesh()
+    arrays = (answers.tokens, answers.positions, answers.segment_ids, answers.mask)
+    layout = batch_sharding(mesh) if mesh.size > 1 else NamedSharding(mesh, PartitionSpec())
+    for start in range(0, len(answers.texts), batch_size):
+        part = [x[start : start + batch_size] for x in arrays]
+        missing = batch_size - len(part[0])
+        yield tuple(jax.device_put(np.pad(x, ((0, missing), (0, 0))), layout) for x in part)
