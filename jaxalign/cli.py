@@ -12,6 +12,12 @@ USAGE = """usage: jaxalign VERB ...
   train --config=FILE[:ARG] --workdir=DIR [--config.KEY=VALUE ...]
       Run one stage. Goes on from the latest checkpoint in DIR. Config files: configs/*.py.
 
+  evaluate --model=RUN --prompts=FILE --reward=MODULE:FUNCTION [--reference=RUN] [--take=N] [--out=FILE.jsonl]
+      Sample an answer to every prompt; print mean reward, KL from and perplexity under the reference, length.
+
+  tokenizer --data=FILE --out=FILE.model [--vocab=N] [--type=bpe|unigram]
+      Train a SentencePiece tokenizer on rows {"text": ...}.
+
   version
 """
 
@@ -20,7 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 0, 1 for a deliberate error, 2 for bad usage, 75 when stopped by a signal."""
     argv = sys.argv[1:] if argv is None else argv
     verb, rest = (argv[0], argv[1:]) if argv else ("help", [])
-    verbs = {"quickstart": _quickstart, "train": _train, "version": _version}
+    verbs = {
+        "quickstart": _quickstart,
+        "train": _train,
+        "evaluate": _evaluate,
+        "tokenizer": _tokenizer,
+        "version": _version,
+    }
     if verb in ("help", "-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
@@ -66,6 +78,48 @@ def _train(argv: list[str]) -> None:
         [{"metric": name, "value": f"{x:.6g}"} for name, x in summarize(summary).items()],
         title=f"{summary['stage']}: {summary['steps']} steps in {summary['seconds']} s",
     )
+
+
+def _evaluate(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("jaxalign evaluate")
+    parser.add_argument("--model", required=True, help="folder of a finished run")
+    parser.add_argument("--prompts", required=True, help="rows with a field prompt, text or messages")
+    parser.add_argument("--reward", required=True, help="module:function, called as f(prompt, completion)")
+    parser.add_argument(
+        "--reference", help="folder of the run to measure KL and perplexity by (default: --model)"
+    )
+    parser.add_argument("--take", type=int, default=0, help="only the first N prompts")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument(
+        "--prompt-slots", type=int, default=64, help="tokens of the longest prompt; longer: left out"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", help="write the answers here, JSONL")
+    args = parser.parse_args(argv)
+    from jaxalign.commands import evaluate_run, report_lines, write_answers
+
+    measured = evaluate_run(args)
+    for line in report_lines(measured):
+        print(line)
+    if args.out:
+        write_answers(measured, args.out)
+
+
+def _tokenizer(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("jaxalign tokenizer")
+    parser.add_argument("--data", required=True, help="rows with a field text")
+    parser.add_argument("--out", required=True, help="the .model file to write")
+    parser.add_argument("--vocab", type=int, default=4096)
+    parser.add_argument("--type", choices=("bpe", "unigram"), default="bpe")
+    args = parser.parse_args(argv)
+    from jaxalign.data import read_records, train_sentencepiece
+    from jaxalign.data.records import parse_record
+
+    records = read_records(args.data)
+    texts = (parse_record(row, "text", records.where(i)).text for i, row in enumerate(records))
+    tokenizer = train_sentencepiece(texts, args.out, args.vocab, args.type)
+    print(f"{args.out}: {tokenizer.vocab_size} pieces")
 
 
 def _version(argv: list[str]) -> None:

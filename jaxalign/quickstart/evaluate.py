@@ -1,8 +1,10 @@
 """What the quickstart measures of each model, on held-out questions."""
 
 import dataclasses
+import functools
 import pathlib
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,10 +34,15 @@ class Examiner:
     sampling: SamplingConfig
     batch_size: int
 
+    @functools.cached_property
+    def records(self) -> list[Mapping[str, Any]]:
+        """The questions that fit into the prompt slots, with all their fields."""
+        return [self.questions.record(item.row) for item in self.questions.rows.items]
+
     @property
     def prompts(self) -> list[list[dict[str, str]]]:
         """The questions as messages."""
-        return [self.questions.record(i)["prompt"] for i in range(len(self.questions.rows))]
+        return [record["prompt"] for record in self.records]
 
     def answers(self, params: Params, seed: int = 0) -> Answers:
         """One sampled answer to every question."""
@@ -69,8 +76,8 @@ class Examiner:
         answers = self.answers(params)
         judged = self.judgements(answers)
         by_kind = defaultdict(list)
-        for i, judgement in enumerate(judged):
-            by_kind[self.questions.record(i)["kind"]].append(judgement.score)
+        for record, judgement in zip(self.records, judged, strict=True):
+            by_kind[record["kind"]].append(judgement.score)
         model, B = self.reference.config, self.batch_size
         return {
             "loss": mean_nll(params, model, self.demonstrations, batch_size=B),

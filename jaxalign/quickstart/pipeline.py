@@ -231,11 +231,11 @@ def _curve(folder: pathlib.Path, name: str) -> dict[str, Any]:
 def _examples(examiner: Examiner, measured: dict[str, Any]) -> list[dict[str, Any]]:
     """The first held-out question of every kind, with every model's answer."""
     seen: dict[str, dict[str, Any]] = {}
-    for i, prompt in enumerate(examiner.prompts):
-        kind = examiner.questions.record(i)["kind"]
+    for i, record in enumerate(examiner.records):
+        kind = record["kind"]
         if kind not in seen:
             answers = {name: {"text": m["texts"][i], "score": m["scores"][i]} for name, m in measured.items()}
-            seen[kind] = {"kind": kind, "prompt": prompt, "answers": answers}
+            seen[kind] = {"kind": kind, "prompt": record["prompt"], "answers": answers}
     return [seen[kind] for kind in sorted(seen)]
 
 

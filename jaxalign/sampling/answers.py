@@ -13,7 +13,7 @@ from jaxalign.data import Dataset, PromptBatch, Tokenizer, eval_batches
 from jaxalign.models import ModelConfig, Params
 from jaxalign.parallel import batch_sharding
 from jaxalign.sampling.generate import SamplingConfig, generate, join
-from jaxalign.sampling.scoring import exact_kl, segment_rewards
+from jaxalign.sampling.scoring import exact_kl, score_tokens, segment_rewards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +84,11 @@ def _kl(params, reference, config, tokens, positions, segment_ids, mask, tempera
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
+def _nll(params, config, tokens, positions, segment_ids, mask):
+    return -jnp.sum(score_tokens(params, config, tokens, positions, segment_ids).logp * mask, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
 def _rewards(params, config, tokens, positions, segment_ids):
     return segment_rewards(params, config, tokens, positions, segment_ids, 1)[:, 0]
 
@@ -106,6 +111,12 @@ def sequence_kl(
         _kl(params, reference, config, *batch, temperature=temperature)
         for batch in _batches(answers, batch_size)
     ]
+    return np.concatenate(jax.device_get(parts))[: len(answers.texts)]
+
+
+def sequence_nll(params: Params, config: ModelConfig, answers: Answers, *, batch_size: int) -> np.ndarray:
+    """-log p(answer | prompt) of each answer under a language model, in nats: float32 [N]."""
+    parts = [_nll(params, config, *batch) for batch in _batches(answers, batch_size)]
     return np.concatenate(jax.device_get(parts))[: len(answers.texts)]
 
 

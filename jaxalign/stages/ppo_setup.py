@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxalign.errors import ConfigError
+from jaxalign.evaluation.rewards import RewardFunction, import_reward_function
 from jaxalign.models import ModelConfig, Params, init_head
-from jaxalign.stages.rollout import RewardFunction, import_reward_function
 from jaxalign.training.optimizer import make_optimizer, make_schedule
 from jaxalign.training.run import Run
 from jaxalign.training.state import TrainState, abstract_train_state, init_train_state
@@ -82,7 +82,9 @@ def load_models(run: Run, options: Any) -> PPOModels:
         reference=reference,
         reward=reward,
         reward_config=found.config if found else None,
-        reward_function=None if found else import_reward_function(options.reward_function),
+        reward_function=None
+        if found
+        else import_reward_function(options.reward_function, "config.ppo.reward_function"),
         critic_config=critic_config,
         optimizer=optimizer,
         critic_optimizer=critic_optimizer,

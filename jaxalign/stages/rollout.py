@@ -3,9 +3,7 @@
 Shapes: E episodes, P prompt slots, N new tokens, T = P + N.
 """
 
-import importlib
 import math
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -14,15 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data import PromptBatch, Tokenizer
-from jaxalign.errors import ConfigError, RewardError
+from jaxalign.errors import RewardError
+from jaxalign.evaluation.rewards import RewardFunction
 from jaxalign.losses import running_moments
 from jaxalign.losses.advantages import gae, kl_estimate, shape_scores, token_rewards, whiten
 from jaxalign.losses.metrics import Max, Mean, Metrics, masked_mean
 from jaxalign.models import ModelConfig, Params
 from jaxalign.sampling.generate import Completions, join
 from jaxalign.sampling.scoring import exact_kl, score_tokens, segment_rewards, token_values
-
-RewardFunction = Callable[[Any, str], float]
 
 
 @flax.struct.dataclass
@@ -37,27 +34,6 @@ class Rollout:
     old_values: jax.Array  # float32, on the critic's own scale
     advantages: jax.Array  # float32
     returns: jax.Array  # float32, on the critic's own scale
-
-
-def import_reward_function(name: str) -> RewardFunction:
-    """The callable that `module:function` names.
-
-    Raises:
-      ConfigError: not of that form, or not importable.
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        function = importlib.import_module(module)
-        for part in attribute.split("."):
-            function = getattr(function, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"config.ppo.reward_function={name!r} cannot be imported ({error}); write module:function, "
-            f"with the module on PYTHONPATH"
-        ) from error
-    if not callable(function):
-        raise ConfigError(f"config.ppo.reward_function={name!r} is not callable")
-    return function
 
 
 def completion_texts(completions: Completions, tokenizer: Tokenizer, stop_ids: tuple[int, ...]) -> list[str]:

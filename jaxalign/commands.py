@@ -1,0 +1,70 @@
+"""What the verbs of the command line do, apart from training."""
+
+import argparse
+import dataclasses
+import json
+
+import jax
+
+from jaxalign import parallel
+from jaxalign.errors import ConfigError
+from jaxalign.evaluation import Interval
+from jaxalign.evaluation.generation import Measured, measure_answers
+from jaxalign.evaluation.rewards import import_reward_function
+from jaxalign.sampling.generate import SamplingConfig
+from jaxalign.training.weights import find_model
+
+
+def evaluate_run(args: argparse.Namespace) -> Measured:
+    """`measure_answers` of a finished run, by the flags of `jaxalign evaluate`."""
+    model = find_model(args.model, "--model")
+    reference = find_model(args.reference, "--reference") if args.reference else model
+    if model.scalar or reference.scalar:
+        raise ConfigError(
+            f"--model={args.model}, --reference={args.reference}: one is a reward model, not a language model"
+        )
+    if dataclasses.replace(model.config, dtype=reference.config.dtype) != reference.config:
+        raise ConfigError(f"--reference={args.reference} has another architecture than --model={args.model}")
+    reward = import_reward_function(args.reward, "--reward")
+    mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
+    with parallel.use_mesh(mesh):
+        return measure_answers(
+            model.load(mesh),
+            reference.load(mesh),
+            model.config,
+            model.path,
+            args.prompts,
+            reward,
+            sampling=SamplingConfig(max_new_tokens=args.max_new_tokens, temperature=args.temperature),
+            prompt_slots=args.prompt_slots,
+            take=args.take,
+            seed=args.seed,
+        )
+
+
+def report_lines(measured: Measured) -> list[str]:
+    """What `jaxalign evaluate` prints."""
+
+    def show(name: str, interval: Interval) -> str:
+        mean, low, high = interval
+        return f"{name:<12}{mean:9.3f}   95 % interval {low:.3f} to {high:.3f}"
+
+    return [
+        f"{len(measured.texts)} prompts",
+        show("reward", measured.score),
+        show("KL", measured.kl) + "   nats a sequence, from the reference",
+        f"{'perplexity':<12}{measured.perplexity:9.2f}   of the answers, a token, under the reference",
+        show("length", measured.length) + "   tokens",
+        f"{'stopped':<12}{measured.stopped:9.3f}   share of answers that ended by themselves",
+        *(
+            f"  {prompt!r} ->{text!r}"
+            for prompt, text in list(zip(measured.prompts, measured.texts, strict=True))[:5]
+        ),
+    ]
+
+
+def write_answers(measured: Measured, path: str) -> None:
+    """One JSON line an answer: {"prompt", "completion"}."""
+    with open(path, "w", encoding="utf-8") as file:
+        for prompt, text in zip(measured.prompts, measured.texts, strict=True):
+            file.write(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n")

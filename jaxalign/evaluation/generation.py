@@ -1,0 +1,76 @@
+"""A model's answers to a file of prompts, measured by a reward function and by the model it came from."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.data import DataConfig, build_dataset, load_tokenizer
+from jaxalign.errors import ConfigError
+from jaxalign.evaluation.intervals import Interval, mean_interval
+from jaxalign.models import ModelConfig, Params
+from jaxalign.sampling.answers import Answers, answer, sequence_kl, sequence_nll
+from jaxalign.sampling.generate import SamplingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Means over prompts with 95 % intervals, and the answers."""
+
+    score: Interval  # of the reward function
+    kl: Interval  # sequence KL from the reference, nats
+    perplexity: float  # of the answers under the reference, a token: reward bought with gibberish shows here
+    length: Interval  # tokens
+    stopped: float  # share of answers that ended by themselves
+    prompts: list[Any]
+    texts: list[str]
+
+
+def measure_answers(
+    params: Params,
+    reference: Params,
+    config: ModelConfig,
+    tokenizer_path: str | pathlib.Path,
+    prompts: str,
+    reward: Callable[[Any, str], float],
+    *,
+    sampling: SamplingConfig,
+    prompt_slots: int,
+    take: int = 0,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Measured:
+    """Samples one answer to each prompt in the file `prompts`; call inside `parallel.use_mesh`.
+
+    Raises:
+      ConfigError: no prompt fits in `prompt_slots` tokens.
+    """
+    if sampling.temperature == 0:
+        raise ConfigError(
+            "sampling.temperature=0: the KL of a distribution that is never sampled means nothing"
+        )
+    tokenizer = load_tokenizer(tokenizer_path)
+    data = DataConfig(eval=prompts, take=take, max_length=prompt_slots, row_length=prompt_slots)
+    dataset = build_dataset(data, tokenizer, "prompt", "eval")
+    key = jax.random.key(seed)
+    answers: Answers = answer(
+        params, config, dataset, tokenizer, sampling=sampling, key=key, batch_size=batch_size
+    )
+    # Row r holds the r-th prompt that fitted, which need not be the r-th record.
+    asked = [dataset.record(item.row)["prompt"] for item in dataset.rows.items]
+    kl = sequence_kl(
+        params, reference, config, answers, batch_size=batch_size, temperature=sampling.temperature
+    )
+    nll = sequence_nll(reference, config, answers, batch_size=batch_size)
+    return Measured(
+        score=mean_interval([reward(p, text) for p, text in zip(asked, answers.texts, strict=True)]),
+        kl=mean_interval(kl),
+        perplexity=float(np.exp(nll.sum() / answers.lengths.sum())),
+        length=mean_interval(answers.lengths),
+        stopped=float(answers.stopped.mean()),
+        prompts=asked,
+        texts=answers.texts,
+    )
