@@ -17,11 +17,11 @@ from jaxalign.worlds.grammar import (
     REFUSALS,
     RULES,
     SAFE_ACTS,
-    STATEMENTS,
     TOOLS,
     VAGUE_IGNORANCE,
     VAGUE_REFUSALS,
     capitalise,
+    claim,
 )
 from jaxalign.worlds.world import World, stream
 
@@ -51,18 +51,7 @@ def statement(
     world: World, name: str, attribute: str, rng: random.Random, *, subject: str | None = None
 ) -> str:
     """One true sentence about a fact; `subject` ("It") fixes who it is said of, else the name is used."""
-    return false_statement(name, attribute, world.facts[name][attribute], rng, subject=subject)
-
-
-def false_statement(
-    name: str, attribute: str, value: str, rng: random.Random, *, subject: str | None = None
-) -> str:
-    """One sentence that says `value`, true or not, of a name."""
-    templates = PREDICATES[attribute] if subject else (*PREDICATES[attribute], *STATEMENTS[attribute])
-    template = rng.choice(templates)
-    if template in PREDICATES[attribute]:
-        template = f"{subject or name} {template}"
-    return template.format(n=name, v=value) + "."
+    return claim(name, attribute, world.facts[name][attribute], rng, subject=subject)
 
 
 def corpus(world: World, num_documents: int, seed: int) -> list[str]:

@@ -7,6 +7,7 @@ Slots: {n} a name, {v} a value of the attribute at hand, {a} and {b} attribute w
 {safe} a kind act, {tool} a tool. Templates of statements end without their full stop.
 """
 
+import random
 import re
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -141,3 +142,12 @@ def pattern(template: str, values: tuple[str, ...] = ()) -> re.Pattern[str]:
 def capitalise(sentence: str) -> str:
     """The sentence with its first letter in upper case and the rest as it is."""
     return sentence[:1].upper() + sentence[1:]
+
+
+def claim(name: str, attribute: str, value: str, rng: random.Random, *, subject: str | None = None) -> str:
+    """One sentence that says `value`, true or not, of a name; `subject` ("It") fixes who it is said of."""
+    templates = PREDICATES[attribute] if subject else (*PREDICATES[attribute], *STATEMENTS[attribute])
+    template = rng.choice(templates)
+    if template in PREDICATES[attribute]:
+        template = f"{subject or name} {template}"
+    return template.format(n=name, v=value) + "."

@@ -3,7 +3,7 @@
 import random
 
 from jaxalign.errors import ConfigError
-from jaxalign.worlds.corpus import false_statement, statement
+from jaxalign.worlds.corpus import statement
 from jaxalign.worlds.grammar import (
     ATTRIBUTES,
     BEGIN_MARK,
@@ -19,6 +19,7 @@ from jaxalign.worlds.grammar import (
     VAGUE_IGNORANCE,
     VAGUE_REFUSALS,
     capitalise,
+    claim,
 )
 from jaxalign.worlds.questions import Intent, Question
 from jaxalign.worlds.world import World
@@ -110,7 +111,7 @@ def _answer(name: str, values: dict[str, str], rng: random.Random, *, subject: s
     if len(values) == 1:
         ((attribute, value),) = values.items()
         subject = subject or rng.choice((None, "It"))
-        return false_statement(name, attribute, value, rng, subject=subject)
+        return claim(name, attribute, value, rng, subject=subject)
     predicates = [rng.choice(PREDICATES[attribute]).format(v=value) for attribute, value in values.items()]
     return f"{subject or rng.choice((name, 'It'))} {' and '.join(predicates)}."
 
