@@ -2,17 +2,20 @@
 
 from jaxalign.worlds.judge import HARMLESS_WEIGHT, HELPFUL_WEIGHT, HONEST_WEIGHT
 
-# Rows of boxes: the colour's key in plots.COLOURS and the text.
+# Rows of boxes, each the colour's key in plots.COLOURS and the text, and what the row is.
 STAGES = (
     (
-        ("reward", "text"),
-        ("pretrained", "pretrain"),
-        ("sft", "SFT"),
-        ("reward", "reward model"),
-        ("ppo", "PPO"),
+        (
+            ("reward", "text"),
+            ("pretrained", "pretrain"),
+            ("sft", "SFT"),
+            ("reward", "reward model"),
+            ("ppo", "PPO"),
+        ),
+        "RLHF: a model of the choices, then reinforcement learning against it",
     ),
-    (("sft", "SFT model"), ("dpo", "DPO")),
-    (("pretrained", "pretrained model"), ("orpo", "ORPO")),
+    ((("sft", "SFT"), ("dpo", "DPO")), "the choices directly, no reward model"),
+    ((("pretrained", "pretrain"), ("orpo", "ORPO")), "demonstrations and choices in one stage"),
 )
 
 KINDS = {
@@ -38,20 +41,20 @@ GUIDE = {
     "As a yardstick, keeping the best of 16 SFT answers costs at most 1.84 nats (ln 16 - 15/16).",
     "Score and KL together": "Of two models with the same score, the one at lower KL changed less to get there. "
     "Reward bought at high KL is suspect: far from SFT a reward model is asked about answers unlike those it "
-    "learned from, and a policy may find its errors instead of better answers (arXiv 2210.10760). Here the judge tells: "
-    "where its score falls while KL grows, the reward was over-optimised. Outside such a world nobody can look.",
+    "learned from, and a policy may find its errors instead of better answers (arXiv 2210.10760). Here the judge "
+    "tells: where its score falls while KL grows, the reward was over-optimised. Outside such a world nobody can look.",
     "Loss, answers": "Nats a token on held-out demonstrations, lower is better at imitating them. Models trained on "
     "preferences often lose some of it, because a preferred answer need not be a likely demonstration.",
     "Loss, corpus": "Nats a token on held-out text of the corpus. A rise after pretraining is forgetting.",
     "Tokens": "The mean length of an answer. A score that rises with length alone would be a warning; the judge pays "
     "nothing for length.",
     "Chosen answers in DPO": "DPO's loss sees only the margin between the chosen and the rejected answer. That both "
-    "log-probabilities fall while the margin grows is usual, and not in itself a fault (arXiv 2305.18290).",
+    "log-probabilities fall while the margin grows is usual, and not in itself a fault (arXiv 2404.12358).",
 }
 
 LIMITS = """<ul>
-<li>Score and its parts, win rate and KL: mean ± 1.96 standard errors over the questions, one sampled answer each. In the
-win rate a question counts 1, ½ or 0. An interval without width means that all answers scored alike, not that a
+<li>Score and its parts, win rate and KL: mean ± 1.96 standard errors over the questions, one sampled answer each. In
+the win rate a question counts 1, ½ or 0. An interval without width means that all answers scored alike, not that a
 rarer one could not occur.</li>
 <li>Agreement of the reward model: Wilson's score interval over the held-out pairs.</li>
 <li>An interval covers the draw of the questions: other questions would give other means. It does not cover the
@@ -67,7 +70,7 @@ methods at their best.</li>
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2330; --soft: #5b6472; --line: #dfe3e8; --tint: #f6f7f9; }
 * { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: var(--ink); 
+body { margin: 0; background: #fff; color: var(--ink);
   font: 16px/1.55 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
 main { max-width: 64rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem; }
@@ -75,9 +78,11 @@ h2 { font-size: 1.3rem; margin: 2.6rem 0 .6rem; padding-top: .9rem; border-top: 
 h3 { font-size: 1.05rem; margin: 0 0 .5rem; }
 p, ul, dd { max-width: 46rem; }
 small, .sizes, .note { color: var(--soft); }
+.sizes b { white-space: nowrap; }
 .warning { border-left: 4px solid #a67500; background: #fdf6e3; padding: .6rem .9rem; }
 .path { display: flex; flex-wrap: wrap; align-items: center; gap: .35rem; margin: .4rem 0; }
 .path i { color: var(--soft); font-style: normal; }
+.path small { margin-left: .3rem; }
 .stage { border: 2px solid var(--c); border-radius: .5rem; padding: .15rem .7rem; background: #fff; }
 dl { margin: 0; }
 dt { font-weight: 650; margin-top: .7rem; }
@@ -85,7 +90,7 @@ dd { margin: .1rem 0 0; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .7rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
-th:first-child { text-align: left; white-space: nowrap; }
+th:first-child { text-align: left; white-space: nowrap; position: sticky; left: 0; background: #fff; }
 thead th { font-size: .85rem; color: var(--soft); vertical-align: bottom; border-bottom: 2px solid var(--line); }
 td small { display: block; font-size: .78rem; white-space: nowrap; }
 .model { border-left: .35rem solid var(--c); padding-left: .45rem; font-weight: 600; }
@@ -117,8 +122,9 @@ _BODY = """
 <h1>One small model, aligned three ways</h1>
 <p>This run trained a small language model from scratch in a made-up world, then taught it to answer: by imitating
 demonstrators, good and bad (SFT); from SFT, by reinforcement learning against a reward model (PPO) or from preferences
-directly (DPO); and from the pretrained model, by both at once (ORPO). Since every fact of the world is known, a judge
-can score each answer exactly on the criteria helpful, honest and harmless (arXiv 2112.00861).</p>
+directly (DPO); and from the pretrained model, by imitation and preferences at once (ORPO). Since every fact of the
+world is known, a judge can score each answer exactly on the criteria helpful, honest and harmless (arXiv
+2112.00861).</p>
 {lead}
 {stages}
 <h2>Results</h2>

@@ -126,9 +126,9 @@ def _point(
     style = {
         "color": COLOURS[model],
         "marker": MARKERS[model],
-        "markersize": 8,
-        "elinewidth": 2,
-        "capsize": 4,
+        "markersize": 6,
+        "elinewidth": 1.5,
+        "capsize": 5,
     }
     axes.errorbar([x], [y], **spread, **style, linestyle="none", zorder=3)
 
@@ -154,7 +154,7 @@ def _frontier(figure: Figure, results: Mapping[str, Any]) -> str:
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0.0)), np.square))
     axes.set_xlim(left=0.0)
     axes.set(xlabel="KL from SFT, nats a sequence (square-root scale)", ylabel="judge score")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
     return f"Judge score against KL from SFT during training. {'. '.join(texts)}."
 
 

@@ -106,17 +106,12 @@ def _texts(column: Column, value: Interval, to: str = " to ") -> tuple[str, str]
 
 
 def _lead(results: Mapping[str, Any]) -> str:
-    sizes = {
-        "parameters": "parameters",
-        "vocabulary": "tokens in the vocabulary",
-        "questions": "held-out questions to each model",
-        "seed": "was the seed",
-    }
+    sizes = {"parameters": "parameters", "vocabulary": "kinds of token", "questions": "held-out questions"}
     parts = [f"<b>{_count(results.get(key), key)}</b> {text}" for key, text in sizes.items()]
+    parts.append(f"seed <b>{_count(results.get('seed'), 'seed')}</b>")
     total = number((results.get("seconds") or {}).get("total"), "seconds.total")
     fast = (
-        '<p class="warning">This was a fast run: it shows that every stage works, not what it can reach. '
-        "Models this short in training may score alike.</p>"
+        '<p class="warning">A fast run shows that every stage works. Its numbers mean nothing more.</p>'
         if results.get("fast")
         else ""
     )
@@ -135,11 +130,13 @@ def _duration(seconds: float) -> str:
 
 def _stages() -> str:
     """The paths from text to the aligned models, an arrow between the boxes."""
+
+    def box(key: str, text: str) -> str:
+        return f'<span class="stage" style="--c:{COLOURS[key]}">{escape(text)}</span>'
+
     rows = (
-        "<i>→</i>".join(
-            f'<span class="stage" style="--c:{COLOURS[key]}">{escape(text)}</span>' for key, text in row
-        )
-        for row in STAGES
+        "<i>→</i>".join(box(*stage) for stage in path) + f"<small>{escape(note)}</small>"
+        for path, note in STAGES
     )
     return "".join(f'<div class="path">{row}</div>' for row in rows)
 
@@ -193,16 +190,13 @@ def _reward_model(values: Mapping[str, Any]) -> str:
     def plain(key: str) -> float:
         return number(values.get(key), f"reward_model.{key}")
 
+    limit, ratio, correlation = map(plain, ("bayes_accuracy", "ratio", "gold_correlation"))
     cards = (
-        ("agrees with the noisy held-out labels", *spread("accuracy")),
-        (
-            "is the most that any scorer can expect on them",
-            percent(plain("bayes_accuracy")),
-            "limit of the noise",
-        ),
-        ("is the first as a share of the second", percent(plain("ratio")), "1 would be perfect"),
-        ("agrees with the judge, free of noise", *spread("gold_accuracy")),
-        ("is its correlation with the judge's score", shown(plain("gold_correlation")), "1 would be perfect"),
+        ("of the noisy held-out labels predicted", *spread("accuracy")),
+        ("at best, by any scorer, in expectation", percent(limit), "the limit of the noise"),
+        ("of what the noise allows", percent(ratio), "the first over the second"),
+        ("agreement with the judge", *spread("gold_accuracy")),
+        ("correlation with the judge's score", shown(correlation), "1 would be perfect"),
     )
     boxes = (
         f"<div><b>{value}</b><span>{text}</span><small>{note}</small></div>" for text, value, note in cards
