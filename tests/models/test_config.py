@@ -1,0 +1,48 @@
+"""A model config that cannot work is refused with the key, the value and the way out."""
+
+import re
+
+import pytest
+
+from jaxalign.errors import ConfigError
+from jaxalign.models import ModelConfig
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"norm": "rsm"}, "config.model.norm='rsm' is not one of rms, layer; did you mean 'rms'?"),
+        ({"activation": "gelu_tan"}, "is not one of silu, gelu, gelu_tanh, relu; did you mean 'gelu_tanh'?"),
+        ({"positions": "alibi"}, "config.model.positions='alibi' is not one of rope, learned"),
+        (
+            {"dtype": "bf16"},
+            "config.model.dtype='bf16' is not one of float32, bfloat16, float16; did you mean",
+        ),
+        ({"remat": "all"}, "config.model.remat='all' is not one of none, full, dots, dots_no_batch"),
+        ({"attention": "splash"}, "config.model.attention='splash' is not one of xla"),
+        ({"num_layers": 0}, "config.model.num_layers=0 must be at least 1"),
+        ({"vocab_size": -1}, "config.model.vocab_size=-1 must be at least 1"),
+        ({"num_kv_heads": 0}, "config.model.num_kv_heads=0 must be at least 1"),
+        ({"max_length": 0}, "config.model.max_length=0 must be at least 1"),
+        ({"norm_eps": 0.0}, "config.model.norm_eps=0.0 must be a positive number"),
+        ({"rope_theta": -1.0}, "config.model.rope_theta=-1.0 must be a positive number"),
+        ({"init_std": float("nan")}, "config.model.init_std=nan must be a positive number"),
+        (
+            {"num_heads": 6, "num_kv_heads": 4},
+            "config.model.num_heads=6 is not a multiple of config.model.num_kv_heads=4; "
+            "use one of 1, 2, 3, 6 key/value heads",
+        ),
+        (
+            {"head_dim": 7},
+            "config.model.head_dim=7 must be even for rotary positions; use 8, or config.model.positions='learned'",
+        ),
+    ],
+    ids=lambda x: str(x) if isinstance(x, dict) else "",
+)
+def test_refused(values, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        ModelConfig(**values)
+
+
+def test_odd_heads_are_fine_with_learned_positions():
+    assert ModelConfig(head_dim=7, positions="learned").head_dim == 7

@@ -1,0 +1,263 @@
+"""The transformer against the NumPy decoder, for every switch, alone, packed and padded."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.models import ModelConfig, count_params, hidden_states, init_params, scalar_head, unembedding
+from jaxalign.models.params import init_head
+
+from .oracle import decode, logits_of, random_params
+
+SIZES = {
+    "vocab_size": 31,
+    "num_layers": 2,
+    "embed_dim": 16,
+    "num_heads": 4,
+    "head_dim": 6,
+    "mlp_dim": 24,
+    "max_length": 16,
+}
+MHA, GQA, MQA = ({"num_kv_heads": n} for n in (4, 2, 1))
+# Every value of every switch at least twice, in different company.
+SWITCHES = [
+    {**MHA},
+    {**GQA, "use_bias": True, "tie_embeddings": False, "activation": "gelu"},
+    {**MQA, "norm": "layer", "activation": "gelu_tanh", "gated_mlp": False},
+    {
+        **MHA,
+        "norm": "layer",
+        "positions": "learned",
+        "use_bias": True,
+        "activation": "gelu",
+        "gated_mlp": False,
+    },
+    {**GQA, "positions": "learned", "activation": "relu", "gated_mlp": False, "tie_embeddings": False},
+    {**MQA, "positions": "learned", "activation": "relu", "use_bias": True},
+    {**GQA, "norm": "layer", "activation": "gelu_tanh", "rope_theta": 100.0, "norm_eps": 1e-2},
+    {**MQA, "num_layers": 3, "activation": "silu", "gated_mlp": False, "tie_embeddings": False},
+]
+LENGTHS = (5, 1, 4)
+
+
+def model(**switches):
+    config = ModelConfig(**{**SIZES, **GQA, **switches})
+    return config, random_params(config)
+
+
+def sequences(lengths=LENGTHS, seed=3):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, SIZES["vocab_size"], n).astype(np.int32) for n in lengths]
+
+
+def pack(parts, length, lead=0):
+    """One row: `lead` padding tokens, the sequences as segments 1, 2, ..., padding with arbitrary tokens."""
+    tokens = np.full((1, length), 7, np.int32)
+    positions, segments = np.zeros((1, length), np.int32), np.zeros((1, length), np.int32)
+    start = lead
+    for number, part in enumerate(parts, 1):
+        at = slice(start, start := start + len(part))
+        tokens[0, at], positions[0, at], segments[0, at] = part, np.arange(len(part)), number
+    return tokens, positions, segments
+
+
+def stack(*rows):
+    return tuple(np.concatenate(x) for x in zip(*rows, strict=True))
+
+
+apply = jax.jit(hidden_states, static_argnames="config")
+
+
+def forward(params, config, batch):
+    return np.asarray(apply(params, config, *batch)[0])
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "-".join(map(str, s.values())))
+def test_matches_float64_decoder_packed_and_padded(switches):
+    config, params = model(**switches)
+    parts = sequences()
+    layouts = [
+        ("packed, padded right", parts, 0),
+        ("packed, padded left", parts, 3),
+        ("padded right", parts[:1], 0),
+        ("padded left", parts[:1], 8),
+        ("padded on both sides", parts[2:], 4),
+    ]
+    batch = stack(*(pack(held, 13, lead) for _, held, lead in layouts))
+    hidden = forward(params, config, batch)
+    assert np.isfinite(hidden).all()
+    for row, (name, held, _) in enumerate(layouts):
+        for number, part in enumerate(held, 1):
+            want_hidden, want_logits = decode(params, config, part)
+            got = hidden[row][batch[2][row] == number]
+            np.testing.assert_allclose(got, want_hidden, rtol=1e-5, atol=1e-5, err_msg=name)
+            logits = got @ np.asarray(unembedding(params, config)).T
+            np.testing.assert_allclose(logits, want_logits, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_no_padding_at_all_matches_float64_decoder():
+    config, params = model()
+    part = sequences((6,))[0]
+    got = forward(params, config, pack([part], 6))[0]
+    np.testing.assert_allclose(got, decode(params, config, part)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_later_tokens_and_other_segments_have_no_influence():
+    config, params = model()
+    length = 11
+    batch = pack(sequences((5, 4)), length)
+    positions, segments = batch[1][0], batch[2][0]
+    tokens, *rest = (np.repeat(x, length + 1, 0) for x in batch)
+    changed = np.arange(length)
+    tokens[changed, changed] = (tokens[changed, changed] + 1) % config.vocab_size
+    hidden = forward(params, config, (tokens, *rest))
+    moved = np.abs(hidden[:length] - hidden[length]).max(-1)  # row: the changed token; column: the moved one
+    allowed = (segments[:, None] == segments) & (positions[:, None] <= positions)
+    np.testing.assert_array_equal(moved[~allowed], 0)
+    assert moved[allowed].min() > 1e-4
+
+
+def test_rotary_attention_sees_relative_positions_only():
+    config, params = model()
+    tokens, positions, segments = pack(sequences((6,)), 6)
+    here = forward(params, config, (tokens, positions, segments))
+    there = forward(params, config, (tokens, positions + 37, segments))
+    np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4)
+
+
+def test_token_outside_the_vocabulary_gives_nan_not_another_token():
+    config, params = model()
+    tokens, positions, segments = stack(pack(sequences((6,)), 6), pack(sequences((6,)), 6))
+    tokens[0, 2] = config.vocab_size
+    hidden = forward(params, config, (tokens, positions, segments))
+    assert np.isnan(hidden[0, 2:]).all() and np.isfinite(hidden[1]).all()
+
+
+def test_position_beyond_the_table_gives_nan():
+    config, params = model(positions="learned", max_length=5)
+    hidden = forward(params, config, stack(pack(sequences((6,)), 6), pack(sequences((5,)), 6)))
+    assert np.isnan(hidden[0, 5]).all() and np.isfinite(hidden[1]).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_finite_and_close_and_keeps_float32_weights(dtype):
+    config, params = model()
+    low = ModelConfig(**{**SIZES, **GQA, "dtype": dtype})
+    batch = pack(sequences(), 12)
+    want, (got, _) = forward(params, config, batch), apply(params, low, *batch)
+    assert got.dtype == unembedding(params, low).dtype == jnp.dtype(dtype)
+    real = batch[2] > 0
+    error = np.asarray(got, np.float32)[real] - want[real]
+    assert np.sqrt((error**2).mean() / (want[real] ** 2).mean()) < (0.02 if dtype == "bfloat16" else 0.0025)
+    grads = jax.jit(jax.grad(lambda p: hidden_states(p, low, *batch)[0].astype(jnp.float32).sum()))(params)
+    assert all(g.dtype == jnp.float32 and np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_shapes_that_would_broadcast_are_refused():
+    config, params = model()
+    tokens, positions, segments = (np.repeat(x, 2, 0) for x in pack(sequences((4,)), 4))
+    with pytest.raises(ValueError, match=r"tokens \(2, 4\), positions \(1, 4\) and segment_ids \(2, 4\)"):
+        hidden_states(params, config, tokens, positions[:1], segments)
+    with pytest.raises(ValueError, match=r"same shape \[B, T\]"):
+        hidden_states(params, config, tokens, positions, segments[:, :2])
+
+
+@pytest.mark.parametrize("switches", SWITCHES[:5], ids=lambda s: "-".join(map(str, s.values())))
+def test_parameter_count_is_the_sum_of_the_matrices(switches):
+    c, params = model(**switches)
+    bias = c.use_bias
+    heads = c.num_heads + 2 * c.num_kv_heads
+    attention = (c.embed_dim + bias) * heads * c.head_dim + (c.num_heads * c.head_dim + bias) * c.embed_dim
+    mlp = (1 + c.gated_mlp) * (c.embed_dim + bias) * c.mlp_dim + (c.mlp_dim + bias) * c.embed_dim
+    norm = c.embed_dim * (2 if c.norm == "layer" else 1)
+    tables = c.vocab_size * (1 if c.tie_embeddings else 2) + (c.positions == "learned") * c.max_length
+    want = c.num_layers * (attention + mlp + 2 * norm) + norm + tables * c.embed_dim
+    assert count_params(params) == want
+
+
+def test_initial_weights_have_the_documented_spread():
+    config = ModelConfig(embed_dim=64, mlp_dim=256, num_layers=3, init_std=0.05)
+    params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), config)
+    layers = params["layers"]
+    residual = 0.05 / np.sqrt(2 * 3)
+    for kernel, std in [
+        (params["embedding"], 0.05),
+        (layers["attention"]["query"]["kernel"], 0.05),
+        (layers["mlp"]["gate"]["kernel"], 0.05),
+        (layers["attention"]["out"]["kernel"], residual),
+        (layers["mlp"]["down"]["kernel"], residual),
+    ]:
+        assert abs(np.std(kernel) / std - 1) < 0.03
+        assert abs(np.mean(kernel)) < 4 * std / np.sqrt(kernel.size)
+    first, second = layers["mlp"]["up"]["kernel"][:2]
+    assert abs(np.corrcoef(np.ravel(first), np.ravel(second))[0, 1]) < 0.05
+
+
+def test_scalar_head_is_an_affine_map_and_starts_as_documented():
+    config = ModelConfig(**{**SIZES, "embed_dim": 4096})
+    head = init_head(jax.random.key(1), config)
+    assert abs(np.std(head["kernel"]) * np.sqrt(4097) - 1) < 0.05 and head["bias"] == 0
+    hidden = np.random.default_rng(0).normal(size=(2, 3, 4096)).astype(np.float32)
+    head["bias"] = jnp.float32(0.25)
+    want = hidden.astype(np.float64) @ np.asarray(head["kernel"], np.float64) + 0.25
+    np.testing.assert_allclose(scalar_head(head, hidden), want, rtol=1e-5, atol=1e-5)
+    make = jax.jit(functools.partial(init_params, config=ModelConfig(**SIZES), scalar=True, zero_head=True))
+    zero = make(jax.random.key(0))
+    assert set(zero) == {"transformer", "head"} and not np.any(zero["head"]["kernel"])
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+def test_llama_of_transformers_agrees(num_kv_heads):
+    torch = pytest.importorskip("torch")
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+    config, params = model(num_kv_heads=num_kv_heads, tie_embeddings=False)
+    D, d = config.embed_dim, config.head_dim
+    peer = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=D,
+            intermediate_size=config.mlp_dim,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=num_kv_heads,
+            head_dim=d,
+            rms_norm_eps=config.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            max_position_embeddings=config.max_length,
+            tie_word_embeddings=False,
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    ).eval()
+    state = {
+        "model.embed_tokens.weight": params["embedding"],
+        "lm_head.weight": params["unembedding"],
+        "model.norm.weight": params["final_norm"]["scale"],
+    }
+    for i in range(config.num_layers):
+        layer = jax.tree.map(lambda x, i=i: np.asarray(x[i]), params["layers"])
+        at = f"model.layers.{i}."
+        state[at + "input_layernorm.weight"] = layer["attention_norm"]["scale"]
+        state[at + "post_attention_layernorm.weight"] = layer["mlp_norm"]["scale"]
+        for ours, theirs in {"query": "q", "key": "k", "value": "v"}.items():
+            state[at + f"self_attn.{theirs}_proj.weight"] = (
+                layer["attention"][ours]["kernel"].reshape(D, -1).T
+            )
+        state[at + "self_attn.o_proj.weight"] = layer["attention"]["out"]["kernel"].reshape(-1, D).T
+        for name in ("gate", "up", "down"):
+            state[at + f"mlp.{name}_proj.weight"] = layer["mlp"][name]["kernel"].T
+    peer.load_state_dict({k: torch.tensor(np.array(v)) for k, v in state.items()}, strict=True)
+    part = sequences((9,))[0]
+    with torch.no_grad():
+        want = peer(torch.tensor(part[None]).long()).logits[0].numpy()
+    got = logits_of(forward(params, config, pack([part], 9))[0], params, config)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
