@@ -9,19 +9,20 @@ before training (`precompute_reference`) and kept in the run's folder under a ke
 import dataclasses
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from jaxalign.data import PairBatch
 from jaxalign.errors import ConfigError, StepZeroError
 from jaxalign.losses.dpo import dpo_loss
-from jaxalign.losses.metrics import Metrics, finalize
+from jaxalign.losses.metrics import Metrics
 from jaxalign.models import ModelConfig, Params
 from jaxalign.sampling.scoring import score_tokens
 from jaxalign.stages.pairs import pair_sums, pick, totals
-from jaxalign.stages.reference import reference_rows
+from jaxalign.stages.reference import reference_rows, sequence_logprobs
 from jaxalign.stages.supervised import supervised_stage
 from jaxalign.training.run import Run
 from jaxalign.training.stage import Stage
+from jaxalign.training.weights import fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,30 @@ def loss(
     )
 
 
+def verify_reference(
+    params: Params, batch: PairBatch, frozen: dict[str, Params], model: ModelConfig, *, tolerance: float
+) -> None:
+    """Checks that every sequence of a batch is as likely under the reference as under the policy.
+
+    Raises:
+      StepZeroError: one is not, and so its pair's margin is not 0 and its loss not ln 2.
+    """
+
+    @jax.jit
+    def compare(params: Params, batch: PairBatch, frozen: dict[str, Params]) -> tuple[jax.Array, jax.Array]:
+        mine = sequence_logprobs(params, batch, model)
+        theirs = sequence_logprobs(frozen["reference"], batch, model) if frozen else batch.ref_logp
+        return jnp.max(jnp.abs(mine - theirs)), jnp.max(jnp.abs(mine))
+
+    gap, size = map(float, compare(params, batch, frozen))
+    if not gap <= tolerance * max(1.0, size):
+        raise StepZeroError(
+            f"before the first update the policy is the reference, every margin 0 and every loss ln 2, yet the "
+            f"log-probabilities of a sequence differ by {gap:.3e}; those of the reference belong to other weights "
+            f"or other data"
+        )
+
+
 def build(run: Run) -> Stage:
     """The stage for the loop."""
     options: DPOConfig = run.config.options
@@ -91,16 +116,10 @@ def build(run: Run) -> Stage:
     tolerance = 1e-4 if run.model.dtype == "float32" else 0.1
 
     def verify(params: Params, batch: PairBatch, frozen: dict[str, Params]) -> None:
-        if options.reference_free:
-            return
-        sums = jax.jit(lambda *a: finalize(loss(*a, model=run.model, options=options)[1]))
-        metrics = jax.tree.map(float, sums(params, batch, totals(batch), frozen))
-        scale = options.beta * max(1.0, abs(metrics["logps/chosen"]), abs(metrics["logps/rejected"]))
-        if not abs(metrics["rewards/margins"]) <= tolerance * scale:
-            raise StepZeroError(
-                f"before the first update the policy is the reference, yet rewards/margins is "
-                f"{metrics['rewards/margins']:.3e} and the loss {metrics['loss']:.6f} (ln 2 = {np.log(2):.6f} when the "
-                f"margin is 0); the reference log-probabilities belong to other weights or other data"
-            )
+        if not options.reference_free:
+            verify_reference(params, batch, frozen, run.model, tolerance=tolerance)
 
-    return supervised_stage(run, loss, totals, frozen=frozen, verify=verify)
+    stage = supervised_stage(run, loss, totals, frozen=frozen, verify=verify)
+    if options.precompute_reference and not options.reference_free:
+        stage = dataclasses.replace(stage, fingerprint=f"reference:{fingerprint(reference)}")
+    return stage

@@ -79,4 +79,13 @@ def loss(
 
 def build(run: Run) -> Stage:
     """The stage for the loop."""
-    return supervised_stage(run, loss, lambda batch: totals(batch, run.config.options))
+    options: ORPOConfig = run.config.options
+    stage = supervised_stage(run, loss, lambda batch: totals(batch, options))
+
+    def evaluate(state: Any) -> dict[str, float]:
+        values = stage.evaluate(state)
+        if values:  # the two terms are means over different things: only they can be merged over batches
+            values["eval/loss"] = values["eval/nll_loss"] - options.coef * values["eval/log_odds_ratio"]
+        return values
+
+    return dataclasses.replace(stage, evaluate=evaluate)

@@ -18,6 +18,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxalign.data import Dataset, PromptBatch
 from jaxalign.errors import ConfigError, StepZeroError
@@ -197,23 +198,27 @@ def make_update(run: Run, models: PPOModels) -> Any:
         return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), rollout)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def policy_update(policy: TrainState, episodes: Rollout, text: Any) -> tuple[TrainState, Metrics]:
+    def policy_update(
+        policy: TrainState, episodes: Rollout, text: Any, failed: jax.Array
+    ) -> tuple[TrainState, Metrics]:
         total = {"episodes": episodes.mask.sum()} | ({} if text is None else ptx_totals(text))
         objective = functools.partial(policy_objective, total=total, model=run.model, options=options)
         parts = run.config.num_microbatches
         value, metrics, grads = gradients(objective, policy.params, (episodes, text), parts)
         rate = models.schedule(policy.step)
-        policy, more = apply_gradients(policy, value, grads, models.optimizer, halt=halt)
+        hold = halt & (policy.skipped + failed > 0)
+        policy, more = apply_gradients(policy, value, grads, models.optimizer, hold=hold)
         return policy, metrics | more | {"learning_rate": Mean(rate, rate * 0 + 1)}
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def value_update(critic: TrainState, episodes: Rollout) -> tuple[TrainState, Metrics]:
+    def value_update(critic: TrainState, episodes: Rollout, failed: jax.Array) -> tuple[TrainState, Metrics]:
         objective = functools.partial(
             value_objective, total=episodes.mask.sum(), model=models.critic_config, options=options
         )
         parts = run.config.num_microbatches
         value, metrics, grads = gradients(objective, critic.params, episodes, parts)
-        critic, more = apply_gradients(critic, value, grads, models.critic_optimizer, halt=halt)
+        hold = halt & (critic.skipped + failed > 0)
+        critic, more = apply_gradients(critic, value, grads, models.critic_optimizer, hold=hold)
         return critic, metrics | {f"critic/{name}": x for name, x in more.items()}
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -230,12 +235,12 @@ def make_update(run: Run, models: PPOModels) -> Any:
             metrics: Metrics = {}
             if not stopped:
                 text = models.text_batch(step + i) if options.ptx_coef else None
-                policy, metrics = policy_update(policy, part, text)
+                policy, metrics = policy_update(policy, part, text, critic.skipped)
                 if step + i == 0:
                     _verify_ratio(metrics, run.model)
                 if options.early_stop_kl:
                     stopped = float(finalize(metrics)["policy/approxkl_avg"]) > options.early_stop_kl
-            critic, more = value_update(critic, part)
+            critic, more = value_update(critic, part, policy.skipped)
             seen.append(metrics | more)
         merged = _merge_ragged(seen)
         merged["policy/updates"] = Mean(jnp.float32(sum("val/ratio" in m for m in seen)), jnp.ones(()))
@@ -309,6 +314,8 @@ def make_rollout(run: Run, models: PPOModels) -> Any:
             sampling=options.sampling,
             stop_ids=run.tokenizer.eos_ids,
         )
+        # The empty rows that fill up a last batch of held-out prompts have sampled nothing that counts.
+        completions = completions.replace(mask=completions.mask * (prompts.rows >= 0)[:, None])
         reference = models.reference if state.reference is None else state.reference
         scored = score(
             state.policy.params, state.critic.params, reference, models.reward, prompts, completions
@@ -316,7 +323,9 @@ def make_rollout(run: Run, models: PPOModels) -> Any:
         if models.reward is None:
             texts = completion_texts(completions, run.tokenizer, run.tokenizer.eos_ids)
             asked = run.prompts(dataset, prompts.rows)
-            scores = run.put(call_reward_function(models.reward_function, asked, texts))
+            scores = np.zeros(len(texts), np.float32)
+            scores[: len(asked)] = call_reward_function(models.reward_function, asked, texts[: len(asked)])
+            scores = run.put(scores)
         else:
             scores = scored.pop("scores")
         episodes, moments, metrics = finish(scored, scores, completions, state.kl_coef, state.moments)
@@ -379,7 +388,7 @@ def build(run: Run) -> Stage:
         merged: list[Metrics] = []
         # A fixed key: evaluations differ by the policy alone.
         fixed = state.replace(key=jax.random.fold_in(jax.random.key(run.config.seed), 2))
-        for batch in run.eval_batches(drop_remainder=True):
+        for batch in run.eval_batches():
             merged.append(sampler(fixed, batch, run.held_out)[1])
         return {f"eval/{name}": float(x) for name, x in finalize(_merge_ragged(merged)).items()}
 

@@ -50,13 +50,21 @@ def load_models(run: Run, options: Any) -> PPOModels:
         make_optimizer(run.config.optimizer, updates),
         make_optimizer(critic_rates, updates),
     )
+    micro = run.config.num_microbatches
     run.check_divides(
-        "batch_size / config.ppo.num_minibatches", run.config.batch_size, options.num_minibatches
+        "batch_size / (config.ppo.num_minibatches * config.num_microbatches)",
+        run.config.batch_size,
+        options.num_minibatches * micro,
     )
+    if options.ptx_coef:
+        run.check_divides("ppo.ptx_batch_size / config.num_microbatches", options.ptx_batch_size, micro)
 
     reference = run.load_init(required=True)
     found = _reward_model(run, options.reward_model) if options.reward_model else None
     reward = found.load(run.mesh) if found else None
+    _check_length(run, run.model, "config.model.init_from", options.sampling.max_new_tokens)
+    if found:
+        _check_length(run, found.config, "config.ppo.reward_model", options.sampling.max_new_tokens)
     critic_config = run.model
     if options.critic_init == "reward":
         critic_config = dataclasses.replace(found.config, dtype=run.model.dtype, remat=run.model.remat)
@@ -107,6 +115,15 @@ def _state(params: Params, optimizer: optax.GradientTransformation, abstract: Tr
 
 def _no_text(step: int) -> None:
     return None
+
+
+def _check_length(run: Run, model: ModelConfig, key: str, new_tokens: int) -> None:
+    length = run.prompt_length + new_tokens
+    if model.positions == "learned" and length > model.max_length:
+        raise ConfigError(
+            f"config.data.max_length={run.prompt_length} and config.ppo.sampling.max_new_tokens={new_tokens} make "
+            f"{length} positions, but the table of the model in {key} ends at {model.max_length}; lower one of them"
+        )
 
 
 def _reward_model(run: Run, path: str) -> SavedModel:

@@ -71,7 +71,9 @@ def verify_scores(params: Params, batch: PairBatch, model: ModelConfig, *, toler
         own = batch.segment_ids == kept[:, None]
         packed = segment_rewards(params, model, *args, batch.rows.shape[1])
         packed = jnp.take_along_axis(packed, kept[:, None] - 1, axis=1)
-        alone = segment_rewards(params, model, *(jnp.where(own, x, 0) for x in args[:2]), own.astype(jnp.int32), 1)
+        alone = segment_rewards(
+            params, model, *(jnp.where(own, x, 0) for x in args[:2]), own.astype(jnp.int32), 1
+        )
         return jnp.max(jnp.abs(packed - alone)), jnp.max(jnp.abs(packed))
 
     gap, size = map(float, compare(params, batch))

@@ -20,6 +20,7 @@ from jaxalign.losses.metrics import Max, Mean, Metrics, masked_mean
 from jaxalign.models import ModelConfig, Params
 from jaxalign.sampling.generate import Completions, join
 from jaxalign.sampling.scoring import exact_kl, score_tokens, segment_rewards, token_values
+from jaxalign.training.run import local_rows
 
 
 @flax.struct.dataclass
@@ -37,8 +38,8 @@ class Rollout:
 
 
 def completion_texts(completions: Completions, tokenizer: Tokenizer, stop_ids: tuple[int, ...]) -> list[str]:
-    """The completions as text, without their stop tokens."""
-    tokens, mask = jax.device_get((completions.tokens, completions.mask))
+    """The completions of this process's rows as text, without their stop tokens."""
+    tokens, mask = local_rows(completions.tokens), local_rows(completions.mask)
     texts = []
     for ids, live in zip(tokens, mask, strict=True):
         ids = ids[: int(live.sum())]
@@ -156,8 +157,8 @@ def finish_rollout(
     )
     N = completions.logp.shape[1]
     gap = jnp.abs(completions.logp - scored["old_logp"][:, -N:])
-    each = jnp.ones_like(scores)
     length = completions.mask.sum(1)
+    each = (length > 0).astype(jnp.float32)
     non_score = jnp.sum(-kl_coef * scored["kl"] * mask, axis=1)
     metrics: Metrics = {
         "objective/kl": masked_mean(jnp.sum(scored["kl1"] * mask, axis=1), each),
@@ -166,7 +167,7 @@ def finish_rollout(
         "objective/rlhf_reward": masked_mean(shaped + non_score, each),
         "objective/scores": masked_mean(scores, each),
         "policy/entropy_avg": masked_mean(scored["entropy"], mask),
-        "val/num_eos_tokens": Mean(jnp.sum(completions.stopped.astype(jnp.float32)), jnp.ones(())),
+        "val/num_eos_tokens": Mean(jnp.sum(completions.stopped * each), jnp.ones(())),
         "completions/mean_length": masked_mean(length, each),
         "completions/clipped_ratio": masked_mean(1.0 - completions.stopped.astype(jnp.float32), each),
         "rollout_logp_diff": masked_mean(gap, completions.mask),

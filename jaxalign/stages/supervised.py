@@ -55,7 +55,8 @@ def supervised_stage(
             run.config.num_microbatches,
         )
         rate = run.schedule(state.step)
-        state, more = apply_gradients(state, value, grads, run.optimizer, halt=halt)
+        hold = halt & (state.skipped > 0)
+        state, more = apply_gradients(state, value, grads, run.optimizer, hold=hold)
         return state, metrics | more | {"learning_rate": Mean(rate, rate * 0 + 1)}
 
     @jax.jit

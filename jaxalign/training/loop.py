@@ -16,9 +16,9 @@ from jaxalign.errors import CheckpointError, NonFiniteError
 from jaxalign.losses.metrics import finalize
 from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer
 from jaxalign.training.flops import peak_flops, step_flops
-from jaxalign.training.metrics import MetricWriter
+from jaxalign.training.metrics import FILE_NAME, MetricWriter, read_metrics
 from jaxalign.training.progress import Progress
-from jaxalign.training.run import TEMPLATE, Run, describe
+from jaxalign.training.run import TEMPLATE, Run, describe, local_rows
 from jaxalign.training.stage import Stage
 from jaxalign.training.weights import MODEL, save_model
 
@@ -64,13 +64,13 @@ def train(
             Checkpointer(run.workdir / CHECKPOINTS, keep=config.keep_checkpoints)
         )
         loader = run.loader()
-        state, step, phase, seconds = _start(stage, checkpointer, loader)
+        state, step, phase, meta = _start(stage, checkpointer, loader)
         writer = stack.enter_context(MetricWriter(run.workdir))
         writer.truncate_after(step)
         progress = stack.enter_context(Progress(run.steps, config.stage, mode="silent" if quiet else "auto"))
         asked = stack.enter_context(_signals())
-        recorder = _Recorder(run, writer, progress)
-        began = time.monotonic() - seconds
+        recorder = _Recorder(run, writer, progress, meta.get("metrics", {}))
+        began = time.monotonic() - meta.get("seconds", 0.0)
 
         def save() -> None:
             position = step * len(stage.phases) + phase
@@ -82,6 +82,7 @@ def train(
                 "seconds": time.monotonic() - began,
                 "loader": loader.get_state(),
                 "fingerprint": stage.fingerprint,
+                "metrics": recorder.metrics(),
             }
             checkpointer.save(position, state, meta)
 
@@ -119,7 +120,7 @@ def train(
         recorder.flush(state)
         save()
         final = evaluate()
-        if final:
+        if final and not _evaluated(run.workdir, step):
             writer.write(step, final, kind="eval")
     _export(stage, state)
     summary = {
@@ -140,11 +141,18 @@ def finished(workdir: pathlib.Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _start(stage: Stage, checkpointer: Checkpointer, loader: Any) -> tuple[Any, int, int, float]:
+def _evaluated(workdir: pathlib.Path, step: int) -> bool:
+    # A run that was stopped between its last evaluation and its end has this line already.
+    if not (workdir / FILE_NAME).is_file():
+        return False
+    return any(line["step"] == step and line["kind"] == "eval" for line in read_metrics(workdir))
+
+
+def _start(stage: Stage, checkpointer: Checkpointer, loader: Any) -> tuple[Any, int, int, dict[str, Any]]:
     run = stage.run
     latest = checkpointer.latest()
     if latest is None:
-        return stage.init(), 0, 0, 0.0
+        return stage.init(), 0, 0, {}
     state, meta = checkpointer.restore(latest, stage.abstract_state)
     now = describe(run) | {"fingerprint": stage.fingerprint}
     for key, what in {
@@ -157,7 +165,7 @@ def _start(stage: Stage, checkpointer: Checkpointer, loader: Any) -> tuple[Any, 
                 f"restore it, or start in another --workdir"
             )
     loader.set_state(meta["loader"])
-    return state, meta["step"], meta["phase"], meta["seconds"]
+    return state, meta["step"], meta["phase"], meta
 
 
 def _export(stage: Stage, state: Any) -> None:
@@ -199,9 +207,12 @@ def _signals() -> Iterator[list[int]]:
 class _Recorder:
     """Turns metrics into log lines one step late, so that the host never waits for the step just sent."""
 
-    def __init__(self, run: Run, writer: MetricWriter, progress: Progress) -> None:
+    def __init__(self, run: Run, writer: MetricWriter, progress: Progress, before: dict[str, Any]) -> None:
         self.run, self.writer, self.progress = run, writer, progress
-        self.last: dict[str, float] = {}
+        # What the run had measured when it was saved: of the last whole step, and of the one it stopped in.
+        self.last = {name: float(x) for name, x in before.get("last", {}).items()}
+        self._earlier = {name: float(x) for name, x in before.get("step", {}).items()}
+        self._metrics: dict[str, Any] = {}
         self._pending: tuple | None = None
         self._flops = peak_flops(run.mesh)
         self.restart_clock()
@@ -210,8 +221,14 @@ class _Recorder:
         """Leaves the time since the last step out of the next one's."""
         self._clock = time.monotonic()
 
+    def metrics(self) -> dict[str, dict[str, str]]:
+        """For a checkpoint: the `before` of the recorder that goes on. Strings, as JSON has no NaN."""
+        step = self._earlier | jax.device_get(finalize(self._metrics))
+        text = {"last": self.last, "step": step}
+        return {which: {name: repr(float(x)) for name, x in values.items()} for which, values in text.items()}
+
     def begin(self, batch: Any) -> None:
-        self._metrics: dict[str, Any] = {}
+        self._metrics = {}
         self._times: dict[str, float] = {}
         self._rows = None if batch is None else batch.rows
         self._tokens = None if batch is None else batch.segment_ids
@@ -230,7 +247,8 @@ class _Recorder:
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
         done = self._pending
-        self._pending = (step, self._metrics, self._times, (self._rows, self._tokens), elapsed)
+        self._pending = (step, self._metrics, self._earlier, self._times, (self._rows, self._tokens), elapsed)
+        self._metrics, self._earlier = {}, {}
         if done is not None:
             self._log(*done, state)
 
@@ -240,15 +258,17 @@ class _Recorder:
             done, self._pending = self._pending, None
             self._log(*done, state)
 
-    def _log(self, step: int, metrics: dict, times: dict, given: tuple, elapsed: float, state: Any) -> None:
-        values = {name: float(x) for name, x in jax.device_get(finalize(metrics)).items()}
+    def _log(
+        self, step: int, metrics: dict, earlier: dict, times: dict, given: tuple, elapsed: float, state: Any
+    ) -> None:
+        values = earlier | {name: float(x) for name, x in jax.device_get(finalize(metrics)).items()}
         rows, segment_ids = given
         values |= times | {"perf/step_time": elapsed}
         if segment_ids is not None:
-            tokens = int(np.count_nonzero(_local(segment_ids))) * jax.process_count()
+            tokens = int(np.count_nonzero(local_rows(segment_ids))) * jax.process_count()
             values["perf/tokens_per_second"] = tokens / elapsed
             if self._flops:
-                flops = step_flops(self.run.model, _local(segment_ids)) * jax.process_count()
+                flops = step_flops(self.run.model, local_rows(segment_ids)) * jax.process_count()
                 values["perf/mfu"] = flops / elapsed / self._flops
         self._check_finite(step, values, rows, state)
         self.last = values
@@ -260,7 +280,7 @@ class _Recorder:
         skipped = max(values["skipped_steps"], values.get("critic/skipped_steps", 0.0))
         if not skipped or self.run.config.on_nonfinite == "skip":
             return
-        records = [] if rows is None else sorted({int(r) for r in _local(rows).ravel() if r >= 0})
+        records = [] if rows is None else sorted({int(r) for r in local_rows(rows).ravel() if r >= 0})
         folder = self.run.workdir / NONFINITE
         with Checkpointer(folder) as saved:
             if saved.latest() != step:
@@ -274,13 +294,6 @@ class _Recorder:
             f"saved in {folder}. Lower config.optimizer.learning_rate, look at those rows, or set "
             f"config.on_nonfinite='skip' to leave such updates out and count them"
         )
-
-
-def _local(x: jax.Array) -> np.ndarray:
-    """This process's part of a batch array."""
-    if x.is_fully_addressable:
-        return np.asarray(x)
-    return np.concatenate([np.asarray(s.data) for s in x.addressable_shards])
 
 
 def summarize(summary: dict[str, Any]) -> dict[str, float]:

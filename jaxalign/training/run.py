@@ -72,33 +72,24 @@ class Run:
             process_count=jax.process_count(),
         )
 
-    def eval_batches(self, *, drop_remainder: bool = False) -> Iterator[Any]:
-        """Every held-out row once. With `drop_remainder`, without the last batch if it is not full."""
+    def eval_batches(self) -> Iterator[Any]:
+        """Every held-out row once; empty rows fill up the last batch."""
         if self.held_out is None:
             return
         B, rows = self.config.batch_size, self.held_out.rows
-        whole = len(rows) // B
-        if drop_remainder and not whole:
-            raise ConfigError(
-                f"config.data.eval has {len(rows)} prompts, fewer than config.batch_size={B}; add prompts"
-            )
         batches = eval_batches(rows, B, process_index=jax.process_index(), process_count=jax.process_count())
-        for number, batch in enumerate(batches):
-            if drop_remainder and number == whole:
-                return
-            yield self.put(batch)
+        yield from map(self.put, batches)
 
     def text_batches(self, names: str | tuple[str, ...], batch_size: int) -> Callable[[int], Any]:
         """Batches of pretraining text by number, for a loss that mixes it in."""
-        self.check_divides("ppo.ptx_batch_size", batch_size)
         data = dataclasses.replace(self.config.data, train=names, weights=())
         rows = build_dataset(data, self.tokenizer, "text").rows
         batches = train_batches(rows, batch_size, self.config.seed)
         return lambda number: self.put(batches[number])
 
     def prompts(self, dataset: Dataset, rows: jax.Array) -> list[Any]:
-        """The prompts, as the data has them, of a batch's `rows` [B]."""
-        return [dataset.record(int(row))["prompt"] for row in jax.device_get(rows)]
+        """The prompts, as the data has them, of this process's part of a batch's `rows` [B], but no empty ones."""
+        return [dataset.record(int(row))["prompt"] for row in local_rows(rows) if row >= 0]
 
     @property
     def prompt_length(self) -> int:
@@ -146,6 +137,14 @@ class Run:
         if rows % parts:
             raise ConfigError(f"config.{key}: {rows} rows cannot be cut into {parts} equal parts")
         parallel.check_divides(self.mesh, key, rows // parts)
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+    """The rows of a batch array that this process holds, each once."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
 def open_run(config: Config, workdir: str | pathlib.Path) -> Run:

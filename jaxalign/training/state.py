@@ -63,16 +63,16 @@ def apply_gradients(
     grads: Any,
     optimizer: optax.GradientTransformation,
     *,
-    halt: bool,
+    hold: jax.Array | bool,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer update, left out when the loss or the gradient is not finite.
+    """One optimizer update, left out when the loss or the gradient is not finite, or when `hold` is True.
 
-    With `halt`, nothing is applied after the first such step either: the loop learns of it a step later, and
-    must find the parameters that produced it.
+    A run that stops at such a step holds everything after it: the loop learns of it a step later, and must
+    find the parameters that produced it.
     """
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    apply = finite & (state.skipped == 0) if halt else finite
+    apply = finite & jnp.logical_not(hold)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     keep = lambda new, old: jnp.where(apply, new, old)  # noqa: E731

@@ -91,7 +91,9 @@ def resolve_architecture(wanted: ModelConfig, saved: ModelConfig) -> ModelConfig
     default = ModelConfig()
     for field in dataclasses.fields(ModelConfig):
         mine, theirs = getattr(wanted, field.name), getattr(saved, field.name)
-        chosen = mine != getattr(default, field.name) and field.name not in (*RUNTIME_KEYS, "vocab_size")
+        chosen = field.name == "vocab_size" or mine != getattr(default, field.name)
+        if field.name in RUNTIME_KEYS:
+            continue
         if chosen and mine != theirs:
             raise ConfigError(
                 f"config.model.{field.name}={mine!r}, but the model in config.model.init_from has {theirs!r}; "
