@@ -1,0 +1,223 @@
+"""A task with a known answer: PPO and DPO must end at the optimum of the KL-regularised objective.
+
+    max_π E_π[r(y)] - β KL(π ‖ π_ref)    is solved by    π*(y) = π_ref(y) exp(r(y) / β) / Z
+
+(arXiv 2305.18290, eq. 4). With 8 tokens and completions of exactly 3 there are 512 of them, few enough to
+compute KL(π ‖ π*) exactly, in float64. The stages run as they are, their losses, sampler and optimizer
+included; only files are replaced by what is made here.
+"""
+
+import itertools
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxalign import parallel
+from jaxalign.data import DataConfig, PairBatch, Records, dataset_from_records
+from jaxalign.models import ModelConfig, Params, init_params
+from jaxalign.sampling.scoring import score_tokens
+from jaxalign.stages import default_config, dpo, parse_config, ppo
+from jaxalign.training import loop
+from jaxalign.training.optimizer import make_optimizer, make_schedule
+from jaxalign.training.run import Run
+from jaxalign.training.weights import find_model, save_model
+
+LETTERS = "abcdefgh"
+PROMPT, NEW = "ab", 3
+BETA = 0.5
+TOLERANCE = 0.02  # nats
+COMPLETIONS = np.array(list(itertools.product(range(len(LETTERS)), repeat=NEW)))  # [512, 3]
+MODEL = ModelConfig(
+    vocab_size=len(LETTERS),
+    embed_dim=32,
+    num_heads=2,
+    num_kv_heads=2,
+    mlp_dim=64,
+    max_length=8,
+    tie_embeddings=False,
+    init_std=0.2,  # large, so that the reference is far from uniform
+)
+
+
+class Letters:
+    """A `Tokenizer` of eight letters in which nothing ends a completion."""
+
+    vocab_size = len(LETTERS)
+    pad_id = 0  # a letter, too: masks may not depend on it
+    bos_id = None
+    eos_ids = ()
+    control_ids: dict[str, int] = {}  # noqa: RUF012
+
+    def encode(self, text: str) -> list[int]:
+        return [LETTERS.index(letter) for letter in text]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(LETTERS[i] for i in ids)
+
+    def special_id(self, token: str) -> int:
+        raise NotImplementedError
+
+    def save(self, path: str | pathlib.Path) -> None:
+        (pathlib.Path(path) / "tokenizer.txt").write_text(LETTERS)
+
+
+def reward(prompt: str, completion: str) -> float:
+    """A letter's own worth, and what only letters together have: a rhyme, a rise, a taboo."""
+    x, y, z = Letters().encode(completion)
+    rhyme, rise, taboo = x == z, x < y < z, (x + y + z) % 4 == 0
+    return 0.1 * (x - y) + 1.0 * rhyme + 0.5 * rise - 0.7 * taboo
+
+
+REWARDS = np.array([reward(PROMPT, Letters().decode(y)) for y in COMPLETIONS])
+
+
+def log_probabilities(params: Params) -> np.ndarray:
+    """log π(y) of all completions, float64 [512]."""
+    prompt = np.tile(Letters().encode(PROMPT), (len(COMPLETIONS), 1))
+    tokens = np.concatenate((prompt, COMPLETIONS), axis=1).astype(np.int32)
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    logp = score_tokens(params, MODEL, tokens, positions, np.ones_like(tokens)).logp
+    total = np.asarray(logp, np.float64)[:, -NEW:].sum(1)
+    np.testing.assert_allclose(np.exp(total).sum(), 1.0, atol=1e-5)
+    return total
+
+
+def optimum(ref_logp: np.ndarray, beta: float) -> np.ndarray:
+    logits = ref_logp + REWARDS / beta
+    return logits - np.log(np.exp(logits).sum())
+
+
+def kl(logp: np.ndarray, other: np.ndarray) -> float:
+    return float(np.sum(np.exp(logp) * (logp - other)))
+
+
+def open_run(stage: str, workdir: pathlib.Path, mesh: jax.sharding.Mesh, settings: dict[str, Any]) -> Run:
+    """A run from a random reference, as `training.run.open_run` makes one, with letters for tokens."""
+    values = default_config(stage)
+    values.update(settings)
+    config = parse_config(values)
+    folder = workdir / "reference"
+    save_model(folder, init_params(jax.random.key(3), MODEL), MODEL, Letters(), scalar=False, meta={})
+    prompts = Records([{"prompt": PROMPT}], "prompts")
+    return Run(
+        config=config,
+        workdir=workdir / stage,
+        mesh=mesh,
+        model=MODEL,
+        tokenizer=Letters(),
+        source=find_model(str(folder), "config.model.init_from"),
+        train=dataset_from_records([prompts], DataConfig(max_length=4), Letters(), "prompt"),
+        held_out=None,
+        steps=config.num_steps,
+        optimizer=make_optimizer(config.optimizer, config.num_steps),
+        schedule=make_schedule(config.optimizer, config.num_steps),
+    )
+
+
+def preferences(rng: np.random.Generator, rows: int) -> PairBatch:
+    """Every completion once, packed into rows, compared within a row in both orders.
+
+    A pair weighs what Bradley–Terry gives its order, so the labels carry no sampling noise.
+    """
+    order = rng.permutation(len(COMPLETIONS)).reshape(rows, -1)
+    S, length = order.shape[1], len(PROMPT) + NEW
+    tokens = np.concatenate((np.tile(Letters().encode(PROMPT), (rows, S, 1)), COMPLETIONS[order]), axis=-1)
+
+    def packed(per_token: np.ndarray, dtype: type) -> np.ndarray:
+        return np.broadcast_to(per_token, (rows, S, length)).reshape(rows, -1).astype(dtype)
+
+    chosen, rejected = np.array(list(itertools.permutations(range(S), 2))).T
+    gap = REWARDS[order[:, chosen]] - REWARDS[order[:, rejected]]
+    return PairBatch(
+        tokens=packed(tokens, np.int32),
+        positions=packed(np.arange(length), np.int32),
+        segment_ids=packed(np.arange(1, S + 1)[:, None], np.int32),
+        loss_mask=packed(np.arange(length) >= len(PROMPT), np.float32),
+        rows=order.astype(np.int32),
+        chosen=np.tile(chosen + 1, (rows, 1)).astype(np.int32),
+        rejected=np.tile(rejected + 1, (rows, 1)).astype(np.int32),
+        weight=(1 / (1 + np.exp(-gap))).astype(np.float32),
+        margin=np.zeros(gap.shape, np.float32),
+        ref_logp=np.zeros(order.shape, np.float32),
+    )
+
+
+@pytest.fixture
+def mesh() -> Iterator[jax.sharding.Mesh]:
+    with parallel.use_mesh(parallel.make_mesh(devices=jax.devices()[:1])) as mesh:
+        yield mesh
+
+
+def check_optimal(params: Params, reference: Params, record_property: Callable[[str, object], None]) -> None:
+    reached = kl(log_probabilities(params), optimum(log_probabilities(reference), BETA))
+    record_property("kl_to_optimum_nats", reached)
+    print(f"KL(policy || optimum) = {reached:.5f} nats")
+    assert reached <= TOLERANCE
+
+
+def test_only_the_optimum_is_within_tolerance(mesh: jax.sharding.Mesh, tmp_path: pathlib.Path) -> None:
+    ref_logp = log_probabilities(open_run("dpo", tmp_path, mesh, {"num_steps": 1}).load_init())
+    best = optimum(ref_logp, BETA)
+    entropy = -np.sum(np.exp(ref_logp) * ref_logp)
+    assert entropy < np.log(len(COMPLETIONS)) - 1
+    # A model of r that adds up one number a letter and place misses more than half of its variance.
+    letters = np.eye(len(LETTERS))[COMPLETIONS].reshape(len(COMPLETIONS), -1)
+    additive = letters @ np.linalg.lstsq(letters, REWARDS, rcond=None)[0]
+    assert np.var(REWARDS - additive) > 0.5 * np.var(REWARDS)
+    uniform = np.full_like(ref_logp, -np.log(len(COMPLETIONS)))
+    elsewhere = [
+        ref_logp,
+        optimum(uniform, BETA),
+        optimum(ref_logp, 0.8 * BETA),
+        optimum(ref_logp, 1.25 * BETA),
+    ]
+    assert min(kl(other, best) for other in elsewhere) > TOLERANCE
+
+
+@pytest.mark.slow
+def test_ppo_reaches_the_optimum(
+    mesh: jax.sharding.Mesh, tmp_path: pathlib.Path, record_property: Callable[[str, object], None]
+) -> None:
+    # Advantages vanish at the optimum, where r - β log π/π_ref is constant; whitened, they would stay noise of size 1.
+    settings = {
+        "num_steps": 200,
+        "batch_size": 256,
+        "optimizer": {"learning_rate": 3e-3, "schedule": "linear"},
+        "ppo": {
+            "reward_function": f"{__name__}:reward",
+            "sampling": {"max_new_tokens": NEW},
+            "kl_coef": BETA,
+            "whiten_advantages": False,
+            "value_clip": None,
+            "critic_learning_rate": 3e-3,
+        },
+    }
+    run = open_run("ppo", tmp_path, mesh, settings)
+    loop.train(ppo.build(run), quiet=True)
+    trained = find_model(str(run.workdir), "workdir").load(mesh)
+    check_optimal(trained, run.load_init(), record_property)
+
+
+@pytest.mark.slow
+def test_dpo_reaches_the_optimum(
+    mesh: jax.sharding.Mesh, tmp_path: pathlib.Path, record_property: Callable[[str, object], None]
+) -> None:
+    settings = {
+        "num_steps": 200,
+        "batch_size": 16,
+        "optimizer": {"learning_rate": 3e-3, "schedule": "linear"},
+        "dpo": {"beta": BETA},
+    }
+    run = open_run("dpo", tmp_path, mesh, settings)
+    stage = dpo.build(run)
+    ((_, update),) = stage.phases
+    rng = np.random.default_rng(0)
+    state = stage.init()
+    stage.verify(state, run.put(preferences(rng, run.config.batch_size)))
+    for _ in range(run.steps):
+        state, _ = update(state, run.put(preferences(rng, run.config.batch_size)))
+    check_optimal(stage.params(state), run.load_init(), record_property)
