@@ -94,7 +94,7 @@ th:first-child { text-align: left; white-space: nowrap; position: sticky; left: 
 thead th { font-size: .85rem; color: var(--soft); vertical-align: bottom; border-bottom: 2px solid var(--line); }
 td small { display: block; font-size: .78rem; white-space: nowrap; }
 .model { border-left: .35rem solid var(--c); padding-left: .45rem; font-weight: 600; }
-img { display: block; width: 100%; max-width: 46rem; min-width: 32rem; height: auto; }
+img { display: block; width: 100%; max-width: 46rem; min-width: 27rem; height: auto; }
 .cards, .answers { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); }
 .cards div { background: var(--tint); border-radius: .5rem; padding: .7rem .9rem;
   display: flex; flex-direction: column; }
@@ -115,6 +115,7 @@ article { margin: 1.4rem 0 2rem; break-inside: avoid; }
   .wide { overflow: visible; break-inside: avoid; }
   th, td { padding: .25rem .35rem; }
   img { min-width: 0; max-width: 15cm; }
+  .cards, .answers { grid-template-columns: repeat(5, 1fr); gap: .3rem; break-inside: avoid; }
 }
 """
 

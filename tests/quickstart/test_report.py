@@ -179,10 +179,11 @@ def test_the_plots_are_embedded_are_files_and_are_described_with_their_numbers(r
 
 
 def test_the_plots_move_with_the_numbers_they_show(results, tmp_path):
-    changes = {
-        "scores": lambda r: r["models"]["dpo"].update(honest=[0.2, 0.1, 0.3]),
-        "win_rate": lambda r: r["models"]["dpo"].update(win_rate=[0.2, 0.1, 0.3]),
-        "frontier": lambda r: r["frontier"]["orpo"].pop(),
+    dpo = results["models"]["dpo"]
+    changes = {  # of the ends of an interval alone, where a plot has intervals
+        "scores": lambda r: r["models"]["dpo"].update(honest=[dpo["honest"][0], 0.1, 0.9]),
+        "win_rate": lambda r: r["models"]["dpo"].update(win_rate=[dpo["win_rate"][0], 0.1, 0.9]),
+        "frontier": lambda r: r["models"]["dpo"].update(kl=[dpo["kl"][0], 3.0, 6.0]),
         "curves": lambda r: r["curves"]["reward"]["points"].append([20, 0.5]),
     }
     write_report(results, tmp_path / "a/report.html")
@@ -265,6 +266,7 @@ def test_missing_values_are_dashes(results, tmp_path):
         ([0.58, 0.56, 0.60], [0.85, 0.83, 0.87], f"A scores lower than B (0.58 against 0.85; {APART}"),
         ([0.60, 0.50, 0.70], [0.65, 0.55, 0.75], "Judge score: A 0.60, B 0.65; the intervals overlap."),
         ([0.60, 0.50, 0.625], [0.65, 0.625, 0.75], "Judge score: A 0.60, B 0.65; the intervals overlap."),
+        ([0.65, 0.625, 0.75], [0.60, 0.50, 0.625], "Judge score: A 0.65, B 0.60; the intervals overlap."),
         ([0.60, 0.10, 0.90], [0.80, 0.79, 0.81], "Judge score: A 0.60, B 0.80; the intervals overlap."),
     ],
 )  # fmt: skip
