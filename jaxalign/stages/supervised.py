@@ -92,6 +92,7 @@ def supervised_stage(
     )
 
 
+@jax.jit
 def add(a: Metrics, b: Metrics) -> Metrics:
     """Metrics of two batches as those of both."""
     return merge(jax.tree.map(lambda x, y: jnp.stack((x, y)), a, b))

@@ -223,7 +223,7 @@ class _Recorder:
 
     def metrics(self) -> dict[str, dict[str, str]]:
         """For a checkpoint: the `before` of the recorder that goes on. Strings, as JSON has no NaN."""
-        step = self._earlier | jax.device_get(finalize(self._metrics))
+        step = self._earlier | finalize(jax.device_get(self._metrics))
         text = {"last": self.last, "step": step}
         return {which: {name: repr(float(x)) for name, x in values.items()} for which, values in text.items()}
 
@@ -261,7 +261,7 @@ class _Recorder:
     def _log(
         self, step: int, metrics: dict, earlier: dict, times: dict, given: tuple, elapsed: float, state: Any
     ) -> None:
-        values = earlier | {name: float(x) for name, x in jax.device_get(finalize(metrics)).items()}
+        values = earlier | {name: float(x) for name, x in finalize(jax.device_get(metrics)).items()}
         rows, segment_ids = given
         values |= times | {"perf/step_time": elapsed}
         if segment_ids is not None:

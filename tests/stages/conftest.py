@@ -10,6 +10,9 @@ from tiny import baseline_changes, run, sentence, write_data
 
 from jaxalign.data import train_sentencepiece
 
+# Eight virtual devices share two cores: programs in flight together can starve each other's collectives.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+
 COMPILATION = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": 0,

@@ -140,7 +140,7 @@ def test_other_data_or_another_reference_is_refused_on_resume(runs, tmp_path):
             CheckpointError, match="the training data or its tokenisation is not what this run"
         ):
             run("dpo", runs, workdir, **changes, **{"data.train": str(runs / "rankings_as_pairs.jsonl")})
-        with pytest.raises(CheckpointError, match="a frozen model .* is not what this run began with"):
+        with pytest.raises(CheckpointError, match=r"a frozen model .* is not what this run began with"):
             run("dpo", runs, workdir, **changes, **{"model.init_from": str(runs / "pretrain")})
 
 

@@ -1,0 +1,168 @@
+"""How a batch is laid out, sliced or recomputed changes neither the loss nor the gradient, in any stage."""
+
+import dataclasses
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import PROMPT_LENGTH, STAGES, assert_tree_close, make_config
+
+from jaxalign import parallel
+from jaxalign.data.packing import collate
+from jaxalign.sampling.scoring import score_tokens, token_values
+from jaxalign.stages import ppo
+from jaxalign.stages.rollout import Rollout
+from jaxalign.training.run import open_run
+from jaxalign.training.state import gradients
+from jaxalign.training.weights import find_model
+
+LAYOUTS = ("unpacked", "wider rows", "empty rows", "2 microbatches", "4 microbatches")
+OPTIONS = {
+    "pretrain": {"pretrain.z_loss": 1e-2},
+    "sft": {"sft.z_loss": 1e-2},
+    "ppo": {"ppo.entropy_coef": 0.1},
+}
+
+
+def opened(stage, runs, workdir, **changes):
+    from jaxalign.stages import parse_config
+
+    return open_run(parse_config(make_config(stage, runs, **changes)), workdir)
+
+
+def load(path, mesh):
+    return find_model(str(path), "path").load(mesh)
+
+
+def objective(stage, run, batch, frozen):
+    """(params, part) -> (loss, metrics), with the totals of the whole `batch`."""
+    options, model = run.config.options, run.model
+    if stage == "ppo":
+        tokens = batch.mask.sum()
+
+        def both(params, part):
+            policy = ppo.policy_objective(
+                params["policy"], (part, None), {"episodes": tokens}, model=model, options=options
+            )
+            critic = ppo.value_objective(params["critic"], part, tokens, model=model, options=options)
+            return policy[0] + critic[0], policy[1] | critic[1]
+
+        return both
+    module = importlib.import_module(f"jaxalign.stages.{stage}")
+    total = module.totals(batch, options) if stage == "orpo" else module.totals(batch)
+    return lambda params, part: module.loss(params, part, total, frozen, model=model, options=options)
+
+
+def measure(stage, run, params, frozen, batch, parts=1):
+    batch = jax.tree.map(jnp.asarray, batch)
+
+    def compute(params, frozen, batch):
+        return gradients(objective(stage, run, batch, frozen), params, batch, parts)[::2]
+
+    return jax.jit(compute)(params, frozen, batch)
+
+
+def everything(run, rows=None):
+    """All rows of the data as one batch; fills up with empty ones to `rows`."""
+    indices = list(range(len(run.train.rows)))
+    return collate(run.train.rows, indices + [-1] * ((rows or len(indices)) - len(indices)))
+
+
+def episodes(run, params) -> Rollout:
+    """8 episodes with prompts and replies of random lengths, off policy enough for both clips to matter."""
+    rng = np.random.default_rng(0)
+    P, N = PROMPT_LENGTH, 8
+    place = np.arange(P + N)[None, :]
+    prompt, reply = rng.integers(2, P, (8, 1)), rng.integers(1, N + 1, (8, 1))
+    live = (place >= P - prompt) & (place < P + reply)
+    tokens = jnp.asarray(np.where(live, rng.integers(8, 300, live.shape), 0), jnp.int32)
+    positions = jnp.asarray(np.where(live, place - (P - prompt), 0), jnp.int32)
+    segments = jnp.asarray(live, jnp.int32)
+    mask = np.asarray(live & (place >= P), np.float32)
+
+    def noise(scale):
+        return jnp.asarray(rng.normal(0, scale, mask.shape) * mask, jnp.float32)
+
+    logp = score_tokens(params["policy"], run.model, tokens, positions, segments).logp
+    values = token_values(params["critic"], run.model, tokens, positions, segments)
+    return Rollout(
+        tokens=tokens,
+        positions=positions,
+        segment_ids=segments,
+        mask=jnp.asarray(mask),
+        old_logp=logp + noise(0.3),
+        old_values=values + noise(0.3),
+        advantages=noise(1.0),
+        returns=values + noise(1.0),
+    )
+
+
+def two_a_row(rollout: Rollout) -> Rollout:
+    half = len(rollout.tokens) // 2
+    second = rollout.replace(segment_ids=2 * rollout.segment_ids)
+    return jax.tree.map(lambda a, b: jnp.concatenate((a[:half], b[half:]), axis=1), rollout, second)
+
+
+def relaid(stage, layout, run, runs, workdir, batch) -> tuple[Any, int]:
+    """The same sequences in another layout, and in how many microbatches."""
+    if "microbatches" in layout:
+        return batch, int(layout[0])
+    if layout == "empty rows":
+        return jax.tree.map(lambda x: np.concatenate((x, np.zeros_like(x))), batch), 1
+    if stage == "ppo" and layout == "unpacked":
+        return two_a_row(batch), 1
+    if stage == "ppo":
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (5, 3))), batch), 1
+    changes = {"data.packing": False} if layout == "unpacked" else {"data.row_length": 112}
+    other = everything(opened(stage, runs, workdir, **changes))
+    assert layout != "unpacked" or len(other.tokens) > 1.5 * len(batch.tokens)
+    return other, 1
+
+
+@pytest.fixture(scope="module")
+def problems(runs, tmp_path_factory):
+    """stage -> (run, params, frozen, batch, (loss, gradient)): computed once."""
+    found: dict[str, tuple] = {}
+
+    def get(stage):
+        if stage in found:
+            return found[stage]
+        with parallel.use_mesh(parallel.make_mesh(devices=jax.devices()[:1])) as mesh:
+            run = opened(stage, runs, tmp_path_factory.mktemp(stage), **OPTIONS.get(stage, {}))
+            params, frozen = load(runs / "sft", mesh), {}
+            if stage == "dpo":
+                frozen = {"reference": load(runs / "pretrain", mesh)}
+            if stage == "reward":
+                params = load(runs / "reward", mesh)
+            if stage == "ppo":
+                params = {"policy": params, "critic": load(runs / "reward", mesh)}
+                batch = episodes(run, params)
+            else:
+                batch = everything(run, rows=-(-len(run.train.rows) // 4) * 4)
+            found[stage] = (run, params, frozen, batch, measure(stage, run, params, frozen, batch))
+        return found[stage]
+
+    return get
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_layout_of_a_batch_changes_nothing(stage, layout, problems, runs, tmp_path):
+    run, params, frozen, batch, wanted = problems(stage)
+    with parallel.use_mesh(run.mesh):
+        other, parts = relaid(stage, layout, run, runs, tmp_path, batch)
+        got = measure(stage, run, params, frozen, other, parts)
+    assert abs(float(wanted[0])) > 1e-2
+    assert_tree_close(got, wanted)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_rematerialisation_changes_nothing(stage, remat, problems):
+    run, params, frozen, batch, wanted = problems(stage)
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, remat=remat))
+    with parallel.use_mesh(run.mesh):
+        assert_tree_close(measure(stage, run, params, frozen, batch), wanted)

@@ -1,0 +1,91 @@
+"""What must hold before the first update holds, and a violation stops the run."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import history, run
+
+from jaxalign.errors import StepZeroError
+from jaxalign.losses.logprobs import TokenLogprobs
+from jaxalign.models import transformer
+from jaxalign.sampling.scoring import score_tokens
+from jaxalign.stages import dpo, rollout
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+def test_dpo_begins_with_loss_ln2_and_no_margin(precompute, runs, tmp_path):
+    run("dpo", runs, tmp_path, **{"dpo.precompute_reference": precompute, "num_steps": 1})
+    first = history(tmp_path)[0][1]
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-6)
+
+
+def test_dpo_with_reference_rows_in_another_order_is_refused(runs, tmp_path, monkeypatch):
+    # The margins of all rows still add up to 0: only a check of every sequence sees it.
+    swap = lambda rows: rows[::-1]  # noqa: E731
+    load = np.load
+    monkeypatch.setattr("jaxalign.stages.reference.np.load", lambda path: swap(load(path)))
+    with pytest.raises(StepZeroError, match=r"the log-probabilities of a sequence differ by .* other data"):
+        run("dpo", runs, tmp_path, **{"dpo.precompute_reference": True})
+
+
+def test_dpo_with_another_reference_model_is_refused(runs, tmp_path, monkeypatch):
+    right = dpo.supervised_stage
+
+    def wrong(*args, frozen, **options):
+        reference = frozen["reference"] | {"embedding": frozen["reference"]["embedding"] * 1.01}
+        return right(*args, frozen={"reference": reference}, **options)
+
+    monkeypatch.setattr(dpo, "supervised_stage", wrong)
+    with pytest.raises(StepZeroError, match="belong to other weights"):
+        run("dpo", runs, tmp_path)
+
+
+@pytest.mark.parametrize("leak", ["everywhere", "backwards"])
+def test_a_reward_model_whose_attention_ignores_segments_is_refused(leak, runs, tmp_path, monkeypatch):
+    def mask(q_positions, q_segments, k_positions, k_segments):
+        if leak == "everywhere":
+            return k_positions[:, None, :] <= q_positions[:, :, None]
+        order = jnp.arange(q_segments.shape[1])
+        return jnp.broadcast_to(
+            order[None, None, :] <= order[None, :, None], (len(q_segments), *order.shape * 2)
+        )
+
+    monkeypatch.setattr(transformer, "attention_mask", mask)
+    with pytest.raises(StepZeroError, match="lets segments see each other"):
+        run("reward", runs, tmp_path)
+
+
+def test_ppo_begins_with_ratio_1_and_no_kl(runs, tmp_path):
+    run("ppo", runs, tmp_path, **{"num_steps": 1, "ppo.ppo_epochs": 1})
+    first = history(tmp_path)[0][1]
+    assert first["val/ratio"] == pytest.approx(1, abs=1e-5)
+    assert first["val/ratio_var"] == pytest.approx(0, abs=1e-5)
+    assert first["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert first["rollout_logp_diff_max"] == pytest.approx(0, abs=1e-4)
+
+
+def test_ppo_whose_rollout_scores_differently_is_refused(runs, tmp_path, monkeypatch):
+    def shifted(*args, **options):
+        scored = score_tokens(*args, **options)
+        return TokenLogprobs(scored.logp - 0.1, *scored[1:])
+
+    monkeypatch.setattr(rollout, "score_tokens", shifted)  # policy and reference alike: their KL is still 0
+    with pytest.raises(StepZeroError, match=r"π_θ / π_old must be 1, but its mean is 1\.105"):
+        run("ppo", runs, tmp_path)
+
+
+def test_ppo_with_another_reference_is_refused(runs, tmp_path, monkeypatch):
+    from jaxalign.stages import ppo
+
+    load = ppo.load_models
+
+    def other(run, options):
+        models = load(run, options)
+        table = models.reference["embedding"] * 1.1
+        object.__setattr__(models, "reference", models.reference | {"embedding": table})
+        return models
+
+    monkeypatch.setattr(ppo, "load_models", other)
+    with pytest.raises(StepZeroError, match="the policy is its reference, yet objective/kl is"):
+        run("ppo", runs, tmp_path)
