@@ -2,7 +2,7 @@
 
 Plain text:          <bos> text <eos>                all but <bos> supervised
 Prompt, completion:  <bos> prompt | completion <eos> the completion and <eos> supervised
-Conversations:       see `jaxalign.data.chat`
+Conversations:       see `jaxalign.data.chat`; as pretraining text all supervised but <bos>
 
 Prompt and completion are tokenised apart and their ids concatenated, so that training sees the very prompt
 ids sampling starts from. The first token of a sequence is never a target.
@@ -25,6 +25,7 @@ from jaxalign.data.records import (
     Ranking,
     Record,
     Text,
+    Transcript,
     Turns,
     parse_record,
 )
@@ -89,14 +90,20 @@ class EncodingReport:
         )
 
 
-def encode_text(record: Text, tokenizer: Tokenizer, max_length: int) -> list[Example]:
-    """Encode text for pretraining, split into sequences of at most `max_length` tokens.
+def encode_text(
+    record: Text | Transcript, tokenizer: Tokenizer, max_length: int, template: jinja2.Template | None = None
+) -> list[Example]:
+    """Encode text or a whole conversation for pretraining, split into sequences of at most `max_length` tokens.
 
     A further sequence begins with the last token of the one before it, as context that is not supervised:
     every token of the record but its first is a target exactly once. BOS opens only the first sequence, EOS
     closes only the last.
     """
-    ids = _int32([*_bos(tokenizer), *tokenizer.encode(record.text), tokenizer.eos_ids[0]])
+    if isinstance(record, Transcript):
+        segments = render_chat(record.messages, tokenizer, template)
+        ids = _int32([token for segment in segments for token in segment.ids])
+    else:
+        ids = _int32([*_bos(tokenizer), *tokenizer.encode(record.text), tokenizer.eos_ids[0]])
     starts = range(0, max(len(ids) - 1, 1), max_length - 1)
     return [_example([(ids[start : start + max_length], True)]) for start in starts]
 
@@ -206,8 +213,8 @@ def _encode(
     group_length: int | None,
 ) -> tuple[list[Example | PairExample], str]:
     """Items of a record and what was done to them; without items, why it was dropped."""
-    if isinstance(record, Text):
-        chunks = encode_text(record, tokenizer, max_length)
+    if isinstance(record, Text | Transcript):
+        chunks = encode_text(record, tokenizer, max_length, template)
         return chunks, "split" if len(chunks) > 1 else "whole"
     if isinstance(record, Prompt):
         prompt = encode_prompt(record, tokenizer, template)

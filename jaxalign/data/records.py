@@ -36,6 +36,13 @@ class Chat:
 
 
 @dataclass(frozen=True)
+class Transcript:
+    """A conversation to be learned whole, every speaker's words, as text is."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
 class Prompt:
     prompt: Turns
 
@@ -56,7 +63,7 @@ class Ranking:
     scores: tuple[float, ...]  # higher is better; equal scores are ties and make no pair
 
 
-Record = Text | PromptCompletion | Chat | Prompt | Preference | Ranking
+Record = Text | Transcript | PromptCompletion | Chat | Prompt | Preference | Ranking
 
 
 def parse_record(row: Mapping[str, Any], kind: str, where: str) -> Record:
@@ -64,8 +71,8 @@ def parse_record(row: Mapping[str, Any], kind: str, where: str) -> Record:
 
     Args:
       row: fields by name; a field that is None counts as absent, extra fields are left alone.
-      kind: "text" (text), "sft" (messages, or prompt + completion), "preference" (chosen + rejected with an
-        explicit or implicit prompt, or prompt + responses + scores) or "prompt" (prompt).
+      kind: "text" (text, or messages), "sft" (messages, or prompt + completion), "preference" (chosen +
+        rejected with an explicit or implicit prompt, or prompt + responses + scores) or "prompt" (prompt).
       where: `file:row`, put at the head of every error.
     """
     if kind not in _PARSERS:
@@ -73,7 +80,9 @@ def parse_record(row: Mapping[str, Any], kind: str, where: str) -> Record:
     return _PARSERS[kind]({name: value for name, value in row.items() if value is not None}, where)
 
 
-def _parse_text(row: Mapping[str, Any], where: str) -> Text:
+def _parse_text(row: Mapping[str, Any], where: str) -> Text | Transcript:
+    if "messages" in row and "text" not in row:
+        return Transcript(_messages(row["messages"], "messages", where))
     _require(row, ("text",), where)
     return Text(_filled(_string(row["text"], "text", where), "text", where))
 

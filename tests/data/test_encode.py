@@ -14,7 +14,16 @@ from jaxalign.data.encode import (
     encode_prompt,
     encode_text,
 )
-from jaxalign.data.records import Message, Preference, Prompt, PromptCompletion, Ranking, Text
+from jaxalign.data.records import (
+    Message,
+    Preference,
+    Prompt,
+    PromptCompletion,
+    Ranking,
+    Text,
+    Transcript,
+    parse_record,
+)
 from jaxalign.data.sources import Records
 from jaxalign.errors import ConfigError, DataError
 
@@ -28,6 +37,17 @@ def test_text_by_hand(tokenizer):
     np.testing.assert_array_equal(example.ids, [BOS, *words, EOS])
     np.testing.assert_array_equal(example.mask, [0] + [1] * (len(words) + 1))
     assert (example.ids.dtype, example.mask.dtype) == (np.int32, np.float32)
+
+
+def test_a_transcript_is_learned_whole(tokenizer):
+    row = {"messages": [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "a dog"}]}
+    record = parse_record(row, "text", "f:1")
+    assert record == Transcript((Message("user", "the fox"), Message("assistant", "a dog")))
+    [example] = encode_text(record, tokenizer, 100)
+    user, assistant, end = (tokenizer.special_id(f"<|{name}|>") for name in ("user", "assistant", "end"))
+    turns = [user, *tokenizer.encode("the fox"), end, assistant, *tokenizer.encode("a dog"), end]
+    np.testing.assert_array_equal(example.ids, [BOS, *turns])
+    np.testing.assert_array_equal(example.mask, [0] + [1] * len(turns))
 
 
 @pytest.mark.parametrize("max_length", [2, 3, 7, 10, 64])

@@ -18,7 +18,9 @@ def test_labels_follow_bradley_terry():
 
 
 def test_rows_carry_texts_with_their_own_scores():
-    rows, _ = label_pairs([PROMPT] * 50, (["a"] * 50, ["b"] * 50), ([1.0] * 50, [0.0] * 50), seed=3, noise=0.5)
+    rows, _ = label_pairs(
+        [PROMPT] * 50, (["a"] * 50, ["b"] * 50), ([1.0] * 50, [0.0] * 50), seed=3, noise=0.5
+    )
     assert {row["chosen"][0]["content"] for row in rows} == {"a", "b"}
     for row in rows:
         assert row["prompt"] == PROMPT
