@@ -105,14 +105,19 @@ def gae(
 def whiten(x: jax.Array, mask: jax.Array, *, shift_mean: bool = True) -> jax.Array:
     """Scale `x` to unit variance and, if `shift_mean`, to zero mean, over all masked entries; 0 elsewhere.
 
-    The population variance plus 1e-8 is used. Raises TypeError or ValueError for wrong arrays.
+    Raises TypeError or ValueError for wrong arrays.
     """
     require_float32(x=x, mask=mask)
     x = keep(x, mask)
     mean = normalized(masked_mean(x, mask))
-    variance = normalized(masked_mean(jnp.square(x - mean), mask))
-    whitened = (x - mean) * lax.rsqrt(variance + 1e-8)
+    whitened = (x - mean) * inverse_std(x, mask)
     return keep(whitened if shift_mean else whitened + mean, mask)
+
+
+def inverse_std(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """1 / sqrt(population variance + 1e-8) over all masked entries, a float32 scalar."""
+    mean = normalized(masked_mean(x, mask))
+    return lax.rsqrt(normalized(masked_mean(jnp.square(keep(x, mask) - mean), mask)) + 1e-8)
 
 
 def _require_rows(name: str, x: jax.Array, like: jax.Array) -> None:

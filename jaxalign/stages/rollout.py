@@ -15,7 +15,7 @@ from jaxalign.data import PromptBatch, Tokenizer
 from jaxalign.errors import RewardError
 from jaxalign.evaluation.rewards import RewardFunction
 from jaxalign.losses import running_moments
-from jaxalign.losses.advantages import gae, kl_estimate, shape_scores, token_rewards, whiten
+from jaxalign.losses.advantages import gae, inverse_std, kl_estimate, shape_scores, token_rewards, whiten
 from jaxalign.losses.metrics import Max, Mean, Metrics, masked_mean
 from jaxalign.models import ModelConfig, Params
 from jaxalign.sampling.generate import Completions, join
@@ -132,12 +132,17 @@ def finish_rollout(
         scale=options.reward_scale,
     )
     rewards = token_rewards(shaped, scored["kl"], mask, kl_coef=kl_coef)
+    # A token's own KL moves the policy as it should only when it is log π/π_ref of that very token: k2 and k3
+    # have other gradients under sampling, and exact is the same whatever was sampled, so it has none.
+    own_kl = kl_coef * (scored["kl"] - scored["kl1"])
     if options.whiten_rewards:
+        own_kl = own_kl * inverse_std(rewards, mask)
         rewards = whiten(rewards, mask, shift_mean=False)
     values = scored["old_values"]
     if options.normalize_values:
         values = running_moments.denormalize(moments, values)
     advantages, returns = gae(rewards, values, mask, gamma=options.gamma, lam=options.lam)
+    advantages = advantages + own_kl * mask
     if options.normalize_values:
         moments = running_moments.update(moments, returns, mask, options.value_decay)
         returns = running_moments.normalize(moments, returns)

@@ -7,20 +7,26 @@ compute KL(π ‖ π*) exactly, in float64. The stages run as they are, their lo
 included; only files are replaced by what is made here.
 """
 
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxalign import parallel
-from jaxalign.data import DataConfig, PairBatch, Records, dataset_from_records
+from jaxalign.data import DataConfig, PairBatch, PromptBatch, Records, dataset_from_records
+from jaxalign.losses import running_moments
 from jaxalign.models import ModelConfig, Params, init_params
+from jaxalign.sampling.generate import Completions
 from jaxalign.sampling.scoring import score_tokens
 from jaxalign.stages import default_config, dpo, parse_config, ppo
+from jaxalign.stages.rollout import finish_rollout, score_episodes
 from jaxalign.training import loop
 from jaxalign.training.optimizer import make_optimizer, make_schedule
 from jaxalign.training.run import Run
@@ -75,15 +81,25 @@ def reward(prompt: str, completion: str) -> float:
 REWARDS = np.array([reward(PROMPT, Letters().decode(y)) for y in COMPLETIONS])
 
 
-def log_probabilities(params: Params) -> np.ndarray:
-    """log π(y) of all completions, float64 [512]."""
+def every_sequence() -> np.ndarray:
+    """The prompt followed by each completion: int32 [512, 5]."""
     prompt = np.tile(Letters().encode(PROMPT), (len(COMPLETIONS), 1))
-    tokens = np.concatenate((prompt, COMPLETIONS), axis=1).astype(np.int32)
+    return np.concatenate((prompt, COMPLETIONS), axis=1).astype(np.int32)
+
+
+def completion_logp(params: Params) -> jax.Array:
+    """log π(y) of all completions: float32 [512]."""
+    tokens = every_sequence()
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     logp = score_tokens(params, MODEL, tokens, positions, np.ones_like(tokens)).logp
-    total = np.asarray(logp, np.float64)[:, -NEW:].sum(1)
-    np.testing.assert_allclose(np.exp(total).sum(), 1.0, atol=1e-5)
-    return total
+    return logp[:, -NEW:].sum(1)
+
+
+def log_probabilities(params: Params) -> np.ndarray:
+    """The same as float64, checked to be a distribution."""
+    logp = np.asarray(completion_logp(params), np.float64)
+    np.testing.assert_allclose(np.exp(logp).sum(), 1.0, atol=1e-5)
+    return logp
 
 
 def optimum(ref_logp: np.ndarray, beta: float) -> np.ndarray:
@@ -178,6 +194,74 @@ def test_only_the_optimum_is_within_tolerance(mesh: jax.sharding.Mesh, tmp_path:
     assert min(kl(other, best) for other in elsewhere) > TOLERANCE
 
 
+@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize("estimator", ["k1", "k3", "exact"])  # k2 is biased, by design
+def test_ppo_follows_the_gradient_of_the_objective(estimator: str, whiten: bool) -> None:
+    """Over all completions, each weighted by its probability, the expectation is exact.
+
+    Whitened rewards, of completions of equal length, change the gradient by a factor alone.
+    """
+    policy, reference = (init_params(jax.random.key(seed), MODEL) for seed in (4, 3))
+    critic = init_params(jax.random.key(5), MODEL, scalar=True)
+    options = ppo.PPOConfig(
+        reward_function="unused",
+        kl_estimator=estimator,
+        whiten_rewards=whiten,
+        lam=1.0,
+        whiten_advantages=False,
+    )
+    logp = log_probabilities(policy)
+    E, shape = len(COMPLETIONS), (len(COMPLETIONS), len(PROMPT))
+    prompts = PromptBatch(
+        tokens=jnp.asarray(every_sequence()[:, : len(PROMPT)]),
+        positions=jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape),
+        segment_ids=jnp.ones(shape, jnp.int32),
+        rows=jnp.zeros(E, jnp.int32),
+    )
+    ones = jnp.ones(COMPLETIONS.shape, jnp.float32)
+    completions = Completions(jnp.asarray(COMPLETIONS, jnp.int32), ones, -ones, jnp.zeros(E, bool))
+
+    @jax.jit
+    def ppo_gradient(policy: Params) -> Params:
+        models = {"model": MODEL, "critic_model": MODEL, "reward_config": None}
+        scored = score_episodes(
+            policy,
+            critic,
+            reference,
+            None,
+            prompts,
+            completions,
+            temperature=1.0,
+            kl_estimator=estimator,
+            **models,
+        )
+        scores, beta = jnp.asarray(REWARDS, jnp.float32), jnp.float32(BETA)
+        rollout, _, _ = finish_rollout(
+            scored, scores, completions, beta, running_moments.init(), options=options
+        )
+        weight = jnp.asarray(E * np.exp(logp), jnp.float32)[:, None]
+        rollout = rollout.replace(advantages=rollout.advantages * weight)
+        total = {"episodes": rollout.mask.sum()}
+        loss = functools.partial(ppo.policy_objective, total=total, model=MODEL, options=options)
+        return jax.grad(lambda params: loss(params, (rollout, None))[0])(policy)
+
+    @jax.jit
+    def objective_gradient(policy: Params) -> Params:
+        def per_token(params: Params) -> jax.Array:
+            mine, ref = completion_logp(params), completion_logp(reference)
+            return jnp.sum(jnp.exp(mine) * (jnp.asarray(REWARDS, jnp.float32) - BETA * (mine - ref))) / NEW
+
+        return jax.grad(per_token)(policy)
+
+    actual, expected = ppo_gradient(policy), objective_gradient(policy)
+    if whiten:
+        actual, expected = (
+            jax.tree.map(lambda x: x / optax.global_norm(tree), tree) for tree in (actual, expected)
+        )
+    scale = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(-a, b, atol=1e-5 * scale), actual, expected)
+
+
 @pytest.mark.slow
 def test_ppo_reaches_the_optimum(
     mesh: jax.sharding.Mesh, tmp_path: pathlib.Path, record_property: Callable[[str, object], None]
@@ -185,7 +269,7 @@ def test_ppo_reaches_the_optimum(
     # Advantages vanish at the optimum, where r - β log π/π_ref is constant; whitened, they would stay noise of size 1.
     settings = {
         "num_steps": 200,
-        "batch_size": 256,
+        "batch_size": 512,
         "optimizer": {"learning_rate": 3e-3, "schedule": "linear"},
         "ppo": {
             "reward_function": f"{__name__}:reward",
@@ -193,7 +277,9 @@ def test_ppo_reaches_the_optimum(
             "kl_coef": BETA,
             "whiten_advantages": False,
             "value_clip": None,
-            "critic_learning_rate": 3e-3,
+            "critic_learning_rate": 4e-3,
+            "ppo_epochs": 2,
+            "num_minibatches": 2,
         },
     }
     run = open_run("ppo", tmp_path, mesh, settings)
