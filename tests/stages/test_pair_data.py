@@ -1,0 +1,59 @@
+"""Rankings are their pairs with weights; reference log-probabilities may be computed before training."""
+
+import numpy as np
+import pytest
+from tiny import final_state, history, run
+
+import jaxalign.stages.reference as reference
+
+
+@pytest.mark.parametrize("stage", ["reward", "dpo", "orpo"])
+def test_a_ranking_of_three_is_its_three_pairs(stage, runs, tmp_path):
+    """12 rankings, each pair weighing 1/3, against their 36 pairs of weight 1: the same weighted means.
+
+    ORPO's likelihood term, too, counts a chosen response once for every pair that it wins.
+    """
+    changes = {"num_steps": 1, "batch_size": 40, "data.packing": False}
+    for name in ("rankings", "rankings_as_pairs"):
+        rows = {"data.train": str(runs / f"{name}.jsonl"), "data.eval": str(runs / f"{name}.jsonl")}
+        run(stage, runs, tmp_path / name, **changes, **rows | {"optimizer.learning_rate": 1e-12})
+    (_, ranked), (_, paired) = (history(tmp_path / n, "eval")[0] for n in ("rankings", "rankings_as_pairs"))
+    assert ranked.keys() == paired.keys()
+    for name, value in paired.items():
+        assert ranked[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+def test_precomputed_reference_is_the_reference_on_the_fly(runs, tmp_path):
+    run("dpo", runs, tmp_path / "fly")
+    run("dpo", runs, tmp_path / "before", **{"dpo.precompute_reference": True})
+    for (_, a), (_, b) in zip(history(tmp_path / "fly"), history(tmp_path / "before"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+    a, b = (final_state(tmp_path / name, "model") for name in ("fly", "before"))
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_reference_rows_are_reused_until_data_or_weights_change(runs, tmp_path, monkeypatch):
+    computed = []
+    write = reference._write
+    monkeypatch.setattr(reference, "_write", lambda path, x: (computed.append(path.name), write(path, x)))
+
+    def go(workdir, **changes):
+        before = len(computed)
+        run("dpo", runs, workdir, **{"dpo.precompute_reference": True, "num_steps": 1} | changes)
+        return len(computed) - before
+
+    # The files move along, as they would where a run is started afresh in its folder.
+    assert go(tmp_path / "a") == 1
+    assert go(tmp_path / "a") == 0
+    moves = [
+        {"data.train": str(runs / "rankings_as_pairs.jsonl")},
+        {"model.init_from": str(runs / "pretrain")},
+        {"data.row_length": 112},
+    ]
+    for number, changes in enumerate(moves):
+        workdir = tmp_path / f"b{number}"
+        workdir.mkdir()
+        (workdir / reference.FOLDER).symlink_to(tmp_path / "a" / reference.FOLDER)
+        assert go(workdir, **changes) == 1
+    assert len(set(computed)) == 4
