@@ -60,6 +60,10 @@ def reward_function(prompt: str, completion: str) -> float:
     return 0.1 * len(completion) - 0.01 * len(prompt)
 
 
+def prompt_length_reward(prompt: str, completion: str) -> float:
+    return float(len(prompt))
+
+
 def set_reward_function(name: str) -> dict[str, str]:
     """The changes by which PPO takes its scores from `tiny:<name>`."""
     return {"ppo.reward_model": "", "ppo.reward_function": f"tiny:{name}"}
