@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from jaxalign import parallel
 from jaxalign.data import DataConfig, PairBatch, PromptBatch, Records, dataset_from_records
@@ -253,13 +253,12 @@ def test_ppo_follows_the_gradient_of_the_objective(estimator: str, whiten: bool)
 
         return jax.grad(per_token)(policy)
 
-    actual, expected = ppo_gradient(policy), objective_gradient(policy)
+    actual, _ = ravel_pytree(ppo_gradient(policy))
+    expected, _ = ravel_pytree(objective_gradient(policy))
     if whiten:
-        actual, expected = (
-            jax.tree.map(lambda x: x / optax.global_norm(tree), tree) for tree in (actual, expected)
-        )
-    scale = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(-a, b, atol=1e-5 * scale), actual, expected)
+        actual, expected = actual / jnp.linalg.norm(actual), expected / jnp.linalg.norm(expected)
+    # Rewards of size exp(-d), in k3, cancel in float32; with another estimator's gradient every entry is off.
+    np.testing.assert_allclose(-actual, expected, atol=1e-4 * float(jnp.max(jnp.abs(expected))))
 
 
 @pytest.mark.slow
