@@ -54,8 +54,9 @@ def test_full_remat_keeps_less_than_none():
     assert kept["full"] < 0.7 * kept["none"]
 
 
-@pytest.mark.parametrize("name", ["embedding", "layers", "final_norm"])
-def test_gradient_matches_a_central_difference(name):
+# Steps balance the rounding of float32 values against the curvature; the loss is linear in the last norm.
+@pytest.mark.parametrize(("name", "step"), [("embedding", 1e-3), ("layers", 1e-3), ("final_norm", 0.1)])
+def test_gradient_matches_a_central_difference(name, step):
     rng = np.random.default_rng(2)
     direction = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params()[name])
 
@@ -65,7 +66,6 @@ def test_gradient_matches_a_central_difference(name):
         slopes = jax.tree.map(np.vdot, grads[name], direction)
         return float(value), sum(jax.tree.leaves(slopes))
 
-    step = 1e-3  # float32 values and the third derivative leave about two digits
     slope = (along(step)[0] - along(-step)[0]) / (2 * step)
     np.testing.assert_allclose(along(0.0)[1], slope, rtol=1e-2)
 

@@ -1,0 +1,129 @@
+"""Mesh sizes are resolved or refused; the table of axes gives each parameter its place."""
+
+import re
+
+import jax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from jaxalign.errors import ConfigError
+from jaxalign.parallel import (
+    RULES,
+    MeshConfig,
+    batch_sharding,
+    batch_shards,
+    check_divides,
+    constrain,
+    make_mesh,
+    spec,
+    use_mesh,
+)
+from jaxalign.parallel.mesh import mesh_shape
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "shape"),
+    [
+        ((-1, 1, 1), 1, (1, 1, 1)),
+        ((-1, 1, 1), 8, (8, 1, 1)),
+        ((-1, 2, 2), 8, (2, 2, 2)),
+        ((2, -1, 4), 8, (2, 1, 4)),
+        ((1, 2, -1), 6, (1, 2, 3)),
+        ((2, 2, 2), 8, (2, 2, 2)),
+    ],
+)
+def test_shape(sizes, devices, shape):
+    assert mesh_shape(MeshConfig(*sizes), devices) == shape
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            (-1, -1, 1),
+            "config.mesh.data=-1, config.mesh.fsdp=-1, config.mesh.tensor=1: every axis must be a positive number, "
+            "and at most one of them -1",
+        ),
+        (
+            (0, 1, 1),
+            "config.mesh.data=0, config.mesh.fsdp=1, config.mesh.tensor=1: every axis must be a positive",
+        ),
+        (
+            (-2, 1, 1),
+            "config.mesh.data=-2, config.mesh.fsdp=1, config.mesh.tensor=1: every axis must be a positive",
+        ),
+        (
+            (2, 2, 1),
+            "the axes ask for 4 devices, but there are 8; make their product 8, or set one axis to -1",
+        ),
+        ((-1, 3, 1), "the axes ask for a multiple of 3 devices, but there are 8"),
+        ((16, 1, 1), "the axes ask for 16 devices, but there are 8"),
+    ],
+)
+def test_shape_refused(sizes, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        mesh_shape(MeshConfig(*sizes), 8)
+
+
+def test_mesh_holds_the_devices_in_order_with_automatic_axes():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert set(mesh.devices.flat) == set(jax.devices())
+    two = make_mesh(MeshConfig(), jax.devices()[3:5])
+    assert list(two.devices.flat) == jax.devices()[3:5]
+    assert list(make_mesh(MeshConfig(), jax.devices()[5:6]).devices.flat) == jax.devices()[5:6]
+
+
+def test_spec_reads_the_table_in_force():
+    assert spec("batch", "length", "act_heads", None) == P(("data", "fsdp"), None, "tensor", None)
+    with use_mesh(make_mesh(), {**RULES, "length": "tensor"}):
+        assert spec("batch", "length") == P(("data", "fsdp"), "tensor")
+    assert spec("batch", "length") == P(("data", "fsdp"), None)
+
+
+def test_table_is_restored_after_an_error():
+    with pytest.raises(RuntimeError, match="stop"), use_mesh(make_mesh(), {**RULES, "length": "tensor"}):
+        raise RuntimeError("stop")
+    assert spec("length") == P(None)
+    assert jax.sharding.get_abstract_mesh().empty
+
+
+def test_constrain_lays_out_on_a_mesh_and_is_nothing_without():
+    x = jax.numpy.arange(32.0).reshape(8, 4)
+    assert constrain(x, "batch", None) is x
+    with use_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+        y = jax.jit(lambda x: constrain(x * 1, "batch", "act_mlp"))(x)
+    assert y.sharding.spec == P(("data", "fsdp"), "tensor")
+    assert {shard.data.shape for shard in y.addressable_shards} == {(2, 2)}
+
+
+def test_batches_are_split_over_data_and_fsdp():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    assert batch_shards(mesh) == 4
+    assert batch_sharding(mesh).shard_shape((8, 6)) == (2, 6)
+    assert batch_shards(make_mesh(MeshConfig(tensor=8, data=1))) == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "value", "message"),
+    [
+        (
+            (2, 2, 2),
+            6,
+            "config.train.batch_size=6 is not divisible by config.mesh.data=2 * config.mesh.fsdp=2; "
+            "use 4 or 8, or mesh axes whose product is 2",
+        ),
+        (
+            (8, 1, 1),
+            4,
+            "config.train.batch_size=4 is not divisible by config.mesh.data=8; use 8, or config.mesh.data=4",
+        ),
+    ],
+)
+def test_batch_that_does_not_divide(sizes, value, message):
+    mesh = make_mesh(MeshConfig(*sizes))
+    check_divides(mesh, "train.batch_size", 8)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_divides(mesh, "train.batch_size", value)

@@ -1,0 +1,87 @@
+"""Sampling settings are checked, and truncation keeps exactly the tokens that its definition keeps."""
+
+import re
+
+import numpy as np
+import pytest
+
+from jaxalign.errors import ConfigError
+from jaxalign.sampling.generate import SamplingConfig, truncate_logits
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("max_new_tokens", 0, "at least 1"),
+        ("temperature", -0.1, "0 (greedy) or positive"),
+        ("temperature", float("nan"), "0 (greedy) or positive"),
+        ("top_k", -1, "0 (off) or positive"),
+        ("top_p", 0.0, "above 0 and at most 1 (off)"),
+        ("top_p", 1.01, "above 0 and at most 1 (off)"),
+        ("min_p", -0.1, "at least 0 (off) and below 1"),
+        ("min_p", 1.0, "at least 0 (off) and below 1"),
+    ],
+)
+def test_refused(key, value, wanted):
+    with pytest.raises(ConfigError, match=re.escape(f"config.sampling.{key}={value} must be {wanted}")):
+        SamplingConfig(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "truncated"),
+    [
+        ({}, False),
+        ({"temperature": 0.5}, False),
+        ({"top_k": 3}, True),
+        ({"top_p": 0.9}, True),
+        ({"min_p": 0.1}, True),
+    ],
+)
+def test_truncated(values, truncated):
+    assert SamplingConfig(**values).truncated is truncated
+
+
+def supported(logits, top_k=0, top_p=1.0, min_p=0.0):
+    """[V] bool in float64, one row at a time: top-k, then the nucleus of what is left, then the floor."""
+    keep = np.ones(len(logits), bool)
+    order = np.argsort(-logits)
+    if top_k:
+        keep[order[top_k:]] = False
+    p = np.where(keep, np.exp(logits - logits.max()), 0.0)
+    p /= p.sum()
+    if top_p < 1:
+        total = 0.0
+        for token in order:
+            keep[token] &= total < top_p
+            total += p[token]
+    return keep & (p >= min_p * p.max())
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"top_k": 1},
+        {"top_k": 5},
+        {"top_k": 400},
+        {"top_p": 0.05},
+        {"top_p": 0.9},
+        {"min_p": 0.02},
+        {"min_p": 0.5},
+        {"top_k": 20, "top_p": 0.8},
+        {"top_k": 20, "top_p": 0.95, "min_p": 0.1},
+    ],
+    ids=str,
+)
+def test_support_is_that_of_the_definition(cut):
+    logits = np.random.default_rng(0).normal(size=(64, 200), scale=2).astype(np.float32)
+    got = np.asarray(truncate_logits(logits, SamplingConfig(**cut)))
+    want = np.stack([supported(row.astype(np.float64), **cut) for row in logits])
+    np.testing.assert_array_equal(got, np.where(want, logits, -np.inf))
+    assert want.any(-1).all()
+
+
+def test_equal_logits_are_kept_or_dropped_together():
+    logits = np.array([[2.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]], np.float32)
+    for cut in ({"top_k": 2}, {"top_p": 0.65}):
+        kept = np.isfinite(truncate_logits(logits, SamplingConfig(**cut)))
+        np.testing.assert_array_equal(kept, [[True, True, True, False], [True] * 4])
