@@ -37,17 +37,15 @@ def test_greedy_is_the_argmax_of_the_full_forward_at_every_step(config, params, 
     assert len(np.unique(out.tokens)) > 8, "the model repeats itself: the comparison would be weak"
     np.testing.assert_array_equal(out.mask, np.ones((len(out.tokens), N)))
     assert not out.stopped.any()
+    largest = logits.max(-1, keepdims=True)
+    untempered = -np.log(np.exp(logits - largest).sum(-1))  # log-probability of the likeliest token
+    np.testing.assert_allclose(out.logp, untempered, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"temperature": 1.0},
-        {"temperature": 0.7},
-        {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.05},
-    ],
-    ids=str,
-)
+CUT = {"temperature": 0.7, "top_k": 9, "top_p": 0.95, "min_p": 0.01}
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"temperature": 0.7}, CUT], ids=str)
 def test_reported_logp_is_the_score_of_the_joined_sequence(config, params, prompts, settings):
     P = prompts[0].shape[1]
     out = sample(params, config, prompts, stop_ids=(3, 7), max_new_tokens=32, **settings)
@@ -55,12 +53,6 @@ def test_reported_logp_is_the_score_of_the_joined_sequence(config, params, promp
     scored = score(params, config, tokens, positions, segments, temperature=settings["temperature"])
     np.testing.assert_allclose(np.asarray(scored.logp * mask)[:, P:], out.logp, rtol=1e-5, atol=1e-5)
     assert 0 < mask.sum() < mask[:, P:].size, "rows should differ in length for this test to mean something"
-
-
-def test_greedy_logp_is_that_of_the_untempered_model(config, params, prompts):
-    out = sample(params, config, prompts, max_new_tokens=8, temperature=0.0)
-    scored = score(params, config, *join(*prompts, out)[:3])
-    np.testing.assert_allclose(scored.logp[:, prompts[0].shape[1] :], out.logp, rtol=1e-5, atol=1e-5)
 
 
 def test_join_lays_prompt_and_completion_side_by_side(config, params, prompts):
@@ -124,9 +116,9 @@ def test_empty_rows_sample_nothing_and_delay_no_one(config, params, prompts):
 
 
 def test_a_prompt_is_completed_alike_in_any_batch(config, params, prompts):
-    settings = {"stop_ids": (3, 7), "max_new_tokens": 16, "temperature": 0.9, "top_p": 0.95}
+    settings = {"stop_ids": (3, 7), "max_new_tokens": 32, **CUT}
     together = sample(params, config, prompts, **settings)
-    for row in (0, 1, 3):
+    for row in (1, 3):
         kept = prompts[2][row] > 0
         alone = tuple(x[row : row + 1, kept] for x in prompts)
         out = sample(params, config, alone, rows=jnp.array([row], jnp.int32), **settings)
@@ -137,13 +129,13 @@ def test_a_prompt_is_completed_alike_in_any_batch(config, params, prompts):
 
 def test_row_numbers_and_the_key_decide_the_samples(config, params, prompts):
     same = tuple(np.repeat(x[:1], 6, 0) for x in prompts)
-    out = sample(params, config, same, max_new_tokens=12)
+    out = sample(params, config, same, max_new_tokens=32)
     assert len(np.unique(out.tokens, axis=0)) == 6
     order = jnp.array([3, 3, 0, 5, 1, 2], jnp.int32)
     np.testing.assert_array_equal(
-        sample(params, config, same, rows=order, max_new_tokens=12).tokens, out.tokens[order]
+        sample(params, config, same, rows=order, max_new_tokens=32).tokens, out.tokens[order]
     )
-    other = sample(params, config, same, key=jax.random.key(12), max_new_tokens=12)
+    other = sample(params, config, same, key=jax.random.key(12), max_new_tokens=32)
     assert not np.any(np.all(np.asarray(other.tokens) == np.asarray(out.tokens), axis=1))
 
 
@@ -152,9 +144,7 @@ TINY = ModelConfig(
 )
 
 
-@pytest.mark.parametrize(
-    "settings", [{"temperature": 1.0}, {"temperature": 0.6}, {"temperature": 1.5, "top_k": 4}], ids=str
-)
+@pytest.mark.parametrize("settings", [{"temperature": 0.6}, {"temperature": 1.5, "top_k": 4}], ids=str)
 def test_pairs_of_tokens_are_drawn_with_the_probabilities_of_the_model(settings):
     """The joint frequency of two tokens in a row shows the noise independent between rows and between steps."""
     params, count, V = random_params(TINY, seed=1), 8192, TINY.vocab_size
@@ -179,12 +169,11 @@ def test_pairs_of_tokens_are_drawn_with_the_probabilities_of_the_model(settings)
     assert chisquare(seen[kept], expected[kept]).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (8, 1, 1)], ids=str)
-def test_eight_devices_sample_what_one_does(config, params, prompts, sizes):
+def test_eight_devices_sample_what_one_does(config, params, prompts):
     prompts = tuple(np.concatenate((x, x[:2])) for x in prompts)
     run = functools.partial(sample, stop_ids=(3, 7), max_new_tokens=16, temperature=0.9, top_p=0.95)
     want = run(params, config, prompts)
-    mesh = make_mesh(MeshConfig(*sizes))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with use_mesh(mesh):
         layout = jax.tree.map(lambda x: x.sharding, abstract_params(config, mesh))
         got = run(jax.device_put(params, layout), config, jax.device_put(prompts, batch_sharding(mesh)))
