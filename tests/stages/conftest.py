@@ -1,8 +1,9 @@
 """One folder of tiny data and finished tiny runs, made once, from which all six stages can start."""
 
+import contextlib
 import pathlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import pytest
@@ -20,31 +21,45 @@ COMPILATION = {
 }
 
 
-@pytest.fixture(scope="package", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Runs that compile the same program share it."""
-    settings = COMPILATION | {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache"))}
+@contextlib.contextmanager
+def cheap_compilation(cache: pathlib.Path) -> Iterator[None]:
+    """Runs that compile the same program share it; leaves JAX's settings as they were."""
+    settings = COMPILATION | {"jax_compilation_cache_dir": str(cache)}
     before = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _cheap_compilation(compilation_cache):
+    with cheap_compilation(compilation_cache):
+        yield
+
+
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory, compilation_cache) -> pathlib.Path:
     """Data files, tiny.model, and the finished runs pretrain, sft and reward."""
     folder = tmp_path_factory.mktemp("runs")
     rng = random.Random(1)
     train_sentencepiece([sentence(rng, 5, 12) + ".?\n" for _ in range(200)], folder / "tiny.model", 336)
     write_data(folder)
-    for stage in ("pretrain", "sft", "reward"):
-        run(stage, folder, folder / stage, num_steps=6, optimizer__learning_rate=1e-2)
+    with cheap_compilation(compilation_cache):
+        for stage in ("pretrain", "sft", "reward"):
+            run(stage, folder, folder / stage, num_steps=6, optimizer__learning_rate=1e-2)
     return folder
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def baseline(runs, tmp_path_factory) -> Callable[[str], pathlib.Path]:
     """stage -> the folder of an uninterrupted run of it on one device, with the settings of baseline_changes."""
     done: dict[str, pathlib.Path] = {}

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_stage_invariance import opened
 from tiny import assert_same_bits, final_state, history, run
 
+from jaxalign import parallel
 from jaxalign.errors import NonFiniteError
 from jaxalign.stages import ppo, supervised
 from jaxalign.stages.supervised import gradients
-
-STAGES = {"sft": (supervised, "params"), "ppo": (ppo, "policy/params")}
 
 
 @pytest.fixture
@@ -31,10 +31,6 @@ def poison(monkeypatch):
 
 def second_batch(runs):
     """The records and the sum of the tokens of batch 2."""
-    from test_stage_invariance import opened
-
-    from jaxalign import parallel
-
     with parallel.use_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
         loader = opened("sft", runs, runs).loader()
     next(loader)
@@ -77,6 +73,7 @@ def final_state_at(workdir, step):
     return final_state(workdir, keep.name)
 
 
+@pytest.mark.slow
 def test_ppo_stops_policy_and_critic_at_the_first_nan(runs, tmp_path, monkeypatch):
     run("ppo", runs, tmp_path / "clean", num_steps=1)
 

@@ -7,6 +7,7 @@ from tiny import final_state, history, run
 import jaxalign.stages.reference as reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["reward", "dpo", "orpo"])
 def test_a_ranking_of_three_is_its_three_pairs(stage, runs, tmp_path):
     """12 rankings, each pair weighing 1/3, against their 36 pairs of weight 1: the same weighted means.
@@ -33,6 +34,7 @@ def test_precomputed_reference_is_the_reference_on_the_fly(runs, tmp_path):
         np.testing.assert_allclose(a[name], b[name], rtol=1e-6, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_reference_rows_are_reused_until_data_or_weights_change(runs, tmp_path, monkeypatch):
     computed = []
     write = reference._write

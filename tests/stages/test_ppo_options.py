@@ -111,6 +111,7 @@ def test_scores_become_advantages_as_by_hand(changes):
     assert values["val/num_eos_tokens"] == STOPPED.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "exact"])
 def test_kl_estimators_are_what_they_are_called(estimator, runs, tmp_path):
     with parallel.use_mesh(parallel.make_mesh(devices=jax.devices()[:1])) as mesh:
@@ -175,6 +176,7 @@ def test_early_stop_ends_the_policy_updates_of_a_rollout_only(runs, tmp_path):
     assert (state["policy/step"], state["critic/step"]) == (2, 4)
 
 
+@pytest.mark.slow
 def test_pretraining_text_is_mixed_in_with_its_weight(runs, tmp_path):
     changes = {"num_steps": 1, "ppo.ppo_epochs": 1, "ppo.ptx_coef": 0.5}
     run("ppo", runs, tmp_path, **changes, **{"ppo.ptx_data": str(runs / "pretrain.jsonl")})

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import PROMPT_LENGTH, STAGES, assert_tree_close, make_config
+from tiny import PROMPT_LENGTH, assert_tree_close, every_stage, make_config
 
 from jaxalign import parallel
 from jaxalign.data.packing import collate
 from jaxalign.sampling.scoring import score_tokens, token_values
-from jaxalign.stages import ppo
+from jaxalign.stages import parse_config, ppo
 from jaxalign.stages.rollout import Rollout
 from jaxalign.training.run import open_run
 from jaxalign.training.state import gradients
@@ -28,8 +28,6 @@ OPTIONS = {
 
 
 def opened(stage, runs, workdir, **changes):
-    from jaxalign.stages import parse_config
-
     return open_run(parse_config(make_config(stage, runs, **changes)), workdir)
 
 
@@ -149,7 +147,7 @@ def problems(runs, tmp_path_factory):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", every_stage("dpo"))
 def test_the_layout_of_a_batch_changes_nothing(stage, layout, problems, runs, tmp_path):
     run, params, frozen, batch, wanted = problems(stage)
     with parallel.use_mesh(run.mesh):
@@ -160,7 +158,7 @@ def test_the_layout_of_a_batch_changes_nothing(stage, layout, problems, runs, tm
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", every_stage())
 def test_rematerialisation_changes_nothing(stage, remat, problems):
     run, params, frozen, batch, wanted = problems(stage)
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, remat=remat))

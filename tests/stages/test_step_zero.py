@@ -9,7 +9,7 @@ from jaxalign.errors import StepZeroError
 from jaxalign.losses.logprobs import TokenLogprobs
 from jaxalign.models import transformer
 from jaxalign.sampling.scoring import score_tokens
-from jaxalign.stages import dpo, rollout
+from jaxalign.stages import dpo, ppo, rollout
 
 
 @pytest.mark.parametrize("precompute", [False, True])
@@ -76,8 +76,6 @@ def test_ppo_whose_rollout_scores_differently_is_refused(runs, tmp_path, monkeyp
 
 
 def test_ppo_with_another_reference_is_refused(runs, tmp_path, monkeypatch):
-    from jaxalign.stages import ppo
-
     load = ppo.load_models
 
     def other(run, options):

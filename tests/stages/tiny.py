@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 from ml_collections import ConfigDict
 
 from jaxalign.stages import default_config, parse_config, train
@@ -18,6 +19,11 @@ SUPERVISED = tuple(stage for stage in STAGES if stage != "ppo")
 WORDS = "the quick brown fox jumps over a lazy dog and asks who wrote this reply to that question".split()
 ROW_LENGTH = 96
 PROMPT_LENGTH = 16
+
+
+def every_stage(*fast: str) -> list:
+    """All six as test parameters, those not among `fast` marked slow."""
+    return [pytest.param(stage, marks=() if stage in fast else pytest.mark.slow) for stage in STAGES]
 
 
 def sentence(rng: random.Random, low: int, high: int) -> str:
