@@ -63,7 +63,7 @@ class Scale:
 
 FULL = Scale(DatasetSizes())
 FAST = Scale(
-    DatasetSizes(1_500, 60, 200, 20, 200, 40, 200, 60, 128, 64), on_policy_prompts=64, questions=64, probe_questions=64,
+    DatasetSizes(1_500, 60, 200, 40, 200, 60, 128, 64), on_policy_prompts=64, questions=64, probe_questions=64,
     probes=1, steps=0.02,
 )  # fmt: skip
 
@@ -149,10 +149,10 @@ def _claim(root: pathlib.Path, settings: dict[str, Any]) -> None:
 
 
 def _texts(data: pathlib.Path) -> Iterator[str]:
-    for name in ("corpus.jsonl", "sft.jsonl"):
-        for line in (data / name).open(encoding="utf-8"):
-            row = json.loads(line)
-            yield from [row["text"]] if "text" in row else (m["content"] for m in row["messages"])
+    for line in (data / "corpus.jsonl").open(encoding="utf-8"):
+        yield json.loads(line)["text"]
+    for line in (data / "sft.jsonl").open(encoding="utf-8"):
+        yield from (message["content"] for message in json.loads(line)["messages"])
 
 
 def _describe(stage: str) -> str:

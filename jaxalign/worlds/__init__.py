@@ -12,7 +12,6 @@ from jaxalign.worlds.preferences import (
 )
 from jaxalign.worlds.questions import Intent, Question, questions, read_question
 from jaxalign.worlds.responses import demonstration, mixture, respond
-from jaxalign.worlds.transcripts import transcripts
 from jaxalign.worlds.world import World
 
 __all__ = [
@@ -35,6 +34,5 @@ __all__ = [
     "respond",
     "response_pair",
     "sample_preference",
-    "transcripts",
     "write_dataset",
 ]

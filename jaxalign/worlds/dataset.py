@@ -11,19 +11,16 @@ from jaxalign.worlds.judge import judge
 from jaxalign.worlds.preferences import DEFAULT_NOISE, sample_preference
 from jaxalign.worlds.questions import Question, Split, questions
 from jaxalign.worlds.responses import demonstration, mixture, respond
-from jaxalign.worlds.transcripts import transcripts
 from jaxalign.worlds.world import World, stream
 
 
 @dataclass(frozen=True)
 class DatasetSizes:
-    """Records per file; a document of the corpus has about 16 words, a transcript about 20."""
+    """Records per file; a document of the corpus has about 16 words."""
 
-    corpus: int = 40_000
+    corpus: int = 60_000
     corpus_held_out: int = 500
-    transcripts: int = 16_000  # conversations in the corpus, after its documents
-    transcripts_held_out: int = 100
-    sft: int = 4_000
+    sft: int = 12_000
     sft_held_out: int = 400
     preference: int = 6_000
     preference_held_out: int = 600
@@ -41,7 +38,7 @@ def write_dataset(
 ) -> None:
     """Write every file of a run, the same bytes for the same arguments.
 
-    corpus[_held_out].jsonl      {"text"}, and {"messages"} for conversations that nobody should imitate
+    corpus[_held_out].jsonl      {"text"}
     sft[_held_out].jsonl         {"messages"}, the last one a demonstration
     preference[_held_out].jsonl  {"prompt", "chosen", "rejected", "chosen_score", "rejected_score"}
     prompts.jsonl                {"prompt", "kind"} of the training split, for PPO
@@ -57,9 +54,7 @@ def write_dataset(
     # No two files share questions or sentences by construction: every file has its own stream.
     for number, (name, split) in enumerate((("", "train"), ("_held_out", "held_out"))):
         documents = corpus(world, getattr(sizes, f"corpus{name}"), 2 * seed + number)
-        talks = transcripts(world, getattr(sizes, f"transcripts{name}"), 2 * seed + number)
-        rows = [*({"text": text} for text in documents), *({"messages": talk} for talk in talks)]
-        _write(folder / f"corpus{name}.jsonl", rows)
+        _write(folder / f"corpus{name}.jsonl", ({"text": text} for text in documents))
         _write(folder / f"sft{name}.jsonl", _sft(world, split, getattr(sizes, f"sft{name}"), seed))
         rows = _preferences(world, split, getattr(sizes, f"preference{name}"), seed, noise)
         _write(folder / f"preference{name}.jsonl", rows)
