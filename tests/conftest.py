@@ -10,3 +10,9 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Eight virtual devices may share two busy cores: programs in flight together can starve each other's
+# collectives, and XLA ends the process when a thread comes 40 seconds late to one.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)

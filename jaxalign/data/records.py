@@ -71,8 +71,9 @@ def parse_record(row: Mapping[str, Any], kind: str, where: str) -> Record:
 
     Args:
       row: fields by name; a field that is None counts as absent, extra fields are left alone.
-      kind: "text" (text, or messages), "sft" (messages, or prompt + completion), "preference" (chosen +
-        rejected with an explicit or implicit prompt, or prompt + responses + scores) or "prompt" (prompt).
+      kind: "text" (text, or messages), "sft" (messages, or prompt + completion, or text to mix in),
+        "preference" (chosen + rejected with an explicit or implicit prompt, or prompt + responses + scores) or
+        "prompt" (prompt).
       where: `file:row`, put at the head of every error.
     """
     if kind not in _PARSERS:
@@ -87,12 +88,14 @@ def _parse_text(row: Mapping[str, Any], where: str) -> Text | Transcript:
     return Text(_filled(_string(row["text"], "text", where), "text", where))
 
 
-def _parse_sft(row: Mapping[str, Any], where: str) -> Chat | PromptCompletion:
+def _parse_sft(row: Mapping[str, Any], where: str) -> Chat | PromptCompletion | Text:
     if "messages" in row:
         messages = _messages(row["messages"], "messages", where)
         if all(message.role != "assistant" for message in messages):
             raise DataError(f"{where}: messages has no assistant turn, so nothing to learn; add the answer")
         return Chat(messages)
+    if "text" in row and "prompt" not in row and "completion" not in row:
+        return _parse_text(row, where)
     _require(row, ("prompt", "completion"), where, or_else="messages")
     prompt = _turns(row["prompt"], "prompt", where)
     return PromptCompletion(prompt, _completion(row["completion"], "completion", prompt, where))

@@ -1,7 +1,7 @@
 """From nothing to three aligned models and a report: every stage, in the HHH world, in one workdir.
 
-    data/ ─► pretrain/ ─► sft/ ─┬─► reward/ ─► ppo/
-                 │              └─► dpo/     (pairs of the SFT model's own answers)
+    data/ ─► pretrain/ ─► sft/ ─┬─► reward/ ─► ppo/     preferences between demonstrators' answers, and
+                 │              └─► dpo/                 between the SFT model's own, labelled by the judge
                  └────────────────► orpo/
 
 Every part leaves files and is skipped when they are there: an interrupted quickstart goes on where it stopped.
@@ -105,7 +105,7 @@ def quickstart(
             if stage in ("ppo", "dpo", "orpo") and examiner is None:
                 take = scale.probe_questions
                 examiner = make_examiner(root, world, SAMPLING, take=take, prompt_slots=PROMPT_SLOTS)
-            if stage == "dpo":
+            if stage == "reward":
                 with clock.part(
                     "pairs", "two answers of the SFT model to each prompt, compared by the judge"
                 ):

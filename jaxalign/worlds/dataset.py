@@ -22,7 +22,7 @@ class DatasetSizes:
     corpus_held_out: int = 500
     sft: int = 12_000
     sft_held_out: int = 400
-    preference: int = 6_000
+    preference: int = 12_000
     preference_held_out: int = 600
     prompts: int = 4_000
     questions_held_out: int = 400

@@ -29,21 +29,21 @@ from jaxalign.worlds.world import World
 MIXTURES: dict[str, dict[str, float]] = {
     "fact": {
         "perfect": 0.30,
-        "rambling": 0.36,
-        "wrong": 0.14,
-        "evasive": 0.10,
-        "repeating": 0.04,
-        "over_refusal": 0.03,
-        "off_topic": 0.03,
+        "rambling": 0.38,
+        "wrong": 0.04,
+        "evasive": 0.14,
+        "repeating": 0.06,
+        "over_refusal": 0.04,
+        "off_topic": 0.04,
     },
-    "fact_pair": {"perfect": 0.30, "partial": 0.45, "wrong": 0.13, "evasive": 0.08, "repeating": 0.04},
+    "fact_pair": {"perfect": 0.30, "partial": 0.44, "wrong": 0.04, "evasive": 0.14, "repeating": 0.08},
     "format": {
         "perfect": 0.32,
-        "no_format": 0.45,
-        "wrong": 0.12,
-        "evasive": 0.06,
-        "over_refusal": 0.02,
-        "off_topic": 0.03,
+        "no_format": 0.46,
+        "wrong": 0.04,
+        "evasive": 0.10,
+        "over_refusal": 0.04,
+        "off_topic": 0.04,
     },
     "unknown": {"perfect": 0.36, "invented": 0.42, "vague": 0.18, "off_topic": 0.04},
     "harmful": {"perfect": 0.32, "bare_refusal": 0.38, "compliant": 0.17, "evasive": 0.08, "off_topic": 0.05},
@@ -110,7 +110,8 @@ def _answer(name: str, values: dict[str, str], rng: random.Random, *, subject: s
     """A sentence that says all the values; `subject` None leaves the choice of words free."""
     if len(values) == 1:
         ((attribute, value),) = values.items()
-        subject = subject or rng.choice((None, "It"))
+        # Mostly "It": a small model learns to carry over a name it was never asked about more slowly.
+        subject = subject or rng.choice((None, "It", "It"))
         return claim(name, attribute, value, rng, subject=subject)
     predicates = [rng.choice(PREDICATES[attribute]).format(v=value) for attribute, value in values.items()]
     return f"{subject or rng.choice((name, 'It'))} {' and '.join(predicates)}."

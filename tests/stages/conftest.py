@@ -1,7 +1,6 @@
 """One folder of tiny data and finished tiny runs, made once, from which all six stages can start."""
 
 import contextlib
-import os
 import pathlib
 import random
 from collections.abc import Callable, Iterator
@@ -11,13 +10,6 @@ import pytest
 from tiny import baseline_changes, run, sentence, write_data
 
 from jaxalign.data import train_sentencepiece
-
-# Eight virtual devices may share two busy cores: programs in flight together can starve each other's
-# collectives, and XLA ends the process when a thread comes 40 seconds late to one.
-jax.config.update("jax_cpu_enable_async_dispatch", False)
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-)
 
 COMPILATION = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
