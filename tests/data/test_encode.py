@@ -209,3 +209,11 @@ def test_nothing_supervised_is_an_error(tokenizer, monkeypatch):
     rows = rows_of({"messages": [json.loads('{"role": "assistant", "content": "x"}')]})
     with pytest.raises(DataError, match=r"^f.jsonl: no token is supervised \(1 records: 1 kept"):
         encode(tokenizer, rows)
+
+
+def test_text_rows_may_be_mixed_into_fine_tuning(tokenizer):
+    rows = [{"prompt": "the fox", "completion": " asks"}, {"text": "a lazy dog"}]
+    (asked, text), report = encode_dataset(Records(rows, "f"), "sft", tokenizer, max_length=100)
+    assert asked.mask.sum() == len(tokenizer.encode(" asks")) + 1
+    assert text.mask.sum() == len(tokenizer.encode("a lazy dog")) + 1
+    assert report.kept == 2
