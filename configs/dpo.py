@@ -21,10 +21,10 @@ def get_config(root: str = "") -> ConfigDict:
     config.data.eval = f"{root}/data/preference_held_out.jsonl"
     config.data.max_length = 96
     config.data.row_length = 192
-    config.num_steps = 120
+    config.num_steps = 80
     config.batch_size = 16
-    config.optimizer.learning_rate = 3e-4
+    config.optimizer.learning_rate = 2e-4
     config.optimizer.warmup_steps = 10
-    config.dpo.beta = 0.1
+    config.dpo.beta = 0.2
     config.log_every = 10
     return config

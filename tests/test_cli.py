@@ -50,7 +50,9 @@ def test_version_runs_as_a_module():
 
 def test_tokenizer_verb_trains_one(tmp_path, capsys):
     data = tmp_path / "text.jsonl"
-    data.write_text("".join(f'{{"text": "the {w} cat sat on the mat"}}\n' for w in "red blue green old".split()))
+    data.write_text(
+        "".join(f'{{"text": "the {w} cat sat on the mat"}}\n' for w in "red blue green old".split())
+    )
     assert main(["tokenizer", f"--data={data}", f"--out={tmp_path}/t.model", "--vocab=290"]) == 0
     assert "290 pieces" in capsys.readouterr().out
     from jaxalign.data import load_tokenizer

@@ -21,7 +21,9 @@ def test_one_value_has_no_interval():
 @pytest.mark.parametrize(("hits", "count"), [(0, 20), (20, 20), (7, 30), (450, 600)])
 def test_proportion_interval_is_wilsons(hits, count):
     expected = stats.binomtest(hits, count).proportion_ci(method="wilson")
-    assert proportion_interval(hits, count) == pytest.approx((hits / count, expected.low, expected.high), abs=1e-6)
+    assert proportion_interval(hits, count) == pytest.approx(
+        (hits / count, expected.low, expected.high), abs=1e-6
+    )
 
 
 def test_mean_interval_covers_the_truth_95_times_in_100():

@@ -34,9 +34,11 @@ def test_an_interrupted_quickstart_goes_on_and_reports(tmp_path, monkeypatch):
     assert list(results["models"]) == ["pretrained", "sft", "ppo", "dpo", "orpo"]
     for name, model in results["models"].items():
         assert 0 < model["loss"] < 20 and 0 <= model["score"][0] <= 1
-        assert model["kl"][0] == pytest.approx(0, abs=1e-4) if name == "sft" else math.isfinite(model["kl"][0])
+        assert (
+            model["kl"][0] == pytest.approx(0, abs=1e-4) if name == "sft" else math.isfinite(model["kl"][0])
+        )
     assert 0 <= results["reward_model"]["accuracy"][0] <= 1
-    assert [point["kl"] for point in results["frontier"]["dpo"]][0] == 0
+    assert results["frontier"]["dpo"][0]["kl"] == 0
     assert {example["kind"] for example in results["examples"]} == set(results["models"]["sft"]["by_kind"])
     assert "<html" in (tmp_path / "report.html").read_text()
 
