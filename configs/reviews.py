@@ -26,15 +26,15 @@ def get_config(arg: str) -> ConfigDict:
     config.log_every = 20
     if stage == "pretrain":
         config.model.num_layers = 4
-        config.model.embed_dim = 192
-        config.model.num_heads = 6
-        config.model.num_kv_heads = 6
+        config.model.embed_dim = 128
+        config.model.num_heads = 4
+        config.model.num_kv_heads = 4
         config.model.head_dim = 32
-        config.model.mlp_dim = 512
+        config.model.mlp_dim = 384
         config.data.tokenizer = f"{root}/tokenizer.model"
         config.data.train = f"{data}/text.jsonl"
-        config.num_epochs = 8.0
-        config.batch_size = 32
+        config.num_epochs = 3.0
+        config.batch_size = 16
         config.optimizer.learning_rate = 3e-3
         config.optimizer.weight_decay = 0.1
         return config
@@ -49,7 +49,7 @@ def get_config(arg: str) -> ConfigDict:
         config.data.train = f"{data}/sft.jsonl"
         config.data.max_length = 24
         config.batch_size = 64
-        config.num_steps = 100
+        config.num_steps = 60
         config.optimizer.learning_rate = 2e-4
         config.ppo.reward_function = "jaxalign.evaluation.rewards:vader"
         config.ppo.sampling.max_new_tokens = 48

@@ -47,6 +47,8 @@ COLUMNS = (
     Column("corpus_loss", "Loss, corpus", 1.0, 3),
     Column("length", "Tokens", 1.0, 1),
 )
+WIDE = 110  # terminal columns that all of them take
+NARROW = ("score", "win_rate", "kl", "length")  # shown in a narrower terminal
 
 
 def write_report(results: Mapping[str, Any], path: str | Path) -> None:
@@ -77,16 +79,19 @@ def write_report(results: Mapping[str, Any], path: str | Path) -> None:
 
 
 def print_results(results: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the main table, means above their 95 % intervals, in at most 120 columns. Raises DataError."""
+    """Prints the main table, means above their 95 % intervals, in at most 120 columns; the chief columns alone
+    where the terminal is narrower than that. Raises DataError."""
     _check(results)
+    console = console or Console()
+    columns = [column for column in COLUMNS if console.width >= WIDE or column.key in NARROW]
     table = Table(box=SIMPLE_HEAD, title="Held-out questions: means and 95 % intervals", title_justify="left")
     table.add_column("Model", no_wrap=True)
-    for column in COLUMNS:
+    for column in columns:
         table.add_column(column.title.replace(", ", ",\n").replace(" vs", "\nvs"), justify="right")
     for model, label in MODELS.items():
-        values = ((column, measured(results, model, column.key)) for column in COLUMNS)
+        values = ((column, measured(results, model, column.key)) for column in columns)
         table.add_row(label, *("\n".join(filter(None, _texts(*value, "–"))) for value in values))
-    (console or Console()).print(table)
+    console.print(table)
 
 
 def _check(results: Mapping[str, Any]) -> None:

@@ -364,3 +364,10 @@ def test_numbers_are_rounded_without_a_negative_zero():
     ]
     # Wilson's interval of a proportion of 1 ends a rounding error below it.
     assert interval([1.0, 0.99, 1.0 - 1e-16], "x").high <= 1.0
+
+
+def test_a_narrow_terminal_gets_the_chief_columns_whole(results):
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_results(results, console)
+    text = console.export_text()
+    assert "Score" in text and "Tokens" in text and "Helpful" not in text and "…" not in text
