@@ -61,8 +61,12 @@ def _quickstart(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fast", action="store_true", help="a smoke version; its numbers mean nothing")
     args = parser.parse_args(argv)
+    import jax
+
     from jaxalign.quickstart.pipeline import quickstart
 
+    if args.fast:  # which would otherwise spend most of its minute on compiling well what runs briefly
+        jax.config.update("jax_disable_most_optimizations", True)
     quickstart(args.workdir, fast=args.fast, seed=args.seed)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxalign.errors import CheckpointError, NonFiniteError
 from jaxalign.losses.metrics import finalize
+from jaxalign.models import count_params
 from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer
 from jaxalign.training.flops import peak_flops, step_flops
 from jaxalign.training.metrics import FILE_NAME, MetricWriter, read_metrics
@@ -71,6 +72,8 @@ def train(
         asked = stack.enter_context(_signals())
         recorder = _Recorder(run, writer, progress, meta.get("metrics", {}))
         began = time.monotonic() - meta.get("seconds", 0.0)
+        if not quiet and jax.process_index() == 0:
+            print(_introduction(stage, step), flush=True)
 
         def save() -> None:
             position = step * len(stage.phases) + phase
@@ -133,6 +136,17 @@ def train(
     }
     (run.workdir / SUMMARY).write_text(json.dumps(summary, indent=1))
     return summary
+
+
+def _introduction(stage: Stage, step: int) -> str:
+    run = stage.run
+    size = count_params(run.abstract_params(scalar=stage.scalar))
+    devices = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items() if n > 1) or "1 device"
+    return (
+        f"{run.config.stage}: {size:,} parameters on {devices}; data: {run.train.report}; packed into "
+        f"{len(run.train.rows):,} rows, {run.train.rows.efficiency:.0%} full; "
+        f"{run.steps - step:,} of {run.steps:,} steps to go, {run.config.batch_size} rows each"
+    )
 
 
 def finished(workdir: pathlib.Path) -> dict[str, Any] | None:
