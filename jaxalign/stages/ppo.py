@@ -187,11 +187,13 @@ def make_update(run: Run, models: PPOModels) -> Any:
 
 
 def _merge_ragged(seen: list[Metrics]) -> Metrics:
+    # On the host: a handful of scalars is not worth programs that span every device of the mesh.
+    seen = jax.device_get(seen)
     names = dict.fromkeys(name for metrics in seen for name in metrics)
     merged: Metrics = {}
     for name in names:
         values = [metrics[name] for metrics in seen if name in metrics]
-        merged |= merge({name: jax.tree.map(lambda *xs: jnp.stack(xs), *values)})
+        merged |= merge({name: jax.tree.map(lambda *xs: np.stack(xs), *values)})
     if "val/ratio" in merged:
         mean = finalize({"r": merged["val/ratio"], "s": merged.pop("val/ratio_sq")})
         merged["val/ratio_var"] = Mean(mean["s"] - jnp.square(mean["r"]), jnp.ones(()))
