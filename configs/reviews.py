@@ -8,7 +8,7 @@
         --reward=jaxalign.evaluation.rewards:vader
 
 DIR holds text.jsonl {"text"}, sft.jsonl {"prompt", "completion"} and preference.jsonl {"prompt", "chosen", "rejected"},
-and *_held_out.jsonl of the last two. Times and results: docs/reviews.md.
+and *_held_out.jsonl of the last two.
 """
 
 from ml_collections import ConfigDict
