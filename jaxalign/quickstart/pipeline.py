@@ -21,7 +21,7 @@ from rich.console import Console
 
 from jaxalign import parallel
 from jaxalign.config import load_config
-from jaxalign.data import train_sentencepiece
+from jaxalign.data import read_records, train_sentencepiece
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation import win_rate
 from jaxalign.models import count_params
@@ -149,10 +149,10 @@ def _claim(root: pathlib.Path, settings: dict[str, Any]) -> None:
 
 
 def _texts(data: pathlib.Path) -> Iterator[str]:
-    for line in (data / "corpus.jsonl").open(encoding="utf-8"):
-        yield json.loads(line)["text"]
-    for line in (data / "sft.jsonl").open(encoding="utf-8"):
-        yield from (message["content"] for message in json.loads(line)["messages"])
+    for row in read_records(str(data / "corpus.jsonl")):
+        yield row["text"]
+    for row in read_records(str(data / "sft.jsonl")):
+        yield from (message["content"] for message in row["messages"])
 
 
 def _describe(stage: str) -> str:
