@@ -57,7 +57,7 @@ class Scale:
     on_policy_prompts: int = 3_000  # each answered twice by the SFT model
     questions: int = 400  # held-out questions that every model answers
     probe_questions: int = 128  # those answered in the middle of training
-    probes: int = 5  # points of the frontier
+    probes: int = 4  # points of the frontier
     steps: float = 1.0  # of the config files' num_steps
 
 
