@@ -64,7 +64,7 @@ class Scale:
 FULL = Scale(DatasetSizes())
 FAST = Scale(
     DatasetSizes(1_500, 60, 200, 40, 200, 60, 128, 64), on_policy_prompts=64, questions=64, probe_questions=64,
-    probes=1, steps=0.02,
+    probes=1, steps=0.01,
 )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def stage_config(stage: str, root: pathlib.Path, scale: Scale, seed: int) -> Con
     config = load_config(stage, str(root))
     config.seed = seed
     full = config.num_steps
-    config.num_steps = max(4, round(full * scale.steps))
+    config.num_steps = max(2, round(full * scale.steps))
     config.optimizer.warmup_steps = round(config.optimizer.warmup_steps * config.num_steps / full)
     config.log_every = max(1, config.num_steps // 40)
     if stage in ("ppo", "dpo", "orpo"):

@@ -17,7 +17,7 @@ def test_an_interrupted_quickstart_goes_on_and_reports(tmp_path, monkeypatch):
 
     def interrupted(config, workdir, **kwargs):
         if config.stage == "reward":
-            kwargs["stop_at"] = lambda step, phase: step == 2
+            kwargs["stop_at"] = lambda step, phase: step == 1
         return real(config, workdir, **kwargs)
 
     monkeypatch.setattr(pipeline, "train", interrupted)
