@@ -29,6 +29,7 @@ from jaxalign.sampling.generate import generate
 from jaxalign.sampling.scoring import score_tokens, token_values
 from jaxalign.stages.ppo_config import PPOConfig
 from jaxalign.stages.ppo_setup import PPOModels, load_models
+from jaxalign.stages.pretrain import PretrainConfig
 from jaxalign.stages.pretrain import loss as ptx_loss
 from jaxalign.stages.pretrain import totals as ptx_totals
 from jaxalign.stages.rollout import (
@@ -94,12 +95,9 @@ def policy_objective(
     )
     metrics.pop("policy/entropy_avg", None)  # the rollout's, over all episodes, is the one reported
     if text is not None:
-        ptx, more = ptx_loss(params, text, total, None, model=model, options=_NO_Z_LOSS)
+        ptx, more = ptx_loss(params, text, total, None, model=model, options=PretrainConfig())
         value, metrics = value + options.ptx_coef * ptx, metrics | {"ptx/nll": more["nll"]}
     return value, metrics
-
-
-_NO_Z_LOSS = type("NoZLoss", (), {"z_loss": 0.0})
 
 
 def value_objective(

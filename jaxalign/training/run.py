@@ -23,7 +23,7 @@ from jaxalign.data import (
 )
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, abstract_params, init_head, init_params
-from jaxalign.training.config import Config
+from jaxalign.training.config import Config, to_json
 from jaxalign.training.optimizer import make_optimizer, make_schedule
 from jaxalign.training.weights import SavedModel, check_vocabulary, find_model, resolve_architecture
 
@@ -201,7 +201,7 @@ def open_run(config: Config, workdir: str | pathlib.Path) -> Run:
 def describe(run: Run) -> dict[str, Any]:
     """What a run's `meta` records of it."""
     return {
-        "config": json.loads(json.dumps(dataclasses.asdict(run.config))),
+        "config": json.loads(to_json(run.config)),
         "data_fingerprint": run.train.fingerprint,
         "steps": run.steps,
     }
