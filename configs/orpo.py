@@ -3,7 +3,8 @@
     jaxalign quickstart        # once: writes the data and trains the model to start from
     jaxalign train --config=configs/orpo.py --workdir=runs/orpo
 
-On your own data: `--config.data.train=FILE.jsonl --config.model.init_from=RUN`, rows as for configs/reward.py.
+On your own data: `--config.data.train=FILE.jsonl --config.data.weights="()" --config.model.init_from=RUN`, rows as for
+configs/reward.py; rows as for configs/sft.py may be mixed in, and are learned by likelihood alone.
 """
 
 from ml_collections import ConfigDict
@@ -16,13 +17,15 @@ def get_config(root: str = "") -> ConfigDict:
     root = root or "quickstart"
     config = default_config("orpo")
     config.model.init_from = f"{root}/pretrain"
-    config.data.train = f"{root}/data/preference.jsonl"
+    # One row of text among five keeps what pretraining knows of animals that no demonstration names.
+    config.data.train = f"{root}/data/preference.jsonl,{root}/data/corpus.jsonl"
+    config.data.weights = (0.8, 0.2)
     config.data.eval = f"{root}/data/preference_held_out.jsonl"
     config.data.max_length = 96
     config.data.row_length = 192
     config.num_steps = 200
     config.batch_size = 16
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 20
     config.orpo.coef = 0.5
     config.log_every = 10

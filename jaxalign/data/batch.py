@@ -30,7 +30,8 @@ class Batch:
 class PairBatch:
     """Packed sequences and which of them are compared; a pair or ranking never leaves its row.
 
-    Pair k of ordinary pairs is segments 2k + 1 (chosen) and 2k + 2 (rejected).
+    Pair k of ordinary pairs is segments 2k + 1 (chosen) and 2k + 2 (rejected). A demonstration among pairs is
+    a chosen sequence with none rejected.
     """
 
     tokens: Array  # [B, T] int32
@@ -39,8 +40,8 @@ class PairBatch:
     loss_mask: Array  # [B, T] float32
     rows: Array  # [B, S] int32
     chosen: Array  # [B, P] int32, segment id of the preferred sequence; 0 for no pair
-    rejected: Array  # [B, P] int32
-    weight: Array  # [B, P] float32: 1 for a pair, 1 / (K choose 2) in a ranking of K, 0 for no pair
+    rejected: Array  # [B, P] int32, segment id of the other one; 0 for no pair, and for a demonstration
+    weight: Array  # [B, P] float32: 1 for a pair, 1 / (K choose 2) in a ranking of K, 0 for none
     margin: Array  # [B, P] float32, the annotators' margin; 0 where none was given
     ref_logp: Array  # [B, S] float32, cached reference log-probability of segment s + 1; 0 if unused
 

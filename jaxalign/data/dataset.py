@@ -122,7 +122,7 @@ def dataset_from_records(
 
 
 def _check(config: DataConfig, kind: str, source_count: int, weights: tuple[float, ...]) -> None:
-    sequences, what = (2, "a pair") if kind == "preference" else (1, "the longest sequence")
+    sequences, what = (2, "a pair") if kind.startswith("preference") else (1, "the longest sequence")
     shortest_row = sequences * config.max_length
     checks = [
         (kind in KINDS, f"kind={kind!r}: write one of {', '.join(KINDS)}"),

@@ -37,7 +37,7 @@ class Rows:
     @cached_property
     def max_pairs(self) -> int:
         """P of every batch: two segments make a pair, a ranking of more than three makes more."""
-        most = max(sum(len(self.items[i].pairs) for i in bin) for bin in self.bins)
+        most = max(sum(len(_pairs(self.items[i])) for i in bin) for bin in self.bins)
         return max(most, self.max_segments // 2)
 
     @cached_property
@@ -136,7 +136,7 @@ def collate(rows: Rows, indices: Sequence[int]) -> Batch | PairBatch | PromptBat
     if rows.kind == "prompt":
         return _collate_prompts(rows, indices)
     batch = _collate_sequences(rows, indices)
-    return _with_pairs(rows, indices, batch) if rows.kind == "preference" else batch
+    return _with_pairs(rows, indices, batch) if rows.kind.startswith("preference") else batch
 
 
 def _items(rows: Rows, index: int) -> list[Item]:
@@ -171,16 +171,23 @@ def _with_pairs(rows: Rows, indices: Sequence[int], batch: Batch) -> PairBatch:
     for b, index in enumerate(indices):
         pair, segment = 0, 1
         for item in _items(rows, index):
-            for preferred, other in item.pairs:
-                chosen[b, pair], rejected[b, pair] = segment + preferred, segment + other
-                weight[b, pair], margin[b, pair] = item.weight, item.margin
+            for preferred, other in _pairs(item):
+                chosen[b, pair] = segment + preferred
+                rejected[b, pair] = 0 if other is None else segment + other
+                weight[b, pair] = item.weight if isinstance(item, PairExample) else 1.0
+                margin[b, pair] = item.margin if isinstance(item, PairExample) else 0.0
                 pair += 1
-            segment += len(item.examples)
+            segment += len(members(item))
         if rows.ref_logp is not None and index >= 0:
             ref_logp[b] = rows.ref_logp[index]
     return PairBatch(
         **vars(batch), chosen=chosen, rejected=rejected, weight=weight, margin=margin, ref_logp=ref_logp
     )
+
+
+def _pairs(item: Item) -> tuple[tuple[int, int | None], ...]:
+    """(preferred, other) of an item; a demonstration is preferred to nothing."""
+    return item.pairs if isinstance(item, PairExample) else ((0, None),)
 
 
 def _collate_prompts(rows: Rows, indices: Sequence[int]) -> PromptBatch:

@@ -72,8 +72,8 @@ def parse_record(row: Mapping[str, Any], kind: str, where: str) -> Record:
     Args:
       row: fields by name; a field that is None counts as absent, extra fields are left alone.
       kind: "text" (text, or messages), "sft" (messages, or prompt + completion, or text to mix in),
-        "preference" (chosen + rejected with an explicit or implicit prompt, or prompt + responses + scores) or
-        "prompt" (prompt).
+        "preference" (chosen + rejected with an explicit or implicit prompt, or prompt + responses + scores),
+        "preference or sft" (either) or "prompt" (prompt).
       where: `file:row`, put at the head of every error.
     """
     if kind not in _PARSERS:
@@ -132,6 +132,12 @@ def _parse_preference(row: Mapping[str, Any], where: str) -> Preference | Rankin
         _number(row["margin"], "margin", where) if "margin" in row else 0.0,
         _pair_scores(row, where),
     )
+
+
+def _parse_preference_or_sft(row: Mapping[str, Any], where: str) -> Record:
+    if any(name in row for name in ("chosen", "rejected", "responses")):
+        return _parse_preference(row, where)
+    return _parse_sft(row, where)
 
 
 def _parse_ranking(row: Mapping[str, Any], where: str) -> Ranking:
@@ -260,5 +266,11 @@ def _number(value: Any, name: str, where: str) -> float:
     return float(value)
 
 
-_PARSERS = {"text": _parse_text, "sft": _parse_sft, "preference": _parse_preference, "prompt": _parse_prompt}
+_PARSERS = {
+    "text": _parse_text,
+    "sft": _parse_sft,
+    "preference": _parse_preference,
+    "preference or sft": _parse_preference_or_sft,
+    "prompt": _parse_prompt,
+}
 KINDS = tuple(_PARSERS)

@@ -17,6 +17,7 @@ def orpo_loss(
     nll: jax.Array,
     nll_length: jax.Array,
     coef: float,
+    nll_weight: jax.Array | None = None,
     normalizer: jax.Array | None = None,
     nll_normalizer: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
@@ -28,12 +29,15 @@ def orpo_loss(
 
     Args: sequence sums of log-probabilities, supervised token counts and pair weights, float32 of one shape;
     `nll` and `nll_length` each pair's summed NLL and its token count, which may cover other tokens (the
-    prompt) than chosen_logp; `normalizer` Σ weight and `nll_normalizer` Σ weight · nll_length over the
-    global batch. Metrics: `nll_loss`; `log_odds_ratio`, the mean of log σ(·), and `log_odds_chosen`, the
-    mean of its argument; `rewards/*` of coef · logp / length, and `logps/*` of logp / length: all as in TRL.
-    Raises TypeError or ValueError for wrong arrays.
+    prompt) than chosen_logp; `nll_weight` the weights of the NLLs where they are not `weight` (a
+    demonstration has an NLL and no rejected response); `normalizer` Σ weight and `nll_normalizer`
+    Σ nll_weight · nll_length over the global batch. Metrics: `nll_loss`; `log_odds_ratio`, the mean of
+    log σ(·), and `log_odds_chosen`, the mean of its argument; `rewards/*` of coef · logp / length, and
+    `logps/*` of logp / length: all as in TRL. Raises TypeError or ValueError for wrong arrays.
     """
+    nll_weight = weight if nll_weight is None else nll_weight
     require_float32(
+        nll_weight=nll_weight,
         chosen_logp=chosen_logp,
         rejected_logp=rejected_logp,
         weight=weight,
@@ -47,7 +51,7 @@ def orpo_loss(
     log_odds = (chosen - log1mexp(chosen)) - (rejected - log1mexp(rejected))
     log_odds_ratio = jax.nn.log_sigmoid(log_odds)
     ratio_mean = masked_mean(log_odds_ratio, weight)
-    nll_mean = Mean(masked_mean(nll, weight).total, masked_mean(nll_length, weight).total)
+    nll_mean = Mean(masked_mean(nll, nll_weight).total, masked_mean(nll_length, nll_weight).total)
     loss = normalized(nll_mean, nll_normalizer) - coef * normalized(ratio_mean, normalizer)
     metrics = {
         "nll_loss": nll_mean,

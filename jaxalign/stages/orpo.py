@@ -2,6 +2,8 @@
 
 loss(θ) = NLL(y_c)  -  λ · mean log σ( log odds_θ(y_c|x) - log odds_θ(y_r|x) )
 odds(y|x) = p / (1 - p),  p = exp( mean_t log π_θ(y_t | x, y_<t) )
+
+Demonstrations and text may be mixed with the pairs: they count in the NLL alone.
 """
 
 import dataclasses
@@ -41,10 +43,15 @@ def nll_mask(batch: PairBatch, options: ORPOConfig) -> jax.Array:
     return batch.loss_mask
 
 
+def compared(batch: PairBatch) -> jax.Array:
+    """[B, P] float32: the weight of each pair, 0 for a demonstration."""
+    return batch.weight * (batch.rejected > 0)
+
+
 def totals(batch: PairBatch, options: ORPOConfig) -> dict[str, jax.Array]:
-    """What the two terms divide by: the pairs, and the chosen tokens, of the whole batch."""
+    """What the two terms divide by: the pairs, and the chosen and demonstrated tokens, of the whole batch."""
     tokens, _ = pair_sums(nll_mask(batch, options), batch)
-    return {"pairs": batch.weight.sum(), "tokens": jnp.sum(tokens * batch.weight)}
+    return {"pairs": compared(batch).sum(), "tokens": jnp.sum(tokens * batch.weight)}
 
 
 def loss(
@@ -66,12 +73,13 @@ def loss(
     return orpo_loss(
         chosen,
         rejected,
-        batch.weight,
+        compared(batch),
         chosen_length=chosen_length,
         rejected_length=rejected_length,
         nll=nll,
         nll_length=nll_length,
         coef=options.coef,
+        nll_weight=batch.weight,
         normalizer=total["pairs"],
         nll_normalizer=total["tokens"],
     )

@@ -28,7 +28,14 @@ from jaxalign.training.optimizer import make_optimizer, make_schedule
 from jaxalign.training.weights import SavedModel, check_vocabulary, find_model, resolve_architecture
 
 TEMPLATE = "chat_template.jinja"
-KINDS = {"pretrain": "text", "sft": "sft", "ppo": "prompt"}  # the others read preferences
+KINDS = {
+    "pretrain": "text",
+    "sft": "sft",
+    "reward": "preference",
+    "ppo": "prompt",
+    "dpo": "preference",
+    "orpo": "preference or sft",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +183,7 @@ def open_run(config: Config, workdir: str | pathlib.Path) -> Run:
             f"config.data.max_length={data.max_length}: the model's position table ends at {model.max_length}"
         )
     config = dataclasses.replace(config, data=data)
-    kind = KINDS.get(config.stage, "preference")
+    kind = KINDS[config.stage]
     train = build_dataset(data, tokenizer, kind)
     held_out = build_dataset(data, tokenizer, kind, "eval") if data.eval else None
     steps = config.num_steps or max(1, round(config.num_epochs * len(train.rows) / config.batch_size))

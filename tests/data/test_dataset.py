@@ -110,7 +110,7 @@ def test_template_from_a_file(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({}, "dpo", "kind='dpo': write one of text, sft, preference, prompt"),
+        ({}, "dpo", "kind='dpo': write one of text, sft, preference, preference or sft, prompt"),
         ({"overlong": "cut"}, "text", "overlong='cut': write one of error, drop, truncate"),
         ({"max_length": 1}, "text", "max_length=1: must be at least 2"),
         ({"row_length": 31}, "text", "row_length=31: must be at least 1 x max_length=32"),

@@ -90,6 +90,17 @@ def test_pairs_by_hand():
     assert {a.dtype for a in (batch.weight, batch.margin, batch.ref_logp)} == {np.dtype(np.float32)}
 
 
+def test_demonstrations_among_pairs():
+    items = [group([3, 2], [(0, 1)], 4), example(4, 2, 5), group([2, 1], [(0, 1)], 6)]
+    rows = build_rows([items], "preference or sft", row_length=16, max_segments=8)
+    batch = collate(rows, [0])
+    assert list(rows.bins[0]) == [0, 1, 2]
+    np.testing.assert_array_equal(batch.chosen, [[1, 3, 4, 0]])
+    np.testing.assert_array_equal(batch.rejected, [[2, 0, 5, 0]])
+    np.testing.assert_array_equal(batch.weight, [[1, 1, 1, 0]])
+    np.testing.assert_array_equal(batch.rows, [[4, 4, 5, 6, 6, -1, -1, -1]])
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_ordinary_pairs_are_odd_and_even_segments(packing):
     rng = np.random.default_rng(3)

@@ -38,6 +38,9 @@ u, a, b = user("hi"), assistant("yes"), assistant("no")
         ("sft", {"prompt": [u], "completion": [a]}, PromptCompletion((U,), (A,))),
         ("sft", {"messages": [u, a], "prompt": None}, Chat((U, A))),
         ("prompt", {"prompt": "p"}, Prompt("p")),
+        ("preference or sft", {"prompt": "p", "chosen": "c", "rejected": "r"}, Preference("p", "c", "r")),
+        ("preference or sft", {"prompt": "p", "completion": " c"}, PromptCompletion("p", " c")),
+        ("preference or sft", {"text": "c"}, Text("c")),
         ("prompt", {"prompt": [u, a, u]}, Prompt((U, A, U))),
         ("preference", {"prompt": "p", "chosen": "c", "rejected": "r"}, Preference("p", "c", "r")),
         (
@@ -208,6 +211,7 @@ def test_refusals_name_row_and_reason(kind, row, message):
 
 def test_unknown_kind():
     with pytest.raises(
-        ConfigError, match="unknown kind of data 'dpo'; write one of text, sft, preference, prompt"
+        ConfigError,
+        match="unknown kind of data 'dpo'; write one of text, sft, preference, preference or sft, prompt",
     ):
         parse_record({}, "dpo", "f:1")

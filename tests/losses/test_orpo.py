@@ -60,6 +60,17 @@ def test_value_gradients_and_metrics(arrays):
     assert final.keys() == {*expected, "nll_loss"}
 
 
+def test_demonstrations_count_in_the_likelihood_alone(arrays):
+    """A pair of weight 0 that keeps its NLL: both terms against their own weighted means."""
+    shown = arrays["weight"].copy()
+    arrays = arrays | {"weight": arrays["weight"] * np.float32([1, 0, 1, 0])}
+    value, metrics = orpo_loss(**arrays, coef=0.4, nll_weight=shown)
+    x = {name: a.astype(np.float64) for name, a in arrays.items()}
+    nll = np.sum(shown * x["nll"]) / np.sum(shown * x["nll_length"])
+    assert_close(finalize(metrics)["nll_loss"], nll)
+    assert_close(value, nll - 0.4 * weighted_mean(log_sigmoid(np_log_odds(x)), x["weight"]))
+
+
 def test_equally_likely_responses_cost_ln_2(arrays):
     same = arrays | {"rejected_logp": arrays["chosen_logp"], "rejected_length": arrays["chosen_length"]}
     assert_close(orpo_loss(**same, coef=1.0)[0] - orpo_loss(**same, coef=0.0)[0], np.log(2))

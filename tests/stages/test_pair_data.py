@@ -1,10 +1,15 @@
 """Rankings are their pairs with weights; reference log-probabilities may be computed before training."""
 
+import jax
 import numpy as np
 import pytest
-from tiny import final_state, history, run
+from tiny import final_state, history, make_config, run
 
 import jaxalign.stages.reference as reference
+from jaxalign import parallel
+from jaxalign.data.encode import members
+from jaxalign.stages import parse_config
+from jaxalign.training.run import open_run
 
 
 @pytest.mark.slow
@@ -22,6 +27,30 @@ def test_a_ranking_of_three_is_its_three_pairs(stage, runs, tmp_path):
     assert ranked.keys() == paired.keys()
     for name, value in paired.items():
         assert ranked[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+def test_orpo_learns_demonstrations_by_likelihood_alone(runs, tmp_path):
+    """Pairs and demonstrations together: the likelihood term is the token mean over both, the odds as without."""
+    both = f"{runs}/pairs.jsonl,{runs}/sft.jsonl"
+    still = {"num_steps": 1, "optimizer.learning_rate": 1e-12}
+    found, tokens = {}, {}
+    for name, stage, data in [
+        ("pairs", "orpo", f"{runs}/pairs.jsonl"),
+        ("shown", "sft", f"{runs}/sft.jsonl"),
+        ("both", "orpo", both),
+    ]:
+        run(stage, runs, tmp_path / name, **still | {"data.train": data, "data.eval": data})
+        found[name] = history(tmp_path / name, "eval")[0][1]
+        config = parse_config(make_config(stage, runs, **{"data.train": data}))
+        with parallel.use_mesh(parallel.make_mesh(config.mesh, jax.devices()[:1])):
+            items = open_run(config, tmp_path / name).train.rows.items
+        tokens[name] = sum(float(members(item)[0].mask.sum()) for item in items)  # of chosen and shown
+    assert tokens["both"] == tokens["pairs"] + tokens["shown"]
+    total = tokens["pairs"] * found["pairs"]["eval/nll_loss"] + tokens["shown"] * found["shown"]["eval/nll"]
+    assert found["both"]["eval/nll_loss"] == pytest.approx(total / tokens["both"], rel=1e-5)
+    assert found["both"]["eval/nll_loss"] != pytest.approx(found["pairs"]["eval/nll_loss"], rel=1e-3)
+    for name in ("eval/log_odds_ratio", "eval/rewards/accuracies", "eval/logps/rejected"):
+        assert found["both"][name] == pytest.approx(found["pairs"][name], rel=1e-5), name
 
 
 def test_precomputed_reference_is_the_reference_on_the_fly(runs, tmp_path):
