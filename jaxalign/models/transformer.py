@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxalign.models.attention import attention, attention_mask, rotary_angles, rotate
+from jaxalign.models.attention import attention, attention_mask
 from jaxalign.models.cache import Cache
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.rope import rotary_angles, rotary_frequencies, rotate
 from jaxalign.parallel.sharding import constrain
 
 ACTIVATIONS = {
@@ -30,22 +31,29 @@ REMAT_POLICIES = {
 
 
 class Norm(nn.Module):
-    """RMSNorm (arXiv 1910.07467) or LayerNorm over the last dimension, computed in float32."""
+    """RMSNorm (arXiv 1910.07467) or LayerNorm over the dimensions that `axes` names, computed in float32."""
 
     config: ModelConfig
+    axes: tuple[str, ...] = ("norm",)
+    rms: bool = False  # whatever the config says: queries and keys are never centred
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        scale = self.param("scale", ones, x.shape[-1:], jnp.float32)
+        c = self.config
+        over = tuple(range(x.ndim - len(self.axes), x.ndim))
+        shape = x.shape[over[0] :]
+        start = nn.initializers.zeros if c.norm_offset else nn.initializers.ones
+        scale = self.param("scale", nn.with_logical_partitioning(start, self.axes), shape, jnp.float32)
+        centred = c.norm == "layer" and not self.rms
         y = x.astype(jnp.float32)
-        if self.config.norm == "layer":
-            y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.config.norm_eps)
-        y = y * scale[None, None, :]
-        if self.config.norm == "layer":
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
-            y = y + self.param("bias", zeros, x.shape[-1:], jnp.float32)[None, None, :]
+        if centred:
+            y = y - y.mean(over, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(over, keepdims=True) + c.norm_eps)
+        y = y * jax.lax.broadcast_in_dim(scale + 1.0 if c.norm_offset else scale, y.shape, over)
+        if centred:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes)
+            bias = self.param("bias", zeros, shape, jnp.float32)
+            y = y + jax.lax.broadcast_in_dim(bias, y.shape, over)
         return y.astype(x.dtype)
 
 
@@ -79,17 +87,28 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: dict[str, Any], cache: Cache | None, layer: jax.Array
+        self,
+        x: jax.Array,
+        context: dict[str, Any],
+        cache: Cache | None,
+        layer: jax.Array,
+        local: jax.Array | None,
     ) -> tuple[jax.Array, Cache | None]:
         c = self.config
-        into = functools.partial(Projection, std=c.init_std, use_bias=c.use_bias)
+        into = functools.partial(Projection, std=c.init_std, use_bias=c.qkv_bias)
         q = into((c.embed_dim, c.num_heads, c.head_dim), ("embed", "heads", "head_dim"), name="query")(x)
         k = into((c.embed_dim, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), name="key")(x)
         v = into((c.embed_dim, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), name="value")(
             x
         )
+        if c.qk_norm != "none":
+            q_axes, k_axes = ("heads", "head_dim"), ("kv_heads", "head_dim")
+            drop = 1 if c.qk_norm == "head" else 0
+            q = Norm(c, q_axes[drop:], rms=True, name="query_norm")(q)
+            k = Norm(c, k_axes[drop:], rms=True, name="key_norm")(k)
         if c.positions == "rope":
-            q, k = rotate(q, *context["rotary"]), rotate(k, *context["rotary"])
+            rotary = _of_layer(context["rotary"], local)
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
         q = constrain(q, "batch", "length", "act_heads", None)
         k = constrain(k, "batch", "length", "act_kv_heads", None)
         v = constrain(v, "batch", "length", "act_kv_heads", None)
@@ -101,13 +120,20 @@ class Attention(nn.Module):
             )
             k = jax.lax.dynamic_index_in_dim(cache.k, layer, keepdims=False)
             v = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
-        y = attention(q, k, v, context["mask"])
+        y = attention(
+            q,
+            k,
+            v,
+            _of_layer(context["mask"], local),
+            scale=c.query_scale or c.head_dim**-0.5,
+            softcap=c.attention_softcap,
+        )
         out = Projection(
             (c.num_heads, c.head_dim, c.embed_dim),
             ("heads", "head_dim", "embed"),
             std=c.init_std / (2 * c.num_layers) ** 0.5,  # GPT-2: keeps the residual stream's variance level
             num_in=2,
-            use_bias=c.use_bias,
+            use_bias=c.out_bias,
             name="out",
         )
         return out(y), cache
@@ -122,31 +148,48 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
         into = functools.partial(
-            Projection, (c.embed_dim, c.mlp_dim), ("embed", "mlp"), std=c.init_std, use_bias=c.use_bias
+            Projection, (c.embed_dim, c.mlp_dim), ("embed", "mlp"), std=c.init_std, use_bias=c.mlp_bias
         )
         act = ACTIVATIONS[c.activation]
         y = act(into(name="gate")(x)) * into(name="up")(x) if c.gated_mlp else act(into(name="up")(x))
         y = constrain(y, "batch", "length", "act_mlp")
         std = c.init_std / (2 * c.num_layers) ** 0.5
-        return Projection((c.mlp_dim, c.embed_dim), ("mlp", "embed"), std, use_bias=c.use_bias, name="down")(
+        return Projection((c.mlp_dim, c.embed_dim), ("mlp", "embed"), std, use_bias=c.mlp_bias, name="down")(
             y
         )
 
 
 class Block(nn.Module):
-    """One pre-norm layer. The carry is (x, cache, layer number), as `nn.scan` wants it."""
+    """One layer. The carry is (x, cache, layer number), as `nn.scan` wants it.
+
+    `local` [] bool says whether this layer has a window; None where all layers are alike.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, carry: tuple, context: dict[str, Any]) -> tuple[tuple, None]:
+    def __call__(self, carry: tuple, context: dict[str, Any], local: jax.Array | None) -> tuple[tuple, None]:
+        c = self.config
         x, cache, layer = carry
-        y, cache = Attention(self.config, name="attention")(
-            Norm(self.config, name="attention_norm")(x), context, cache, layer
-        )
-        x = constrain(x + y, "batch", "length", "act_embed")
-        x = x + MLP(self.config, name="mlp")(Norm(self.config, name="mlp_norm")(x))
-        return (constrain(x, "batch", "length", "act_embed"), cache, layer + 1), None
+
+        def before(x: jax.Array, name: str) -> jax.Array:
+            return x if c.norm_placement == "after" else Norm(c, name=name)(x)
+
+        def after(x: jax.Array, name: str) -> jax.Array:
+            return x if c.norm_placement == "before" else Norm(c, name=name)(x)
+
+        y, cache = Attention(c, name="attention")(before(x, "attention_norm"), context, cache, layer, local)
+        y = constrain(x + after(y, "attention_post_norm"), "batch", "length", "act_embed")
+        z = MLP(c, name="mlp")(before(x if c.parallel_blocks else y, "mlp_norm"))
+        y = constrain(y + after(z, "mlp_post_norm"), "batch", "length", "act_embed")
+        return (y, cache, layer + 1), None
+
+
+def _of_layer(choices: tuple[Any, Any], local: jax.Array | None) -> Any:
+    """The second of (global, local) where the layer has a window; the first where all layers are alike."""
+    if local is None:
+        return choices[0]
+    return jax.tree.map(lambda every, near: jnp.where(local, near, every), *choices)
 
 
 class Transformer(nn.Module):
@@ -174,11 +217,14 @@ class Transformer(nn.Module):
         context: dict[str, Any] = {}
         if c.positions == "learned":
             places = nn.with_logical_partitioning(normal, ("position", "embed"))
-            table = self.param("position_embedding", places, (c.max_length, c.embed_dim), jnp.float32)
-            x = x + jnp.take(constrain(table, None, None), positions, axis=0)
-        else:
-            context["rotary"] = rotary_angles(positions, c.head_dim, c.rope_theta)
-        x = constrain(x.astype(c.dtype), "batch", "length", "act_embed")
+            table = self.param(
+                "position_embedding", places, (c.position_offset + c.max_length, c.embed_dim), jnp.float32
+            )
+            x = x + jnp.take(constrain(table, None, None), positions + c.position_offset, axis=0)
+        x = x.astype(c.dtype)
+        if c.scale_embedding:
+            x = x * jnp.asarray(c.embed_dim**0.5, x.dtype)
+        x = constrain(x, "batch", "length", "act_embed")
 
         k_positions, k_segments = positions, segment_ids
         if cache is not None:
@@ -188,7 +234,16 @@ class Transformer(nn.Module):
                 segment_ids=jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, at),
             )
             k_positions, k_segments = cache.positions, cache.segment_ids
-        context["mask"] = attention_mask(positions, segment_ids, k_positions, k_segments)
+        kinds = (False, True) if len(set(c.local_layers)) == 2 else c.local_layers[:1]
+        context["mask"] = tuple(
+            attention_mask(positions, segment_ids, k_positions, k_segments, c.window if local else 0)
+            for local in kinds
+        )
+        if c.positions == "rope":
+            context["rotary"] = tuple(
+                rotary_angles(positions, *rotary_frequencies(c, local=local)) for local in kinds
+            )
+        local = jnp.array(c.local_layers) if len(kinds) == 2 else None
 
         block = Block
         if c.remat != "none":
@@ -197,11 +252,11 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast, 0 if len(kinds) == 2 else nn.broadcast),
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, name="layers")
-        (x, cache, _), _ = layers((x, cache, jnp.zeros((), jnp.int32)), context)
+        (x, cache, _), _ = layers((x, cache, jnp.zeros((), jnp.int32)), context, local)
         if cache is not None:
             cache = cache.replace(index=cache.index + tokens.shape[1])
         return Norm(c, name="final_norm")(x), cache

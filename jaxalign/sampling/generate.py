@@ -141,6 +141,8 @@ def generate(
     ) -> tuple[jax.Array, Cache]:
         hidden, cache = hidden_states(params, config, tokens, positions, segments, cache)
         logits = jnp.einsum("bd,vd->bv", hidden[:, -1], head, preferred_element_type=jnp.float32)
+        if config.final_softcap:
+            logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)
         return constrain(logits, "batch", "vocab"), cache
 
     cache = init_cache(config, B, P + N)

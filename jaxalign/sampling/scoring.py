@@ -47,6 +47,7 @@ def score_tokens(
         unembedding(params, config),
         jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))),
         temperature=temperature,
+        softcap=config.final_softcap or None,
         with_entropy=with_entropy,
     )
     return TokenLogprobs(*(None if x is None else _align(x, segment_ids) for x in scored))
@@ -71,6 +72,7 @@ def exact_kl(
         ref_hidden,
         unembedding(ref_params, config),
         temperature=temperature,
+        softcap=config.final_softcap or None,
     )
     return _align(kl, segment_ids)
 

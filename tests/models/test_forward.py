@@ -21,22 +21,23 @@ SIZES = {
     "mlp_dim": 24,
     "max_length": 16,
 }
+BIASES = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
 MHA, GQA, MQA = ({"num_kv_heads": n} for n in (4, 2, 1))
 # Every value of every switch at least twice, in different company.
 SWITCHES = [
     {**MHA},
-    {**GQA, "use_bias": True, "tie_embeddings": False, "activation": "gelu"},
+    {**GQA, **BIASES, "tie_embeddings": False, "activation": "gelu"},
     {**MQA, "norm": "layer", "activation": "gelu_tanh", "gated_mlp": False},
     {
         **MHA,
         "norm": "layer",
         "positions": "learned",
-        "use_bias": True,
+        **BIASES,
         "activation": "gelu",
         "gated_mlp": False,
     },
     {**GQA, "positions": "learned", "activation": "relu", "gated_mlp": False, "tie_embeddings": False},
-    {**MQA, "positions": "learned", "activation": "relu", "use_bias": True},
+    {**MQA, "positions": "learned", "activation": "relu", **BIASES},
     {**GQA, "norm": "layer", "activation": "gelu_tanh", "rope_theta": 100.0, "norm_eps": 1e-2},
     {**MQA, "num_layers": 3, "activation": "silu", "gated_mlp": False, "tie_embeddings": False},
 ]
@@ -181,7 +182,7 @@ def test_shapes_that_would_broadcast_are_refused():
 @pytest.mark.parametrize("switches", SWITCHES[:5], ids=lambda s: "-".join(map(str, s.values())))
 def test_parameter_count_is_the_sum_of_the_matrices(switches):
     c, params = model(**switches)
-    bias = c.use_bias
+    bias = c.qkv_bias
     heads = c.num_heads + 2 * c.num_kv_heads
     attention = (c.embed_dim + bias) * heads * c.head_dim + (c.num_heads * c.head_dim + bias) * c.embed_dim
     mlp = (1 + c.gated_mlp) * (c.embed_dim + bias) * c.mlp_dim + (c.mlp_dim + bias) * c.embed_dim

@@ -25,7 +25,9 @@ CONFIG = ModelConfig(
     max_length=32,
     norm="layer",
     positions="learned",
-    use_bias=True,
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
     tie_embeddings=False,
 )
 B, T = 8, 12
