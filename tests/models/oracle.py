@@ -1,7 +1,8 @@
 """A decoder in float64 NumPy, one sequence at a time, written from the papers and sharing no code with jaxalign.
 
 Pre-norm blocks (GPT-2), RMSNorm (arXiv 1910.07467), LayerNorm (arXiv 1607.06450), RoPE (arXiv 2104.09864),
-grouped queries (arXiv 2305.13245), gated MLPs (arXiv 2002.05202), GELU (arXiv 1606.08415).
+grouped queries (arXiv 2305.13245), gated MLPs (arXiv 2002.05202), GELU (arXiv 1606.08415), soft-caps and
+norms on both sides (arXiv 2408.00118), windows (arXiv 2310.06825), query-key norms (arXiv 2501.00656).
 """
 
 import jax
@@ -28,36 +29,62 @@ def decode(params: dict, config: ModelConfig, tokens: np.ndarray) -> tuple[np.nd
     """Hidden states [T, D] and logits [T, V] of one sequence of token ids [T]."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     x = params["embedding"][tokens]
+    if config.scale_embedding:
+        x = x * np.sqrt(config.embed_dim)
     if config.positions == "learned":
-        x = x + params["position_embedding"][: len(tokens)]
+        x = x + params["position_embedding"][config.position_offset :][: len(tokens)]
+    pattern = config.layer_pattern or ("L" if config.window else "G")
     for i in range(config.num_layers):
         layer = jax.tree.map(lambda x, i=i: x[i], params["layers"])
-        x = x + attend(layer["attention"], config, normalise(layer["attention_norm"], config, x))
-        x = x + feed(layer["mlp"], config, normalise(layer["mlp_norm"], config, x))
+        local = pattern[i % len(pattern)] == "L"
+
+        def step(name: str, x: np.ndarray, layer: dict = layer, local: bool = local) -> np.ndarray:
+            if f"{name}_norm" in layer:
+                x = normalise(layer[f"{name}_norm"], config, x)
+            y = attend(layer[name], config, x, local) if name == "attention" else feed(layer[name], config, x)
+            return normalise(layer[f"{name}_post_norm"], config, y) if f"{name}_post_norm" in layer else y
+
+        y = x + step("attention", x)
+        x = y + step("mlp", x if config.parallel_blocks else y)
     hidden = normalise(params["final_norm"], config, x)
-    head = params["embedding" if config.tie_embeddings else "unembedding"]
-    return hidden, hidden @ head.T
+    return hidden, logits_of(hidden, params, config)
 
 
 def normalise(norm: dict, config: ModelConfig, x: np.ndarray) -> np.ndarray:
-    if config.norm == "rms":
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * norm["scale"]
+    scale = norm["scale"] + config.norm_offset
+    if "bias" not in norm:
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * scale
     spread = np.sqrt(x.var(-1, keepdims=True) + config.norm_eps)
-    return (x - x.mean(-1, keepdims=True)) / spread * norm["scale"] + norm["bias"]
+    return (x - x.mean(-1, keepdims=True)) / spread * scale + norm["bias"]
 
 
-def attend(layer: dict, config: ModelConfig, x: np.ndarray) -> np.ndarray:
-    group = config.num_heads // config.num_kv_heads
+def attend(layer: dict, config: ModelConfig, x: np.ndarray, local: bool) -> np.ndarray:
+    H, K = config.num_heads, config.num_kv_heads
+    q, k, v = (
+        np.stack([linear(layer[name], x, h) for h in range(n)], 1)
+        for name, n in (("query", H), ("key", K), ("value", K))
+    )
+    if config.qk_norm == "head":
+        q, k = (normalise(layer[f"{name}_norm"], config, y) for name, y in (("query", q), ("key", k)))
+    elif config.qk_norm == "all":
+        q, k = (
+            normalise(
+                {"scale": layer[f"{name}_norm"]["scale"].ravel()}, config, y.reshape(len(x), -1)
+            ).reshape(y.shape)
+            for name, y in (("query", q), ("key", k))
+        )
     out = np.zeros_like(x)
-    for h in range(config.num_heads):
-        q = linear(layer["query"], x, h)
-        k, v = linear(layer["key"], x, h // group), linear(layer["value"], x, h // group)
+    for h in range(H):
+        q_h, k_h, v_h = q[:, h], k[:, h // (H // K)], v[:, h // (H // K)]
         if config.positions == "rope":
-            q, k = turn(q, config.rope_theta), turn(k, config.rope_theta)
+            q_h, k_h = turn(q_h, config, local), turn(k_h, config, local)
         for t in range(len(x)):
-            scores = k[: t + 1] @ q[t] / np.sqrt(config.head_dim)
+            seen = slice(max(0, t + 1 - config.window) if local else 0, t + 1)
+            scores = k_h[seen] @ q_h[t] * (config.query_scale or 1 / np.sqrt(config.head_dim))
+            if config.attention_softcap:
+                scores = config.attention_softcap * np.tanh(scores / config.attention_softcap)
             weights = np.exp(scores - scores.max())
-            out[t] += (weights / weights.sum()) @ v[: t + 1] @ layer["out"]["kernel"][h]
+            out[t] += (weights / weights.sum()) @ v_h[seen] @ layer["out"]["kernel"][h]
     return out + layer["out"].get("bias", 0.0)
 
 
@@ -66,12 +93,15 @@ def linear(projection: dict, x: np.ndarray, head: int) -> np.ndarray:
     return y + projection["bias"][head] if "bias" in projection else y
 
 
-def turn(x: np.ndarray, theta: float) -> np.ndarray:
-    """Multiplies the complex number (x[j], x[j + d/2]) at position t by exp(i t theta^(-2j/d))."""
-    half = x.shape[-1] // 2
-    angles = np.arange(len(x))[:, None] * theta ** (-np.arange(half) / half)
-    z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
-    return np.concatenate((z.real, z.imag), -1)
+def turn(x: np.ndarray, config: ModelConfig, local: bool) -> np.ndarray:
+    """Multiplies the complex number (x[j], x[j + r/2]) at position t by exp(i t theta^(-2j/r)); r dimensions turn."""
+    half = int(x.shape[-1] * config.rope_fraction) // 2
+    theta = (local and config.rope_local_theta) or config.rope_theta
+    frequency = theta ** (-np.arange(half) / half)
+    if config.rope_scaling == "linear" and not (local and config.rope_local_theta):
+        frequency = frequency / config.rope_factor
+    z = (x[:, :half] + 1j * x[:, half : 2 * half]) * np.exp(1j * np.arange(len(x))[:, None] * frequency)
+    return np.concatenate((z.real, z.imag, x[:, 2 * half :]), -1)
 
 
 def feed(layer: dict, config: ModelConfig, x: np.ndarray) -> np.ndarray:
@@ -91,4 +121,6 @@ def feed(layer: dict, config: ModelConfig, x: np.ndarray) -> np.ndarray:
 def logits_of(hidden, params: dict, config: ModelConfig) -> np.ndarray:
     """Float64 logits from hidden states, as the last step of `decode`."""
     head = params["embedding" if config.tie_embeddings else "unembedding"]
-    return np.asarray(hidden, np.float64) @ np.asarray(head, np.float64).T
+    logits = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64).T
+    cap = config.final_softcap
+    return cap * np.tanh(logits / cap) if cap else logits

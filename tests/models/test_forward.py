@@ -39,6 +39,22 @@ SWITCHES = [
     {**GQA, "positions": "learned", "activation": "relu", "gated_mlp": False, "tie_embeddings": False},
     {**MQA, "positions": "learned", "activation": "relu", **BIASES},
     {**GQA, "norm": "layer", "activation": "gelu_tanh", "rope_theta": 100.0, "norm_eps": 1e-2},
+    {**GQA, "norm_offset": True, "scale_embedding": True, "norm_placement": "both", "attention_softcap": 2.0},
+    {**GQA, "norm_offset": True, "qk_norm": "head", "query_scale": 0.3, "window": 3, "layer_pattern": "LG"},
+    {
+        **MQA,
+        "num_layers": 4,
+        "window": 2,
+        "layer_pattern": "LLG",
+        "rope_local_theta": 50.0,
+        "rope_scaling": "linear",
+        "rope_factor": 4.0,
+        "norm_placement": "both",
+    },
+    {**MHA, "norm_placement": "after", "qk_norm": "all", "window": 2, "qkv_bias": True},
+    {**GQA, "qk_norm": "all", "out_bias": True, "norm": "layer", "norm_placement": "after"},
+    {**MHA, "norm": "layer", "parallel_blocks": True, "rope_fraction": 0.34, "gated_mlp": False, **BIASES},
+    {**GQA, "positions": "learned", "position_offset": 2, "parallel_blocks": True, "mlp_bias": True},
     {**MQA, "num_layers": 3, "activation": "silu", "gated_mlp": False, "tie_embeddings": False},
 ]
 LENGTHS = (5, 1, 4)
@@ -95,8 +111,9 @@ def test_matches_float64_decoder_packed_and_padded(switches):
             want_hidden, want_logits = decode(params, config, part)
             got = hidden[row][batch[2][row] == number]
             np.testing.assert_allclose(got, want_hidden, rtol=1e-5, atol=1e-5, err_msg=name)
-            logits = got @ np.asarray(unembedding(params, config)).T
-            np.testing.assert_allclose(logits, want_logits, rtol=1e-5, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(
+                logits_of(got, params, config), want_logits, rtol=1e-5, atol=1e-5, err_msg=name
+            )
 
 
 def test_no_padding_at_all_matches_float64_decoder():
