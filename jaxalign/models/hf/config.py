@@ -1,0 +1,196 @@
+"""config.json of a Hugging Face checkpoint <-> ModelConfig."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign.errors import ConfigError
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.hf.families import FAMILIES, Family
+from jaxalign.models.hf.parts import shortest_pattern
+
+_REFUSED = {
+    "Gemma3ForConditionalGeneration": "it reads images too; use a text-only checkpoint (Gemma3ForCausalLM)",
+    "SmolLM3ForCausalLM": "every fourth layer has no positions, which the transformer here has no switch for",
+}
+_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Fields that say how a model is computed or trained, not which function it is.
+_NOT_FUNCTION = ("dtype", "remat", "attention", "init_std", "router_balance_coef", "router_z_coef")
+_SCALING_FIELDS = {
+    "none": (),
+    "linear": ("rope_factor",),
+    "llama3": ("rope_factor", "rope_original_length", "rope_low_frequency", "rope_high_frequency"),
+    "yarn": (
+        "rope_factor",
+        "rope_original_length",
+        "rope_beta_fast",
+        "rope_beta_slow",
+        "rope_attention_factor",
+    ),
+}
+
+
+def family_of(architecture: str) -> Family:
+    """The family with that name in `architectures`, or that `model_type`.
+
+    Raises:
+      ConfigError: there is none; lists those that there are.
+    """
+    for family in FAMILIES:
+        if architecture in (family.causal, family.classifier, family.model_type):
+            return family
+    names = [family.causal for family in FAMILIES]
+    near = difflib.get_close_matches(architecture, names, 1)
+    reason = _REFUSED.get(architecture, f"did you mean {near[0]}?" if near else "")
+    raise ConfigError(
+        f"the architecture {architecture!r} is not supported{': ' + reason if reason else ''}; "
+        f"supported are {', '.join(names)}, and the same with ForSequenceClassification"
+    )
+
+
+def architecture_of(values: Mapping[str, Any], where: str) -> str:
+    """The architecture that a config.json names: the first of `architectures`, else its `model_type`."""
+    named = [*(values.get("architectures") or []), values.get("model_type")]
+    if not named[0]:
+        raise ConfigError(f"{where}: neither architectures nor model_type says what model this is; add one")
+    return named[0]
+
+
+def is_scalar(architecture: str) -> bool:
+    """Whether models of this architecture give a score instead of logits."""
+    return architecture == family_of(architecture).classifier
+
+
+def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
+    """The ModelConfig of a parsed config.json, whichever version of transformers wrote it.
+
+    A model with a score head has no unembedding of its own, whatever its `tie_word_embeddings` says.
+
+    Args:
+      where: the file's name, for messages.
+
+    Raises:
+      ConfigError: an architecture, a key or a value that is not supported. Nothing is ignored that changes
+        what the model computes.
+    """
+    architecture = architecture_of(values, where)
+    try:
+        family = family_of(architecture)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    config = family.read(values, where)
+    if architecture != family.classifier:
+        return config
+    labels = len(values.get("id2label") or {}) or values.get("num_labels") or 2  # as transformers counts
+    if labels != 1:
+        raise ConfigError(
+            f"{where}: {architecture} has {labels} labels, but a reward model gives one score: num_labels=1"
+        )
+    return dataclasses.replace(config, tie_embeddings=True)
+
+
+def config_to_hf(
+    config: ModelConfig, architecture: str, original: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """config.json of `config`, which transformers 4 and 5 both load.
+
+    Args:
+      architecture: a name from `architectures`; ForSequenceClassification for a model with a score head.
+      original: the config.json that the model was imported with: it is kept, and only what has changed since
+        is written anew. From another family, only its special tokens are kept.
+
+    Raises:
+      ConfigError: the family cannot express the model; names the fields.
+    """
+    family = family_of(architecture)
+    lost = _lost(family, config)
+    if lost:
+        raise ConfigError(
+            f"{architecture} cannot express {_listed(config, lost)}; use another --architecture"
+        )
+    new = family.write(config)
+    if original is not None and family_of(architecture_of(original, "config.json")) == family:
+        old = family.write(family.read(original, "config.json"))
+        changed = {name: new[name] for name in new if new[name] != old.get(name)}
+        kept = dict(original)
+        if changed.keys() & {"rope_theta", "rope_scaling", "rope_local_base_freq", "rotary_emb_base"}:
+            kept.pop("rope_parameters", None)
+            changed |= {
+                name: new[name] for name in new if name.startswith(("rope_", "rotary_", "partial_rot"))
+            }
+        new = kept | changed
+    elif original is not None:
+        new |= {name: original[name] for name in _SPECIAL_TOKENS if name in original}
+    if architecture == family.classifier:
+        new |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+        new.pop("num_labels", None)
+    else:
+        new = {
+            name: value for name, value in new.items() if name not in ("id2label", "label2id", "num_labels")
+        }
+    named = family.classifier if architecture == family.classifier else family.causal
+    return new | {"architectures": [named], "model_type": family.model_type}
+
+
+def architecture_for(config: ModelConfig) -> str:
+    """The ForCausalLM name of the first family that can express `config`.
+
+    Raises:
+      ConfigError: none can; names the fields that the nearest one lacks.
+    """
+    lost = {family.causal: _lost(family, config) for family in FAMILIES}
+    nearest = min(lost, key=lambda name: len(lost[name]))
+    if lost[nearest]:
+        raise ConfigError(
+            f"no Hugging Face family can express this model: {nearest}, the nearest, lacks "
+            f"{_listed(config, lost[nearest])}"
+        )
+    return nearest
+
+
+def classifier_of(architecture: str) -> str:
+    """The ForSequenceClassification name of the family of `architecture`."""
+    return family_of(architecture).classifier
+
+
+def same_function(a: ModelConfig, b: ModelConfig) -> bool:
+    """Whether the two compute the same from the same parameters, up to rounding."""
+    return _function(a) == _function(b)
+
+
+def _listed(config: ModelConfig, names: tuple[str, ...]) -> str:
+    return ", ".join(f"config.model.{name}={getattr(config, name)!r}" for name in names)
+
+
+def _lost(family: Family, config: ModelConfig) -> tuple[str, ...]:
+    """Fields of `config` that do not come back from the family's config.json."""
+    try:
+        back = family.read(family.write(config), family.causal)
+    except ConfigError:
+        return tuple(f.name for f in dataclasses.fields(config))
+    wanted, found = _function(config), _function(back)
+    return tuple(name for name in wanted if wanted[name] != found[name])
+
+
+def _function(config: ModelConfig) -> dict[str, Any]:
+    """The fields of `config` that decide what it computes, in one way of writing each."""
+    default, out = ModelConfig(), dataclasses.asdict(config)
+    inert = list(_NOT_FUNCTION)
+    if config.positions == "learned":
+        inert += [name for name in out if name.startswith("rope_")]
+    else:
+        inert.append("position_offset")
+        scaling = {name for names in _SCALING_FIELDS.values() for name in names}
+        inert += scaling - set(_SCALING_FIELDS[config.rope_scaling])
+    if not config.num_experts:
+        inert += ["experts_per_token", "normalize_experts"]
+    out |= {name: getattr(default, name) for name in inert}
+    local = config.local_layers
+    out["layer_pattern"] = shortest_pattern(local)
+    out["window"] = config.window if any(local) else 0
+    out["query_scale"] = config.query_scale or config.head_dim**-0.5
+    own_base = config.positions == "rope" and any(local) and config.rope_local_theta
+    if not own_base or (own_base == config.rope_theta and config.rope_scaling == "none"):
+        out["rope_local_theta"] = 0.0
+    return out
