@@ -9,6 +9,7 @@ from jaxalign.models.params import (
     hidden_states,
     init_head,
     init_params,
+    routed_hidden_states,
     scalar_head,
     unembedding,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "init_cache",
     "init_head",
     "init_params",
+    "routed_hidden_states",
     "scalar_head",
     "unembedding",
 ]

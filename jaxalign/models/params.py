@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.models.cache import Cache
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.experts import ROUTER
 from jaxalign.models.transformer import Transformer
 from jaxalign.parallel.sharding import check_divides, param_shardings
 
@@ -38,12 +39,29 @@ def hidden_states(
     Raises:
       ValueError: tokens, positions and segment_ids differ in shape, which would broadcast silently.
     """
+    _check_shapes(tokens, positions, segment_ids)
+    return Transformer(config).apply({"params": params}, tokens, positions, segment_ids, cache)
+
+
+def routed_hidden_states(
+    params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """Hidden states [B, T, D], and `router_losses` averaged over layers: float32 [2], None of a dense model."""
+    if not config.num_experts:
+        return hidden_states(params, config, tokens, positions, segment_ids)[0], None
+    _check_shapes(tokens, positions, segment_ids)
+    (hidden, _), sown = Transformer(config).apply(
+        {"params": params}, tokens, positions, segment_ids, mutable=[ROUTER]
+    )
+    return hidden, sown[ROUTER]["layers"]["mlp"]["losses"].mean(0)
+
+
+def _check_shapes(tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> None:
     if not (tokens.ndim == 2 and tokens.shape == positions.shape == segment_ids.shape):
         raise ValueError(
             f"tokens {tokens.shape}, positions {positions.shape} and segment_ids {segment_ids.shape} "
             "must have the same shape [B, T]"
         )
-    return Transformer(config).apply({"params": params}, tokens, positions, segment_ids, cache)
 
 
 def unembedding(params: Params, config: ModelConfig) -> jax.Array:

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxalign.models.attention import attention, attention_mask
 from jaxalign.models.cache import Cache
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.experts import ROUTER, Experts
 from jaxalign.models.rope import rotary_angles, rotary_frequencies, rotate
 from jaxalign.parallel.sharding import constrain
 
@@ -180,7 +181,11 @@ class Block(nn.Module):
 
         y, cache = Attention(c, name="attention")(before(x, "attention_norm"), context, cache, layer, local)
         y = constrain(x + after(y, "attention_post_norm"), "batch", "length", "act_embed")
-        z = MLP(c, name="mlp")(before(x if c.parallel_blocks else y, "mlp_norm"))
+        z = before(x if c.parallel_blocks else y, "mlp_norm")
+        if c.num_experts:
+            z = Experts(c, ACTIVATIONS[c.activation], name="mlp")(z, context["segment_ids"])
+        else:
+            z = MLP(c, name="mlp")(z)
         y = constrain(y + after(z, "mlp_post_norm"), "batch", "length", "act_embed")
         return (y, cache, layer + 1), None
 
@@ -214,7 +219,7 @@ class Transformer(nn.Module):
             self.param("unembedding", table, (c.vocab_size, c.embed_dim), jnp.float32)
         # Gathering rows of a table split along D would make the compiler replicate the result: join D first.
         x = jnp.take(constrain(embedding, "vocab", None), tokens, axis=0)
-        context: dict[str, Any] = {}
+        context: dict[str, Any] = {"segment_ids": segment_ids}
         if c.positions == "learned":
             places = nn.with_logical_partitioning(normal, ("position", "embed"))
             table = self.param(
@@ -250,7 +255,7 @@ class Transformer(nn.Module):
             block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
         layers = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, ROUTER: 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0 if len(kinds) == 2 else nn.broadcast),
             length=c.num_layers,

@@ -29,6 +29,7 @@ RULES: Rules = {
     "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
+    "expert": None,
     "norm": None,
     "position": None,
 }

@@ -7,11 +7,29 @@ token of a segment and at padding are 0 and carry no gradient.
 Shapes: B rows, T tokens, S segments a row.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from jaxalign.losses.logprobs import TokenLogprobs, token_kl, token_logprobs
-from jaxalign.models import ModelConfig, Params, hidden_states, scalar_head, unembedding
+from jaxalign.losses.logprobs import token_kl, token_logprobs
+from jaxalign.models import (
+    ModelConfig,
+    Params,
+    hidden_states,
+    routed_hidden_states,
+    scalar_head,
+    unembedding,
+)
+
+
+class TokenScores(NamedTuple):
+    """What a language model says of tokens: each float32 [B, T], in nats; `entropy` when it was asked for."""
+
+    logp: jax.Array
+    logsumexp: jax.Array
+    entropy: jax.Array | None
+    router: jax.Array | None  # of a mixture of experts: `routed_hidden_states`
 
 
 def predicted(segment_ids: jax.Array) -> jax.Array:
@@ -34,14 +52,14 @@ def score_tokens(
     *,
     temperature: float = 1.0,
     with_entropy: bool = False,
-) -> TokenLogprobs:
+) -> TokenScores:
     """Log-probabilities (log-sum-exp, and entropy when asked) of every token: float32 [B, T] each.
 
     Args:
       tokens, positions, segment_ids: int32 [B, T]; segment 0 is padding.
       temperature: logits are divided by it, as they were when the tokens were sampled.
     """
-    hidden, _ = hidden_states(params, config, tokens, positions, segment_ids)
+    hidden, router = routed_hidden_states(params, config, tokens, positions, segment_ids)
     scored = token_logprobs(
         hidden,
         unembedding(params, config),
@@ -50,7 +68,7 @@ def score_tokens(
         softcap=config.final_softcap or None,
         with_entropy=with_entropy,
     )
-    return TokenLogprobs(*(None if x is None else _align(x, segment_ids) for x in scored))
+    return TokenScores(*(None if x is None else _align(x, segment_ids) for x in scored), router)
 
 
 def exact_kl(
@@ -81,8 +99,15 @@ def token_values(
     params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
 ) -> jax.Array:
     """A scalar model's value of the state before every token: float32 [B, T]."""
-    hidden, _ = hidden_states(params["transformer"], config, tokens, positions, segment_ids)
-    return _align(scalar_head(params["head"], hidden), segment_ids)
+    return routed_values(params, config, tokens, positions, segment_ids)[0]
+
+
+def routed_values(
+    params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """`token_values`, and the router losses of a mixture of experts: see `routed_hidden_states`."""
+    hidden, router = routed_hidden_states(params["transformer"], config, tokens, positions, segment_ids)
+    return _align(scalar_head(params["head"], hidden), segment_ids), router
 
 
 def segment_rewards(
@@ -94,14 +119,26 @@ def segment_rewards(
     num_segments: int,
 ) -> jax.Array:
     """A scalar model's score at the last token of segments 1..S: float32 [B, S], 0 for absent segments."""
-    hidden, _ = hidden_states(params["transformer"], config, tokens, positions, segment_ids)
+    return routed_rewards(params, config, tokens, positions, segment_ids, num_segments)[0]
+
+
+def routed_rewards(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    num_segments: int,
+) -> tuple[jax.Array, jax.Array | None]:
+    """`segment_rewards`, and the router losses of a mixture of experts: see `routed_hidden_states`."""
+    hidden, router = routed_hidden_states(params["transformer"], config, tokens, positions, segment_ids)
     scores = scalar_head(params["head"], hidden)
     # The last token is found by segment and position, never by a token's id: padding and packing cannot move it.
     member = segment_ids[:, None, :] == jnp.arange(1, num_segments + 1, dtype=jnp.int32)[None, :, None]
     order = jnp.arange(1, tokens.shape[1] + 1, dtype=jnp.int32)[None, None, :]
     last = jnp.max(jnp.where(member, order, 0), axis=-1)
     picked = jnp.take_along_axis(scores, jnp.maximum(last - 1, 0), axis=1)
-    return jnp.where(last > 0, picked, 0.0)
+    return jnp.where(last > 0, picked, 0.0), router
 
 
 def segment_sums(x: jax.Array, segment_ids: jax.Array, num_segments: int) -> jax.Array:

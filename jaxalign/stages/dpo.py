@@ -19,6 +19,7 @@ from jaxalign.models import ModelConfig, Params
 from jaxalign.sampling.scoring import score_tokens
 from jaxalign.stages.pairs import pair_sums, pick, totals
 from jaxalign.stages.reference import reference_rows, sequence_logprobs
+from jaxalign.stages.router import with_router_losses
 from jaxalign.stages.supervised import supervised_stage
 from jaxalign.training.run import Run
 from jaxalign.training.stage import Stage
@@ -53,7 +54,8 @@ def loss(
 ) -> tuple[jax.Array, Metrics]:
     """The loss over the pairs of a batch [B, T], and its metrics."""
     tokens = (batch.tokens, batch.positions, batch.segment_ids)
-    chosen, rejected = pair_sums(score_tokens(params, model, *tokens).logp * batch.loss_mask, batch)
+    scored = score_tokens(params, model, *tokens)
+    chosen, rejected = pair_sums(scored.logp * batch.loss_mask, batch)
     ref_chosen = ref_rejected = None
     if "reference" in frozen:
         ref_logp = score_tokens(frozen["reference"], model, *tokens).logp
@@ -61,7 +63,7 @@ def loss(
     elif not options.reference_free:
         ref_chosen, ref_rejected = pick(batch.ref_logp, batch)
     chosen_length, rejected_length = pair_sums(batch.loss_mask, batch)
-    return dpo_loss(
+    result = dpo_loss(
         chosen,
         rejected,
         ref_chosen,
@@ -77,6 +79,7 @@ def loss(
         nll_coef=options.nll_coef,
         normalizer=total["pairs"],
     )
+    return with_router_losses(result, scored.router, batch, total, model)
 
 
 def verify_reference(

@@ -19,6 +19,7 @@ from jaxalign.losses.orpo import orpo_loss
 from jaxalign.models import ModelConfig, Params
 from jaxalign.sampling.scoring import predicted, score_tokens
 from jaxalign.stages.pairs import pair_sums
+from jaxalign.stages.router import real_tokens, with_router_losses
 from jaxalign.stages.supervised import supervised_stage
 from jaxalign.training.run import Run
 from jaxalign.training.stage import Stage
@@ -51,7 +52,7 @@ def compared(batch: PairBatch) -> jax.Array:
 def totals(batch: PairBatch, options: ORPOConfig) -> dict[str, jax.Array]:
     """What the two terms divide by: the pairs, and the chosen and demonstrated tokens, of the whole batch."""
     tokens, _ = pair_sums(nll_mask(batch, options), batch)
-    return {"pairs": compared(batch).sum(), "tokens": jnp.sum(tokens * batch.weight)}
+    return {"pairs": compared(batch).sum(), "tokens": jnp.sum(tokens * batch.weight)} | real_tokens(batch)
 
 
 def loss(
@@ -64,13 +65,14 @@ def loss(
     options: ORPOConfig,
 ) -> tuple[jax.Array, Metrics]:
     """The loss over the pairs of a batch [B, T], and its metrics."""
-    logp = score_tokens(params, model, batch.tokens, batch.positions, batch.segment_ids).logp
+    scored = score_tokens(params, model, batch.tokens, batch.positions, batch.segment_ids)
+    logp = scored.logp
     mask = nll_mask(batch, options)
     chosen, rejected = pair_sums(logp * batch.loss_mask, batch)
     chosen_length, rejected_length = pair_sums(batch.loss_mask, batch)
     nll, _ = pair_sums(-logp * mask, batch)
     nll_length, _ = pair_sums(mask, batch)
-    return orpo_loss(
+    result = orpo_loss(
         chosen,
         rejected,
         compared(batch),
@@ -83,6 +85,7 @@ def loss(
         normalizer=total["pairs"],
         nll_normalizer=total["tokens"],
     )
+    return with_router_losses(result, scored.router, batch, total, model)
 
 
 def build(run: Run) -> Stage:

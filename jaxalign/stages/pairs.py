@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from jaxalign.data import PairBatch
 from jaxalign.sampling.scoring import segment_sums
+from jaxalign.stages.router import real_tokens
 
 
 def totals(batch: PairBatch) -> dict[str, jax.Array]:
     """What pair losses divide by: the weight of the pairs of the whole batch."""
-    return {"pairs": batch.weight.sum()}
+    return {"pairs": batch.weight.sum()} | real_tokens(batch)
 
 
 def pick(per_segment: jax.Array, batch: PairBatch) -> tuple[jax.Array, jax.Array]:

@@ -26,7 +26,7 @@ from jaxalign.losses.metrics import Mean, Metrics, finalize, merge
 from jaxalign.losses.ppo import adaptive_kl, policy_loss, value_loss
 from jaxalign.models import ModelConfig, Params
 from jaxalign.sampling.generate import generate
-from jaxalign.sampling.scoring import score_tokens, token_values
+from jaxalign.sampling.scoring import routed_values, score_tokens
 from jaxalign.stages.ppo_config import PPOConfig
 from jaxalign.stages.ppo_setup import PPOModels, load_models
 from jaxalign.stages.pretrain import PretrainConfig
@@ -39,6 +39,7 @@ from jaxalign.stages.rollout import (
     finish_rollout,
     score_episodes,
 )
+from jaxalign.stages.router import real_tokens, with_router_losses
 from jaxalign.training.run import Run
 from jaxalign.training.stage import Stage
 from jaxalign.training.state import (
@@ -61,6 +62,11 @@ class PPOState:
     average: Params | None  # of the policy's weights
     rollout: Rollout  # what the update phase works on
     key: jax.Array
+
+
+def totals(episodes: Rollout) -> dict[str, jax.Array]:
+    """What the losses divide by: the sampled tokens of a minibatch."""
+    return {"episodes": episodes.mask.sum()} | real_tokens(episodes)
 
 
 def policy_objective(
@@ -93,26 +99,29 @@ def policy_objective(
         entropy_coef=options.entropy_coef,
         normalizer=total["episodes"],
     )
+    value, metrics = with_router_losses((value, metrics), scored.router, episodes, total, model)
     metrics.pop("policy/entropy_avg", None)  # the rollout's, over all episodes, is the one reported
     if text is not None:
-        ptx, more = ptx_loss(params, text, total, None, model=model, options=PretrainConfig())
+        ptx, more = ptx_loss(params, text, total["text"], None, model=model, options=PretrainConfig())
         value, metrics = value + options.ptx_coef * ptx, metrics | {"ptx/nll": more["nll"]}
     return value, metrics
 
 
 def value_objective(
-    params: Params, episodes: Rollout, total: jax.Array, *, model: ModelConfig, options: PPOConfig
+    params: Params, episodes: Rollout, total: dict[str, jax.Array], *, model: ModelConfig, options: PPOConfig
 ) -> tuple[jax.Array, Metrics]:
     """Clipped squared error of the critic on episodes [E, T]."""
-    values = token_values(params, model, episodes.tokens, episodes.positions, episodes.segment_ids)
-    return value_loss(
+    values, router = routed_values(params, model, episodes.tokens, episodes.positions, episodes.segment_ids)
+    result = value_loss(
         values,
         episodes.old_values,
         episodes.returns,
         episodes.mask,
         clip=float("inf") if options.value_clip is None else options.value_clip,
-        normalizer=total,
+        normalizer=total["episodes"],
     )
+    value, metrics = with_router_losses(result, router, episodes, total, model)
+    return value, {f"critic/{name}" if name.startswith("router/") else name: x for name, x in metrics.items()}
 
 
 def make_update(run: Run, models: PPOModels) -> Any:
@@ -131,7 +140,7 @@ def make_update(run: Run, models: PPOModels) -> Any:
     def policy_update(
         policy: TrainState, episodes: Rollout, text: Any, failed: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        total = {"episodes": episodes.mask.sum()} | ({} if text is None else ptx_totals(text))
+        total = totals(episodes) | {"text": None if text is None else ptx_totals(text)}
         objective = functools.partial(policy_objective, total=total, model=run.model, options=options)
         parts = run.config.num_microbatches
         value, metrics, grads = gradients(objective, policy.params, (episodes, text), parts)
@@ -143,7 +152,7 @@ def make_update(run: Run, models: PPOModels) -> Any:
     @functools.partial(jax.jit, donate_argnums=0)
     def value_update(critic: TrainState, episodes: Rollout, failed: jax.Array) -> tuple[TrainState, Metrics]:
         objective = functools.partial(
-            value_objective, total=episodes.mask.sum(), model=models.critic_config, options=options
+            value_objective, total=totals(episodes), model=models.critic_config, options=options
         )
         parts = run.config.num_microbatches
         value, metrics, grads = gradients(objective, critic.params, episodes, parts)

@@ -15,6 +15,7 @@ from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.nll import nll_loss
 from jaxalign.models import ModelConfig, Params
 from jaxalign.sampling.scoring import score_tokens
+from jaxalign.stages.router import real_tokens, with_router_losses
 from jaxalign.stages.supervised import supervised_stage
 from jaxalign.training.run import Run
 from jaxalign.training.stage import Stage
@@ -29,7 +30,7 @@ class PretrainConfig:
 
 def totals(batch: Batch) -> dict[str, jax.Array]:
     """What the loss divides by: the supervised tokens of the whole batch."""
-    return {"tokens": batch.loss_mask.sum()}
+    return {"tokens": batch.loss_mask.sum()} | real_tokens(batch)
 
 
 def loss(
@@ -43,13 +44,14 @@ def loss(
 ) -> tuple[jax.Array, Metrics]:
     """Mean negative log-likelihood of the supervised tokens (batch [B, T]), and its metrics."""
     scored = score_tokens(params, model, batch.tokens, batch.positions, batch.segment_ids)
-    return nll_loss(
+    result = nll_loss(
         scored.logp,
         batch.loss_mask,
         logsumexp=scored.logsumexp,
         z_loss=options.z_loss,
         normalizer=total["tokens"],
     )
+    return with_router_losses(result, scored.router, batch, total, model)
 
 
 def build(run: Run) -> Stage:

@@ -17,8 +17,9 @@ from jaxalign.errors import StepZeroError
 from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.reward import bradley_terry_loss
 from jaxalign.models import ModelConfig, Params
-from jaxalign.sampling.scoring import segment_rewards
+from jaxalign.sampling.scoring import routed_rewards, segment_rewards
 from jaxalign.stages.pairs import pick, totals
+from jaxalign.stages.router import with_router_losses
 from jaxalign.stages.supervised import supervised_stage
 from jaxalign.training.run import Run
 from jaxalign.training.stage import Stage
@@ -43,9 +44,10 @@ def loss(
 ) -> tuple[jax.Array, Metrics]:
     """Bradley–Terry loss over the pairs of a batch [B, T], and its metrics."""
     num_segments = batch.rows.shape[1]
-    scores = segment_rewards(params, model, batch.tokens, batch.positions, batch.segment_ids, num_segments)
+    tokens = (batch.tokens, batch.positions, batch.segment_ids)
+    scores, router = routed_rewards(params, model, *tokens, num_segments)
     chosen, rejected = pick(scores, batch)
-    return bradley_terry_loss(
+    result = bradley_terry_loss(
         chosen,
         rejected,
         batch.weight,
@@ -53,6 +55,7 @@ def loss(
         centering=options.centering,
         normalizer=total["pairs"],
     )
+    return with_router_losses(result, router, batch, total, model)
 
 
 def verify_scores(params: Params, batch: PairBatch, model: ModelConfig, *, tolerance: float = 1e-3) -> None:

@@ -1,12 +1,16 @@
-"""Models on disk, as runs leave them for one another: weights, architecture and tokenizer in one folder.
+"""Models on disk: weights, architecture and tokenizer in one folder, left by a run or in Hugging Face's format.
 
 <run>/model/<step>/...        parameters and meta, see checkpoint.py
-<run>/model/tokenizer.model   and chat_template.jinja, where the run had one of its own
+<run>/model/tokenizer.model   or the files of a Hugging Face tokenizer
+<run>/model/chat_template.jinja, where the run had one of its own
+
+<folder>/config.json          a Hugging Face model: model.safetensors or shards, and a tokenizer
 """
 
 import dataclasses
 import hashlib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,12 +18,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxalign.data import Tokenizer, load_tokenizer
-from jaxalign.errors import CheckpointError, ConfigError
+from jaxalign.errors import CheckpointError, ConfigError, JaxalignError
 from jaxalign.models import ModelConfig, Params, abstract_params
-from jaxalign.training.checkpoint import load_meta, load_params, save_params
+from jaxalign.models.hf.hub import download, is_hub_name
+from jaxalign.models.hf.importer import CONFIG, HFModel, Path, by_path, load_folder, open_folder
+from jaxalign.training.checkpoint import load_leaf, load_meta, load_params, save_params
 
 MODEL = "model"
-RUNTIME_KEYS = ("dtype", "remat", "attention")  # how a model is computed, not what it is
+HF_CONFIG, HF_DTYPE = (
+    "hf_config",
+    "hf_dtype",
+)  # in meta: the original config.json, and the type of its tensors
+RUNTIME_KEYS = ("dtype", "remat", "attention", "router_balance_coef", "router_z_coef")  # not what a model is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +40,7 @@ class SavedModel:
     config: ModelConfig
     scalar: bool
     meta: dict[str, Any]
+    foreign: HFModel | None = None  # None: left by a run
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the model was trained with."""
@@ -37,21 +48,36 @@ class SavedModel:
 
     def tokenizer_digest(self) -> str:
         """The same for two models exactly when their tokenizer files are."""
-        files = sorted(self.path.glob("tokenizer*"))
+        files = sorted(file for file in self.path.glob("tokenizer*") if file.is_file())
         return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
 
     def load(self, mesh: Mesh) -> Params:
         """Its parameters, float32, laid out on `mesh` by the rules in force."""
-        return load_params(self.path, abstract_params(self.config, mesh, scalar=self.scalar))
+        abstract = abstract_params(self.config, mesh, scalar=self.scalar)
+        if self.foreign is not None:
+            return load_folder(self.foreign, abstract)
+        return load_params(self.path, abstract)
+
+    def leaf_reader(self, mesh: Mesh) -> Callable[[Path], jax.Array]:
+        """Reads single parameters by their path; those of a run without reading any others."""
+        if self.foreign is not None:
+            return by_path(self.load(mesh)).__getitem__
+        abstract = by_path(abstract_params(self.config, mesh, scalar=self.scalar))
+        return lambda path: load_leaf(self.path, "/".join(path), abstract[path])
 
 
 def find_model(path: str, key: str) -> SavedModel:
-    """Looks into the model that a run left in `path` (the run's folder, or its `model`).
+    """Looks into a model: a run's folder or its `model`, a Hugging Face folder, or the name of one on the hub.
 
     Raises:
       CheckpointError: nothing is there, or it is damaged; names the config `key` that gave the path.
+      ConfigError: a Hugging Face model of an unknown kind, or a name that the hub does not give.
     """
     folder = pathlib.Path(path).expanduser()
+    if not folder.exists() and is_hub_name(path):
+        folder = download(path, key)
+    if (folder / CONFIG).is_file() and not _has_steps(folder):
+        return _find_foreign(folder, f"{key}={path!r}")
     if (folder / MODEL).is_dir():
         folder = folder / MODEL
     elif (folder / "checkpoints").is_dir():
@@ -64,6 +90,31 @@ def find_model(path: str, key: str) -> SavedModel:
         raise CheckpointError(f"{key}={path!r}: {error}") from error
     config = ModelConfig(**meta["model"])
     return SavedModel(folder, config, meta["scalar"], meta)
+
+
+def _has_steps(folder: pathlib.Path) -> bool:
+    # The model of a run may have a config.json too, among the files of its tokenizer.
+    return any((folder / name).is_dir() for name in (MODEL, "checkpoints")) or any(
+        child.name.isdigit() for child in folder.iterdir()
+    )
+
+
+def _find_foreign(folder: pathlib.Path, where: str) -> SavedModel:
+    try:
+        found = open_folder(folder)
+    except JaxalignError as error:
+        raise type(error)(f"{where}: {error}") from error
+    meta = {"model": dataclasses.asdict(found.config), "scalar": found.scalar}
+    return SavedModel(
+        folder, found.config, found.scalar, meta | {HF_CONFIG: found.values, HF_DTYPE: found.dtype}, found
+    )
+
+
+def origin(source: SavedModel | None) -> dict[str, Any]:
+    """What the meta of a model keeps of the Hugging Face model that it began as, so that it can become one again."""
+    if source is None:
+        return {}
+    return {key: source.meta[key] for key in (HF_CONFIG, HF_DTYPE) if key in source.meta}
 
 
 def save_model(

@@ -105,6 +105,22 @@ def turn(x: np.ndarray, config: ModelConfig, local: bool) -> np.ndarray:
 
 
 def feed(layer: dict, config: ModelConfig, x: np.ndarray) -> np.ndarray:
+    if config.num_experts:
+        return np.stack([route(layer, config, token) for token in x])
+    return multiply(layer, config, x)
+
+
+def route(layer: dict, config: ModelConfig, x: np.ndarray) -> np.ndarray:
+    """One token [D] through the experts that its router likes best."""
+    scores = np.exp(x @ layer["router"]["kernel"])
+    scores /= scores.sum()
+    best = np.argsort(-scores)[: config.experts_per_token]
+    share = scores[best] / (scores[best].sum() if config.normalize_experts else 1)
+    experts = [{name: {"kernel": layer[name]["kernel"][e]} for name in ("gate", "up", "down")} for e in best]
+    return sum(s * multiply(expert, config, x) for s, expert in zip(share, experts, strict=True))
+
+
+def multiply(layer: dict, config: ModelConfig, x: np.ndarray) -> np.ndarray:
     def dense(name: str, x: np.ndarray) -> np.ndarray:
         return x @ layer[name]["kernel"] + layer[name].get("bias", 0.0)
 

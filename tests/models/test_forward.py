@@ -55,6 +55,9 @@ SWITCHES = [
     {**GQA, "qk_norm": "all", "out_bias": True, "norm": "layer", "norm_placement": "after"},
     {**MHA, "norm": "layer", "parallel_blocks": True, "rope_fraction": 0.34, "gated_mlp": False, **BIASES},
     {**GQA, "positions": "learned", "position_offset": 2, "parallel_blocks": True, "mlp_bias": True},
+    {**GQA, "num_experts": 4, "experts_per_token": 2},
+    {**MHA, "num_experts": 5, "experts_per_token": 3, "normalize_experts": False, "activation": "gelu_tanh"},
+    {**GQA, "num_experts": 2, "experts_per_token": 1, "norm_placement": "both"},
     {**MQA, "num_layers": 3, "activation": "silu", "gated_mlp": False, "tie_embeddings": False},
 ]
 LENGTHS = (5, 1, 4)

@@ -241,7 +241,7 @@ def test_ppo_follows_the_gradient_of_the_objective(estimator: str, whiten: bool)
         )
         weight = jnp.asarray(E * np.exp(logp), jnp.float32)[:, None]
         rollout = rollout.replace(advantages=rollout.advantages * weight)
-        total = {"episodes": rollout.mask.sum()}
+        total = ppo.totals(rollout)
         loss = functools.partial(ppo.policy_objective, total=total, model=MODEL, options=options)
         return jax.grad(lambda params: loss(params, (rollout, None))[0])(policy)
 

@@ -39,13 +39,11 @@ def objective(stage, run, batch, frozen):
     """(params, part) -> (loss, metrics), with the totals of the whole `batch`."""
     options, model = run.config.options, run.model
     if stage == "ppo":
-        tokens = batch.mask.sum()
+        total = ppo.totals(batch)
 
         def both(params, part):
-            policy = ppo.policy_objective(
-                params["policy"], (part, None), {"episodes": tokens}, model=model, options=options
-            )
-            critic = ppo.value_objective(params["critic"], part, tokens, model=model, options=options)
+            policy = ppo.policy_objective(params["policy"], (part, None), total, model=model, options=options)
+            critic = ppo.value_objective(params["critic"], part, total, model=model, options=options)
             return policy[0] + critic[0], policy[1] | critic[1]
 
         return both

@@ -6,7 +6,6 @@ import pytest
 from tiny import history, run
 
 from jaxalign.errors import StepZeroError
-from jaxalign.losses.logprobs import TokenLogprobs
 from jaxalign.models import transformer
 from jaxalign.sampling.scoring import score_tokens
 from jaxalign.stages import dpo, ppo, rollout
@@ -68,7 +67,7 @@ def test_ppo_begins_with_ratio_1_and_no_kl(runs, tmp_path):
 def test_ppo_whose_rollout_scores_differently_is_refused(runs, tmp_path, monkeypatch):
     def shifted(*args, **options):
         scored = score_tokens(*args, **options)
-        return TokenLogprobs(scored.logp - 0.1, *scored[1:])
+        return scored._replace(logp=scored.logp - 0.1)
 
     monkeypatch.setattr(rollout, "score_tokens", shifted)  # policy and reference alike: their KL is still 0
     with pytest.raises(StepZeroError, match=r"π_θ / π_old must be 1, but its mean is 1\.105"):
