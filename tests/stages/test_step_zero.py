@@ -42,7 +42,7 @@ def test_dpo_with_another_reference_model_is_refused(runs, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("leak", ["everywhere", "backwards"])
 def test_a_reward_model_whose_attention_ignores_segments_is_refused(leak, runs, tmp_path, monkeypatch):
-    def mask(q_positions, q_segments, k_positions, k_segments):
+    def mask(q_positions, q_segments, k_positions, k_segments, window=0):
         if leak == "everywhere":
             return k_positions[:, None, :] <= q_positions[:, :, None]
         order = jnp.arange(q_segments.shape[1])
