@@ -29,7 +29,7 @@ from jaxalign.data.records import (
     Turns,
     parse_record,
 )
-from jaxalign.data.sources import Records
+from jaxalign.data.sources import Dropped, Records
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import ConfigError, DataError
 
@@ -142,6 +142,15 @@ def encode_prompt(record: Prompt, tokenizer: Tokenizer, template: jinja2.Templat
     return _from_segments(render_chat(record.prompt, tokenizer, template, add_generation_prompt=True))
 
 
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A record's items and what was done to them; without items, why it was dropped."""
+
+    row: int
+    items: list[Example | PairExample]
+    note: str
+
+
 def encode_dataset(
     records: Records,
     kind: str,
@@ -153,6 +162,31 @@ def encode_dataset(
     group_length: int | None = None,
     first_row: int = 0,
 ) -> tuple[list[Example | PairExample], EncodingReport]:
+    """`encode_records`, then `collect`."""
+    encoded = encode_records(
+        records,
+        kind,
+        tokenizer,
+        template,
+        max_length=max_length,
+        overlong=overlong,
+        group_length=group_length,
+        first_row=first_row,
+    )
+    return collect(encoded, kind, records.name)
+
+
+def encode_records(
+    records: Records,
+    kind: str,
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None = None,
+    *,
+    max_length: int,
+    overlong: str = "drop",
+    group_length: int | None = None,
+    first_row: int = 0,
+) -> list[Encoded]:
     """Check and encode every record of a source.
 
     Args:
@@ -163,40 +197,54 @@ def encode_dataset(
       group_length: most tokens of a pair or ranking together; a longer one is never cut but dropped.
       first_row: number given to the first record, where several sources make up one dataset.
 
-    Raises DataError naming the row for a record that cannot be used, and naming the source if no record is
-    kept or nothing is supervised. All that is dropped, cut or split is counted in the report.
+    Raises DataError naming the row for a record that cannot be used.
     """
     if overlong not in OVERLONG:
         raise ConfigError(f"config.data.overlong={overlong!r}: write one of {', '.join(OVERLONG)}")
     if max_length < 2:
         raise ConfigError(f"config.data.max_length={max_length}: must be at least 2, a context and a target")
-    encoded: list[Example | PairExample] = []
-    kept, dropped, cut = 0, Counter(), Counter()
+    encoded = []
     for index, row in enumerate(records):
+        if isinstance(row, Dropped):
+            encoded.append(Encoded(first_row + index, [], row.reason))
+            continue
         where = records.where(index)
         record = parse_record(row, kind, where)
         try:
             items, note = _encode(record, tokenizer, template, max_length, overlong, group_length)
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
-        (cut if items else dropped)[note] += 1
-        kept += bool(items)
-        encoded += [_numbered(item, first_row + index) for item in items]
-    sequences = [example for item in encoded for example in members(item)]
+        items = [_numbered(item, first_row + index) for item in items]
+        encoded.append(Encoded(first_row + index, items, note))
+    return encoded
+
+
+def collect(
+    encoded: Sequence[Encoded], kind: str, name: str
+) -> tuple[list[Example | PairExample], EncodingReport]:
+    """All items of a source called `name`, and the report in which whatever was dropped, cut or split is counted.
+
+    Raises DataError, naming the source, if no record is kept or nothing is supervised.
+    """
+    items = [item for record in encoded for item in record.items]
+    sequences = [example for item in items for example in members(item)]
+    notes = Counter(record.note for record in encoded if record.items)
     report = EncodingReport(
-        read=len(records),
-        kept=kept,
-        dropped=dropped,
-        truncated=cut["truncated"],
-        split=cut["split"],
+        read=len(encoded),
+        kept=notes.total(),
+        dropped=Counter(record.note for record in encoded if not record.items),
+        truncated=notes["truncated"],
+        split=notes["split"],
         tokens=sum(len(example.ids) for example in sequences),
         supervised=sum(int(example.mask.sum()) for example in sequences),
     )
-    if not encoded:
-        raise DataError(f"{records.name}: no record is left ({report}); raise config.data.max_length")
+    if not items:
+        raise DataError(
+            f"{name}: no record is left ({report}); raise config.data.max_length or take other data"
+        )
     if kind != "prompt" and report.supervised == 0:
-        raise DataError(f"{records.name}: no token is supervised ({report}); check the completions")
-    return encoded, report
+        raise DataError(f"{name}: no token is supervised ({report}); check the completions")
+    return items, report
 
 
 def members(item: Example | PairExample) -> tuple[Example, ...]:
@@ -264,8 +312,8 @@ def _continuation(
     prompt: Turns, completion: Turns, tokenizer: Tokenizer, template: jinja2.Template | None
 ) -> Example:
     if isinstance(prompt, str):
-        head = [*_bos(tokenizer), *tokenizer.encode(prompt)]
-        return _example([(head, False), ([*tokenizer.encode(completion), tokenizer.eos_ids[0]], True)])
+        head, body = tokenizer.encode_pieces([prompt, completion])
+        return _example([([*_bos(tokenizer), *head], False), ([*body, tokenizer.eos_ids[0]], True)])
     segments = render_chat(prompt + completion, tokenizer, template, first_supervised=len(prompt))
     return _from_segments(segments)
 

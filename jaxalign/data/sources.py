@@ -2,6 +2,8 @@
 
 import json
 import mmap
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,30 +14,45 @@ import datasets
 from jaxalign.errors import DataError
 
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
+HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first answer
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Stands in place of a row that its recipe leaves out."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
 class Records:
-    """Raw rows with random access, and the name to blame them by."""
+    """Rows with random access, and the name to blame them by."""
 
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[str, Any] | Dropped]
     name: str
+    numbers: Sequence[int] | None = None  # the row of the file behind each record; None: one for one
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+    def __iter__(self) -> Iterator[Mapping[str, Any] | Dropped]:
         return iter(self.rows)
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
+    def __getitem__(self, index: int) -> Mapping[str, Any] | Dropped:
         return self.rows[index]
 
     def where(self, index: int) -> str:
         """`file:row` of record `index`: 1-based, and for JSONL the line number an editor shows."""
-        return f"{self.name}:{index + 1}"
+        return f"{self.name}:{(index if self.numbers is None else self.numbers[index]) + 1}"
 
 
-def read_records(source: str, *, split: str = "train", take: int | None = None) -> Records:
+def read_records(
+    source: str,
+    *,
+    split: str = "train",
+    take: int | None = None,
+    hub_options: Mapping[str, str] | None = None,
+) -> Records:
     """Open a source of records and check that every row can be read.
 
     Args:
@@ -43,6 +60,7 @@ def read_records(source: str, *, split: str = "train", take: int | None = None) 
         the Hugging Face hub.
       split: which split of a folder or hub dataset.
       take: read only the first `take` records; a hub dataset is then streamed instead of downloaded.
+      hub_options: further arguments of `datasets.load_dataset` for a hub dataset.
 
     Raises DataError, naming file and line, for a missing source, a malformed line or an empty source.
     """
@@ -56,7 +74,7 @@ def read_records(source: str, *, split: str = "train", take: int | None = None) 
     elif path.suffix.lower() in (*SUFFIXES, ".json") or source.startswith((".", "/", "~")):
         raise DataError(f"{source}: no such file or folder (looked from {Path.cwd()}); check the path")
     else:
-        rows = _read_hub(source, split, take)
+        rows = _read_hub(source, split, take, hub_options or {})
     if take is not None and not isinstance(rows, JsonLines):
         rows = rows[:take] if isinstance(rows, list) else rows.select(range(min(take, len(rows))))
     if len(rows) == 0:
@@ -139,13 +157,34 @@ def _read_folder(path: Path, split: str) -> datasets.Dataset:
     return loaded[split]
 
 
-def _read_hub(name: str, split: str, take: int | None) -> datasets.Dataset | list[dict[str, Any]]:
+def _read_hub(
+    name: str, split: str, take: int | None, options: Mapping[str, str]
+) -> datasets.Dataset | list[dict[str, Any]]:
+    # `datasets` would try for 25 seconds; with HF_HUB_OFFLINE it looks into its cache alone, at once.
+    if not datasets.config.HF_HUB_OFFLINE and not _answers(datasets.config.HF_ENDPOINT):
+        raise DataError(
+            f"{name}: no such file here, and {datasets.config.HF_ENDPOINT} does not answer; correct the path, or "
+            "save the dataset where there is a network (Dataset.save_to_disk) and name that folder, or set "
+            "HF_HUB_OFFLINE=1 to use the copy in the cache of `datasets`"
+        )
     try:
         if take is not None:
-            return list(datasets.load_dataset(name, split=split, streaming=True).take(take))
-        return datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            return list(datasets.load_dataset(name, split=split, streaming=True, **options).take(take))
+        return datasets.load_dataset(name, split=split, **options)
+    # RuntimeError: a dataset that is a script, which `datasets` no longer runs
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"{name}: no such file here, and split '{split}' of the hub dataset could not be read: "
             f"{error}; check the name, split and network, or save the dataset to a local folder and name that"
         ) from error
+
+
+def _answers(url: str) -> bool:
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # a refusal is an answer too
+    except OSError:
+        return False
+    return True

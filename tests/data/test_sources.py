@@ -1,10 +1,14 @@
 """Every kind of source gives the same rows, and every fault is named with its place."""
 
+import http.server
 import json
+import socket
+import threading
 
 import datasets
 import pytest
 
+from jaxalign.data import sources
 from jaxalign.data.sources import Records, read_records
 from jaxalign.errors import DataError
 
@@ -85,26 +89,43 @@ def test_missing_sources(tmp_path, jsonl):
 def test_hub_names(monkeypatch):
     calls = []
 
-    def load(name, split, streaming=False):
-        calls.append((name, split, streaming))
+    def load(path, split, streaming=False, **options):
+        calls.append((path, split, streaming, options))
         dataset = datasets.Dataset.from_list(ROWS)
         return dataset.to_iterable_dataset() if streaming else dataset
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(sources, "_answers", lambda url: True)
     assert list(read_records("owner/name", split="validation")) == ROWS
-    assert list(read_records("owner/name", take=2)) == ROWS[:2]
-    assert calls == [("owner/name", "validation", False), ("owner/name", "train", True)]
+    assert list(read_records("owner/name", take=2, hub_options={"name": "part"})) == ROWS[:2]
+    assert calls == [("owner/name", "validation", False, {}), ("owner/name", "train", True, {"name": "part"})]
 
 
 def test_hub_without_network(monkeypatch):
-    def load(*args, **kwargs):
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    with socket.socket() as unused:  # a port of this machine that nobody listens on
+        unused.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: pytest.fail("the hub was asked"))
     with pytest.raises(
-        DataError, match=r"owner/name: no such file here, .*no route to host; .* local folder"
+        DataError, match=rf"owner/name: no such file here, and {endpoint} does not answer; .*HF_HUB_OFFLINE=1"
     ):
         read_records("owner/name")
+
+
+def test_hub_that_answers_with_an_error(monkeypatch):
+    def load(*args, **kwargs):
+        raise RuntimeError("Dataset scripts are no longer supported")
+
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
+        monkeypatch.setattr(datasets, "load_dataset", load)
+        with pytest.raises(
+            DataError, match=r"owner/name: no such file here, .*scripts are no longer .*local"
+        ):
+            read_records("owner/name")
 
 
 def test_records_in_memory():
