@@ -1,7 +1,13 @@
 """Records to batches: sources, checks, tokenizers, chat templates, packing and sampling."""
 
 from jaxalign.data.batch import Batch, PairBatch, PromptBatch
-from jaxalign.data.dataset import DataConfig, Dataset, build_dataset, dataset_from_records
+from jaxalign.data.dataset import (
+    DataConfig,
+    Dataset,
+    build_dataset,
+    build_datasets,
+    dataset_from_records,
+)
 from jaxalign.data.loader import eval_batches, make_loader, train_batches
 from jaxalign.data.sources import Records, read_records
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
@@ -15,6 +21,7 @@ __all__ = [
     "Records",
     "Tokenizer",
     "build_dataset",
+    "build_datasets",
     "dataset_from_records",
     "eval_batches",
     "load_tokenizer",

@@ -6,21 +6,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxalign.data.chat import load_template
-from jaxalign.data.encode import OVERLONG, EncodingReport, encode_dataset, members
+from jaxalign.data.encode import OVERLONG, Encoded, EncodingReport, collect, encode_records, members
+from jaxalign.data.overlap import drop_shared, hold_out, prompt_key
 from jaxalign.data.packing import Item, Rows, build_rows
+from jaxalign.data.recipes import open_source
 from jaxalign.data.records import KINDS
-from jaxalign.data.sources import Records, read_records
+from jaxalign.data.sources import Records
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import ConfigError, DataError
+
+OVERLAP = ("drop", "error", "allow")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`config.data`. A source is a file, folder or hub name; see `read_records`."""
+    """`config.data`. A source is a file, folder or hub name; see `recipes` for all that it can say."""
 
     train: str | tuple[str, ...] = ""  # sources; several also as one string, separated by commas
     eval: str | tuple[str, ...] = ""
-    split: str = "train"  # of a folder or hub dataset
+    eval_fraction: float = 0.0  # without `eval`: share of the training prompts to hold out, by their hash
+    overlap: str = "drop"  # training records whose prompt is in eval: "drop", "error" or "allow"
+    split: str = ""  # of a folder or hub dataset; "": the one that fits, as its recipe says, or "train"
     take: int = 0  # records of each source to read, a hub dataset being streamed; 0 reads all
     weights: tuple[float, ...] = ()  # each training source's share of rows; () is each row once per epoch
     tokenizer: str = ""  # .model file, or folder with one
@@ -46,7 +52,7 @@ class Dataset:
     sources: tuple[Records, ...]
 
     def record(self, number: int) -> Mapping[str, Any]:
-        """The raw fields of a record, also those no stage reads."""
+        """The fields of a record, as its recipe made them or raw, also those no stage reads."""
         source, index = self._find(number)
         return source[index]
 
@@ -64,18 +70,54 @@ class Dataset:
         raise IndexError(f"record {number} of {sum(map(len, self.sources))}")
 
 
+def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple[Dataset, Dataset | None]:
+    """Training and held-out rows, no prompt on both sides unless `config.data.overlap` allows it.
+
+    The second is None without `config.data.eval` and `eval_fraction`. Raises as `dataset_from_records` does, and
+    DataError with overlap="error" for a training record whose prompt is in eval.
+    """
+    sources = open_sources(config, kind, "train")
+    _check(config, kind, len(sources), config.weights)
+    encoded = _encode(sources, config, tokenizer, kind)
+    if config.eval:
+        eval_sources = open_sources(config, kind, "eval")
+        held = _encode(eval_sources, config, tokenizer, kind)
+        if config.overlap != "allow":
+            encoded = _keep_apart(encoded, held, sources, eval_sources, config.overlap)
+        return (
+            _pack(sources, encoded, config, tokenizer, kind, config.weights),
+            _pack(eval_sources, held, config, tokenizer, kind),
+        )
+    if not config.eval_fraction:
+        return _pack(sources, encoded, config, tokenizer, kind, config.weights), None
+    parts = [hold_out(records, config.eval_fraction) for records in encoded]
+    if not any(held for _, held in parts):
+        raise DataError(
+            f"config.data.eval_fraction={config.eval_fraction}: holds out none of "
+            f"{sum(map(len, encoded))} records; raise it"
+        )
+    return (
+        _pack(sources, [kept for kept, _ in parts], config, tokenizer, kind, config.weights),
+        _pack(sources, [held for _, held in parts], config, tokenizer, kind, sparse=True),
+    )
+
+
 def build_dataset(config: DataConfig, tokenizer: Tokenizer, kind: str, part: str = "train") -> Dataset:
-    """Read the sources of `config.data.<part>` and make rows of them; see `dataset_from_records`."""
+    """Read the sources of `config.data.<part>` alone and make rows of them; see `dataset_from_records`."""
+    return dataset_from_records(open_sources(config, kind, part), config, tokenizer, kind, part)
+
+
+def open_sources(config: DataConfig, kind: str, part: str) -> list[Records]:
+    """The records that `config.data.<part>` names."""
     key = f"config.data.{part}"
     names = getattr(config, part)
     names = tuple(names.split(",")) if isinstance(names, str) else tuple(names)
     if not all(names) or not names:
         raise ConfigError(f"{key}={getattr(config, part)!r}: names no data; write a file, folder or hub name")
     try:
-        sources = [read_records(name, split=config.split, take=config.take or None) for name in names]
+        return [open_source(name, kind, part, split=config.split, take=config.take or None) for name in names]
     except DataError as error:
         raise DataError(f"{error} (from {key})") from error
-    return dataset_from_records(sources, config, tokenizer, kind, part)
 
 
 def dataset_from_records(
@@ -87,11 +129,16 @@ def dataset_from_records(
     """
     weights = tuple(config.weights) if part == "train" else ()
     _check(config, kind, len(sources), weights)
+    return _pack(sources, _encode(sources, config, tokenizer, kind), config, tokenizer, kind, weights)
+
+
+def _encode(
+    sources: Sequence[Records], config: DataConfig, tokenizer: Tokenizer, kind: str
+) -> list[list[Encoded]]:
     template = load_template(config.chat_template) if config.chat_template else None
-    encoded: list[list[Item]] = []
-    report = EncodingReport()
+    encoded: list[list[Encoded]] = []
     for source in sources:
-        items, source_report = encode_dataset(
+        records = encode_records(
             source,
             kind,
             tokenizer,
@@ -99,23 +146,72 @@ def dataset_from_records(
             max_length=config.max_length,
             overlong=config.overlong,
             group_length=config.row_length,
-            first_row=report.read,
+            first_row=sum(map(len, encoded)),
         )
-        encoded.append(items)
-        report += source_report
-    most = max(len(members(item)) for items in encoded for item in items)
+        encoded.append(records)
+    return encoded
+
+
+def _keep_apart(
+    encoded: list[list[Encoded]],
+    held: list[list[Encoded]],
+    sources: Sequence[Records],
+    eval_sources: Sequence[Records],
+    overlap: str,
+) -> list[list[Encoded]]:
+    places = {
+        prompt_key(record.items): source.where(index)
+        for source, records in zip(eval_sources, held, strict=True)
+        for index, record in enumerate(records)
+        if record.items
+    }
+    if overlap == "drop":
+        return [drop_shared(records, places) for records in encoded]
+    shared = [
+        (source.where(index), places[prompt_key(record.items)])
+        for source, records in zip(sources, encoded, strict=True)
+        for index, record in enumerate(records)
+        if record.items and prompt_key(record.items) in places
+    ]
+    if shared:
+        raise DataError(
+            f"{shared[0][0]}: the same prompt is in eval, at {shared[0][1]} ({len(shared)} train records also in "
+            "eval); remove them, or set config.data.overlap to 'drop' or 'allow'"
+        )
+    return encoded
+
+
+def _pack(
+    sources: Sequence[Records],
+    encoded: Sequence[Sequence[Encoded]],
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    kind: str,
+    weights: tuple[float, ...] = (),
+    *,
+    sparse: bool = False,
+) -> Dataset:
+    """`sparse`: sources of which nothing is there are left out."""
+    items: list[list[Item]] = []
+    report = EncodingReport()
+    for source, records in zip(sources, encoded, strict=True):
+        if records or not sparse:
+            own, own_report = collect(records, kind, source.name)
+            items.append(own)
+            report += own_report
+    most = max(len(members(item)) for own in items for item in own)
     if config.packing and most > config.max_segments:
         raise ConfigError(
             f"config.data.max_segments={config.max_segments}: must be {most} or more, for so long a ranking"
         )
     rows = build_rows(
-        encoded,
+        items,
         kind,
         row_length=config.max_length if kind == "prompt" else config.row_length,
         max_segments=config.max_segments,
         packing=config.packing,
         seed=config.seed,
-        weights=weights,
+        weights=tuple(weights),
         pad_id=tokenizer.pad_id,
     )
     return Dataset(rows, report, _fingerprint(rows.items), tuple(sources))
@@ -141,6 +237,15 @@ def _check(config: DataConfig, kind: str, source_count: int, weights: tuple[floa
             f"max_segments={config.max_segments}: must be at least {sequences}",
         ),
         (config.take >= 0, f"take={config.take}: must be 0 or more"),
+        (config.overlap in OVERLAP, f"overlap={config.overlap!r}: write one of {', '.join(OVERLAP)}"),
+        (
+            0 <= config.eval_fraction < 1,
+            f"eval_fraction={config.eval_fraction}: must be 0 or more and less than 1",
+        ),
+        (
+            not (config.eval and config.eval_fraction),
+            f"eval_fraction={config.eval_fraction}: config.data.eval names held-out data already; set one of them",
+        ),
         (
             not weights or (len(weights) == source_count and min(weights) > 0),
             f"weights={weights}: give one positive share for each of the {source_count} sources, or none",

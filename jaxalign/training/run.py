@@ -16,6 +16,7 @@ from jaxalign.data import (
     Dataset,
     Tokenizer,
     build_dataset,
+    build_datasets,
     eval_batches,
     load_tokenizer,
     make_loader,
@@ -25,7 +26,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, abstract_params, init_head, init_params
 from jaxalign.training.config import Config, to_json
 from jaxalign.training.optimizer import make_optimizer, make_schedule
-from jaxalign.training.weights import SavedModel, check_vocabulary, find_model, resolve_architecture
+from jaxalign.training.weights import SavedModel, check_vocabulary, find_model, origin, resolve_architecture
 
 TEMPLATE = "chat_template.jinja"
 KINDS = {
@@ -36,6 +37,16 @@ KINDS = {
     "dpo": "preference",
     "orpo": "preference or sft",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a config names, opened; the config has the tokenizer and the chat template of its model filled in."""
+
+    config: Config
+    model: ModelConfig
+    tokenizer: Tokenizer
+    source: SavedModel | None  # config.model.init_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,14 +165,12 @@ def local_rows(x: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
-def open_run(config: Config, workdir: str | pathlib.Path) -> Run:
-    """Opens model, tokenizer and data of a config; call inside `parallel.use_mesh`.
+def open_inputs(config: Config) -> Inputs:
+    """Opens model folder and tokenizer of a config, but neither weights nor data.
 
     Raises:
-      ConfigError, DataError, CheckpointError: see the parts.
+      ConfigError, CheckpointError: see the parts.
     """
-    workdir = pathlib.Path(workdir)
-    mesh = jax.sharding.get_mesh()
     source = find_model(config.model.init_from, "config.model.init_from") if config.model.init_from else None
     data = config.data
     if source is not None:
@@ -182,10 +191,20 @@ def open_run(config: Config, workdir: str | pathlib.Path) -> Run:
         raise ConfigError(
             f"config.data.max_length={data.max_length}: the model's position table ends at {model.max_length}"
         )
-    config = dataclasses.replace(config, data=data)
-    kind = KINDS[config.stage]
-    train = build_dataset(data, tokenizer, kind)
-    held_out = build_dataset(data, tokenizer, kind, "eval") if data.eval else None
+    return Inputs(dataclasses.replace(config, data=data), model, tokenizer, source)
+
+
+def open_run(config: Config, workdir: str | pathlib.Path) -> Run:
+    """Opens model, tokenizer and data of a config; call inside `parallel.use_mesh`.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: see the parts.
+    """
+    workdir = pathlib.Path(workdir)
+    mesh = jax.sharding.get_mesh()
+    inputs = open_inputs(config)
+    config = inputs.config
+    train, held_out = build_datasets(config.data, inputs.tokenizer, KINDS[config.stage])
     steps = config.num_steps or max(1, round(config.num_epochs * len(train.rows) / config.batch_size))
     parallel.check_divides(
         mesh, "batch_size / config.num_microbatches", config.batch_size // config.num_microbatches
@@ -194,9 +213,9 @@ def open_run(config: Config, workdir: str | pathlib.Path) -> Run:
         config=config,
         workdir=workdir,
         mesh=mesh,
-        model=model,
-        tokenizer=tokenizer,
-        source=source,
+        model=inputs.model,
+        tokenizer=inputs.tokenizer,
+        source=inputs.source,
         train=train,
         held_out=held_out,
         steps=steps,
@@ -211,4 +230,4 @@ def describe(run: Run) -> dict[str, Any]:
         "config": json.loads(to_json(run.config)),
         "data_fingerprint": run.train.fingerprint,
         "steps": run.steps,
-    }
+    } | origin(run.source)

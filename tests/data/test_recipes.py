@@ -9,6 +9,7 @@ from jaxalign.data import recipes, sources
 from jaxalign.data.encode import encode_dataset
 from jaxalign.data.recipes import RECIPES, Source, open_source, parse_source
 from jaxalign.data.records import (
+    KINDS,
     Chat,
     Message,
     Preference,
@@ -316,7 +317,7 @@ def test_hh_rlhf_ja(tmp_path):
     rows = [
         {
             "ID": "0",
-            "conversations": speakers("犬の名前は", "何のため", "散歩"),
+            "conversations": speakers("犬", "何", "散歩"),
             "chosen": "ポチ",
             "rejected": "いいえ",
         },

@@ -101,6 +101,7 @@ def make_config(stage: str, runs: pathlib.Path, **changes: Any) -> ConfigDict:
         "data.max_length": PROMPT_LENGTH if stage == "ppo" else 48,
         "data.row_length": ROW_LENGTH,
         "data.max_segments": 8,
+        "data.overlap": "allow",  # several tests evaluate on what they train on
         "optimizer.learning_rate": 1e-3,
         "optimizer.eps": 1e-3,
         "optimizer.schedule": "constant",

@@ -1,0 +1,69 @@
+"""The same prompt on both sides of the line between training and evaluation: found, and kept apart.
+
+Records are compared by their prompt as the model sees it: the tokens before the first supervised one. Where there is
+no prompt, as in text, all tokens of the record count.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+
+from jaxalign.data.encode import Encoded, members
+from jaxalign.data.packing import Item
+
+ALSO_IN_EVAL = "also in eval"
+HELD_OUT = "held out for eval"
+
+
+def prompt_key(items: Sequence[Item]) -> bytes:
+    """What two records share exactly if their prompts are the same; `items` are those of one record."""
+    first = members(items[0])[0]
+    # One token of prompt is none: the first token is never supervised, be it BOS or text.
+    if first.prompt_length > 1:
+        return _digest([first.ids[: first.prompt_length]])
+    return _digest(example.ids for item in items for example in members(item))
+
+
+def sequence_key(items: Sequence[Item]) -> bytes:
+    """What two records share exactly if all their tokens are the same."""
+    return _digest(example.ids for item in items for example in members(item))
+
+
+def by_record(items: Iterable[Item]) -> dict[int, list[Item]]:
+    """Items by the number of their record."""
+    groups = defaultdict(list)
+    for item in items:
+        groups[item.row].append(item)
+    return dict(groups)
+
+
+def drop_shared(encoded: Sequence[Encoded], keys: Collection[bytes]) -> list[Encoded]:
+    """The records, those with a prompt among `keys` dropped as "also in eval"."""
+    return [
+        replace(record, items=[], note=ALSO_IN_EVAL)
+        if record.items and prompt_key(record.items) in keys
+        else record
+        for record in encoded
+    ]
+
+
+def hold_out(encoded: Sequence[Encoded], fraction: float) -> tuple[list[Encoded], list[Encoded]]:
+    """(training, held-out) records: about `fraction` of all prompts is held out, by their hash alone.
+
+    So a prompt is on one side only, whatever source, order or number of records it comes with.
+    """
+    kept, held = [], []
+    for record in encoded:
+        if record.items and int.from_bytes(prompt_key(record.items)[:8]) < fraction * 2**64:
+            held.append(record)
+            record = replace(record, items=[], note=HELD_OUT)
+        kept.append(record)
+    return kept, held
+
+
+def _digest(parts: Iterable) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for ids in parts:
+        digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i4").tobytes())
+    return digest.digest()
