@@ -1,25 +1,31 @@
-"""Conversations to token ids, one segment at a time, so that masks never depend on finding text again.
+"""Conversations to token ids, cut where supervision begins and ends, so that masks never depend on finding text again.
 
 The built-in template is `<bos>` and, for every message, `<|role|>` content `<|end|>`. Any other format is a
-Jinja template as used by Hugging Face tokenizers. Control tokens come from templates alone:
+Jinja template (see `templates`). Control tokens come from templates alone:
 
 1. In every message, the first character of whatever could read as a control token, whole or together with
    neighbouring text, is replaced by a private-use character that occurs nowhere in the conversation. All
    else stays as it is, so a template may still trim, split or test its contents.
 2. The conversation is rendered. Names of control tokens found in the result are the template's own and
    become ids; the text between them is put back as it was and encoded as plain text.
+
+The rendered text is cut where an answer begins, which is where generation would begin, and the parts are encoded
+apart: training sees the very prompt ids that sampling starts from. Where a control token stands at the cut, or the
+tokenizer splits there (byte-level ones do after "\\n", unless the answer begins with white space itself), the ids are
+those of the whole text encoded at once; elsewhere a token that would have crossed the cut becomes two, and the
+text is the same.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
+from itertools import groupby
 
 import jinja2
-import jinja2.ext
-import jinja2.sandbox
 
 from jaxalign.data.records import Message
+from jaxalign.data.templates import render_template
 from jaxalign.data.tokenizer import TURN_END, Tokenizer
 from jaxalign.errors import ConfigError, DataError
 
@@ -49,55 +55,27 @@ def render_chat(
     exactly one, put there if the template does not.
 
     Args:
-      template: from `load_template`; None is the built-in one.
+      template: from `load_template`; None is the tokenizer's own, or else the built-in one.
       add_generation_prompt: end with the header of an assistant turn that is still to be written.
 
-    Raises DataError if a template rejects the conversation, does not keep earlier turns as they were when
-    later ones are added, writes BOS anywhere but at the start, or leaves an assistant turn without an end.
+    Raises DataError if a template rejects the conversation, changes a prompt or a supervised answer when later
+    messages follow, writes BOS anywhere but at the start, or leaves an assistant turn without an end; ConfigError if
+    there is no template.
     """
+    template = template or tokenizer.template
     if template is None:
         return _render_builtin(messages, tokenizer, add_generation_prompt, first_supervised)
     return _render_template(messages, tokenizer, template, add_generation_prompt, first_supervised)
 
 
-def load_template(path: str | Path) -> jinja2.Template:
-    """Compile a Jinja chat template file in a sandbox, with the conventions of Hugging Face tokenizers."""
-    try:
-        return compile_template(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config.data.chat_template={path}: {error.strerror}; correct the path") from None
-    except jinja2.TemplateSyntaxError as error:
-        raise ConfigError(
-            f"config.data.chat_template={path}:{error.lineno}: {error.message}; fix it"
-        ) from None
-
-
-def compile_template(source: str) -> jinja2.Template:
-    """Compile the text of a Jinja chat template; jinja2.TemplateSyntaxError if it is not one."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _raise_exception
-    return environment.from_string(source)
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}` marks assistant text in some templates; the spans here need no marks."""
-
-    tags = {"generation"}  # noqa: RUF012, jinja2 declares it so
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
 def _render_builtin(
     messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool, first_supervised: int
 ) -> list[Segment]:
+    if TURN_END not in tokenizer.control_ids:
+        raise ConfigError(
+            f"config.data.chat_template is empty, the tokenizer brings no chat template, and it has no {TURN_END}, "
+            "which the built-in one writes; set config.data.chat_template=FILE, a Jinja template of the chat format"
+        )
     end = tokenizer.special_id(TURN_END)
     segments = [] if tokenizer.bos_id is None else [Segment((tokenizer.bos_id,), False)]
     for index, message in enumerate(messages):
@@ -116,90 +94,121 @@ def _render_template(
     add_generation_prompt: bool,
     first_supervised: int,
 ) -> list[Segment]:
-    contents, originals = _escape([message.content for message in messages], tuple(tokenizer.control_ids))
+    controls = tokenizer.control_ids
+    contents, originals = _escape([message.content for message in messages], tuple(controls))
     turns = [{"role": m.role, "content": content} for m, content in zip(messages, contents, strict=True)]
-    names = {token_id: name for name, token_id in tokenizer.control_ids.items()}
 
     def render(count: int, generation: bool) -> str:
-        try:
-            return template.render(
-                messages=turns[:count],
-                add_generation_prompt=generation,
-                bos_token=names.get(tokenizer.bos_id, ""),
-                eos_token=names.get(tokenizer.eos_ids[0], ""),
-            )
-        except jinja2.TemplateError as error:
-            raise DataError(f"the chat template rejects the conversation: {error}") from None
+        return render_template(
+            template, turns[:count], tokenizer.special_tokens, add_generation_prompt=generation
+        )
 
     text = render(len(turns), add_generation_prompt)
-    segments, done = [], 0
+    names = _control_names(tuple(controls))
+    stops = {name for name, token_id in controls.items() if token_id in tokenizer.eos_ids}
+    pieces: list[tuple[str | int, bool]] = []
+
+    def add(part: str, supervised: bool) -> None:
+        for piece in names.split(part):
+            if piece:
+                pieces.append((controls.get(piece, piece.translate(originals)), supervised))
+
+    done = 0
     for index, message in enumerate(messages):
         if message.role != "assistant" or index < first_supervised:
             continue
-        before, after = render(index, True), render(index + 1, False)
-        if not (text.startswith(after) and after.startswith(before)):
+        prompt, alone = render(index, True), render(index + 1, False)
+        if not text.startswith(prompt):
+            raise DataError(_changed(f"the prompt before messages[{index}]", prompt, text, template))
+        start, kept = len(prompt), text.startswith(alone)
+        end = next((match for match in names.finditer(text, start) if match[0] in stops), None)
+        if end is None or (kept and end.end() > len(alone)):
             raise DataError(
-                f"the chat template is not prefix-preserving: what it writes up to messages[{index}] changes "
-                "when later messages are added; use a template that only appends"
+                f"the chat template does not end messages[{index}] with a token that stops generation "
+                f"(ids {tokenizer.eos_ids}), so a model trained on it would never stop; add one to the template"
             )
-        context = _encode_rendered(text[done : len(before)], tokenizer, originals)
-        answer = _encode_rendered(text[len(before) : len(after)], tokenizer, originals)
-        size = _through_terminator(answer, tokenizer, index)
-        segments += [Segment(context, False), Segment(answer[:size], True), Segment(answer[size:], False)]
-        done = len(after)
-    segments.append(Segment(_encode_rendered(text[done:], tokenizer, originals), False))
+        if not kept and not text[start : end.start()].rstrip().endswith(contents[index].strip()):
+            raise DataError(_changed(f"messages[{index}]", alone, text, template))
+        add(text[done:start], False)
+        add(text[start : end.end()], True)
+        done = end.end()
+    add(text[done:], False)
+    encoded = zip(tokenizer.encode_pieces([piece for piece, _ in pieces]), pieces, strict=True)
+    segments = [
+        Segment(tuple(token for ids, _ in group for token in ids), supervised)
+        for supervised, group in groupby(encoded, key=lambda item: item[1][1])
+    ]
     return _with_one_bos([segment for segment in segments if segment.ids], tokenizer)
 
 
-def _escape(contents: list[str], controls: tuple[str, ...]) -> tuple[list[str], dict[int, str]]:
+def _changed(what: str, alone: str, text: str, template: jinja2.Template) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(alone, text, strict=False)) if a != b), len(text))
+    return (
+        f"the chat template {template.filename} is not prefix-preserving: it writes {what} as "
+        f"{alone[max(at - 20, 0) : at + 30]!r} when nothing follows, but {text[max(at - 20, 0) : at + 30]!r} in the "
+        "whole conversation, so a model would be trained on other text than it is asked to continue; end the "
+        "conversation with that answer, take out what the template takes out, or use a template that only appends "
+        "(config.data.chat_template=FILE)"
+    )
+
+
+def _escape(contents: Sequence[str], controls: tuple[str, ...]) -> tuple[list[str], dict[int, str]]:
     """Contents that cannot make a control token, and the translation table that restores them."""
     used = set("".join(contents))
     free = (chr(point) for point in _PRIVATE_USE if chr(point) not in used)
-    stand_in = {first: next(free) for first in sorted({c for control in controls for c in control})}
-    parts = {control[:size] for control in controls for size in range(1, len(control))}
-    tails = tuple(control[size:] for control in controls for size in range(1, len(control)))
-    alternatives = [re.escape(c) for c in controls] + [rf"{re.escape(part)}\s*\Z" for part in sorted(parts)]
-    # A lookahead, so that of two overlapping names both are found.
-    begins = re.compile(f"(?=(?:{'|'.join(alternatives)})).", re.DOTALL) if controls else None
+    stand_in = {first: next(free) for first in _letters(controls)}
+    begins = _begins(controls)
+    parts, tails, longest = _parts(controls)
 
     def escape(content: str) -> str:
-        if begins is None:
-            return content
-        escaped = begins.sub(lambda match: stand_in[match[0]], content)
-        start = len(escaped) - len(escaped.lstrip())
-        if content[start:].startswith(tails) and escaped[start] == content[start]:
-            escaped = escaped[:start] + stand_in[escaped[start]] + escaped[start + 1 :]
-        return escaped
+        marked = {match.start() for match in begins.finditer(content)}
+        inner = content.strip()
+        start, end = content.find(inner), content.find(inner) + len(inner)
+        sizes = range(1, min(longest, end - start) + 1)
+        marked |= {end - size for size in sizes if content[end - size : end] in parts}
+        if any(content[start : start + size] in tails for size in sizes):
+            marked.add(start)
+        return (
+            "".join(stand_in[c] if i in marked else c for i, c in enumerate(content)) if marked else content
+        )
 
     return [escape(content) for content in contents], {ord(new): old for old, new in stand_in.items()}
 
 
-def _encode_rendered(text: str, tokenizer: Tokenizer, originals: dict[int, str]) -> tuple[int, ...]:
-    controls = tokenizer.control_ids
+@lru_cache(maxsize=8)
+def _control_names(controls: tuple[str, ...]) -> re.Pattern:
+    """Matches, in its only group, a control token's name, of two that begin alike the longer one."""
     longest_first = sorted(controls, key=len, reverse=True)
-    ids = []
-    for part in re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if controls else [text]:
-        ids += [controls[part]] if part in controls else tokenizer.encode(part.translate(originals))
-    return tuple(ids)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
-def _through_terminator(answer: tuple[int, ...], tokenizer: Tokenizer, index: int) -> int:
-    ends = [position for position, token in enumerate(answer) if token in tokenizer.eos_ids]
-    if not ends:
-        raise DataError(
-            f"the chat template does not end messages[{index}] with a token that stops generation "
-            f"(ids {tokenizer.eos_ids}), so a model trained on it would never stop; add one to the template"
-        )
-    return ends[-1] + 1
+@lru_cache(maxsize=8)
+def _begins(controls: tuple[str, ...]) -> re.Pattern:
+    """Matches the first character of every name; a lookahead, so that of two overlapping names both are found."""
+    return re.compile(f"(?={_control_names(controls).pattern}).", re.DOTALL)
+
+
+@lru_cache(maxsize=8)
+def _parts(controls: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str], int]:
+    """Proper beginnings of names, proper endings of names, and the most characters of either."""
+    heads = frozenset(control[:size] for control in controls for size in range(1, len(control)))
+    tails = frozenset(control[size:] for control in controls for size in range(1, len(control)))
+    return heads, tails, max(map(len, controls), default=0)
+
+
+@lru_cache(maxsize=8)
+def _letters(controls: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(set("".join(controls))))
 
 
 def _with_one_bos(segments: list[Segment], tokenizer: Tokenizer) -> list[Segment]:
     if tokenizer.bos_id is None:
         return segments
     ids = [token for segment in segments for token in segment.ids]
-    if tokenizer.bos_id not in ids:
+    ambiguous = tokenizer.bos_id in tokenizer.eos_ids  # then it may also end turns
+    if tokenizer.bos_id not in ids or (ambiguous and ids[0] != tokenizer.bos_id):
         return [Segment((tokenizer.bos_id,), False), *segments]
-    if ids.count(tokenizer.bos_id) > 1 or ids[0] != tokenizer.bos_id:
+    if not ambiguous and (ids.count(tokenizer.bos_id) > 1 or ids[0] != tokenizer.bos_id):
         at = [position for position, token in enumerate(ids) if token == tokenizer.bos_id]
         raise DataError(f"the chat template writes BOS at tokens {at}; write it once, first, or not at all")
     return segments

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxalign.data.chat import load_template
 from jaxalign.data.encode import OVERLONG, Encoded, EncodingReport, collect, encode_records, members
 from jaxalign.data.overlap import drop_shared, hold_out, prompt_key
 from jaxalign.data.packing import Item, Rows, build_rows
 from jaxalign.data.recipes import open_source
 from jaxalign.data.records import KINDS
 from jaxalign.data.sources import Records
+from jaxalign.data.templates import load_template
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import ConfigError, DataError
 

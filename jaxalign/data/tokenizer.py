@@ -3,18 +3,23 @@
 import io
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+import jinja2
 import sentencepiece
 
+from jaxalign.data.hf_tokenizer import JSON_NAME, HFTokenizer
+from jaxalign.data.templates import TEMPLATE_NAME, load_template
 from jaxalign.errors import ConfigError
+from jaxalign.hub import download, is_hub_name
 
 MODEL_NAME = "tokenizer.model"
 TURN_END = "<|end|>"
 CONTROL = ("<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>", TURN_END)
+_HUB_FILES = ("*.json", "*.jinja", "merges.txt", "vocab.txt", "*.model")  # but for weights, what a model has
 _SPACE_MARK = "\u2581"  # SentencePiece writes a space as this character
 
 
@@ -35,7 +40,18 @@ class Tokenizer(Protocol):
     def control_ids(self) -> Mapping[str, int]:
         """Control tokens by name. `encode` never returns one of these ids."""
 
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """Control tokens by the role that chat templates know them by: `bos_token`, `eos_token`, …"""
+
+    @property
+    def template(self) -> jinja2.Template | None:
+        """The chat template that came with it."""
+
     def encode(self, text: str) -> list[int]: ...
+    def encode_pieces(self, pieces: Sequence[str | int]) -> list[list[int]]:
+        """The ids of each piece of one text, cut where the caller likes; an int is a control token."""
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, control tokens left out."""
 
@@ -44,10 +60,11 @@ class Tokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model file as a `Tokenizer`."""
+    """A SentencePiece model file as a `Tokenizer`; `template` replaces the chat_template.jinja beside it."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, template: jinja2.Template | None = None):
         self.path = Path(path)
+        self._given_template = template
         if not self.path.is_file():
             raise ConfigError(f"config.data.tokenizer={path}: no such file; train one or correct the path")
         try:
@@ -58,6 +75,12 @@ class SentencePieceTokenizer:
             ) from None
         if self._model.eos_id() < 0:
             raise ConfigError(f"config.data.tokenizer={path}: has no end-of-sequence token; add one")
+        if self._model.encode("a", out_type=str)[0].startswith(_SPACE_MARK):
+            raise ConfigError(
+                f"config.data.tokenizer={path}: puts a space before every text (add_dummy_prefix), so texts cannot be "
+                f"tokenised in parts; put it into a folder with a tokenizer_config.json that names its class, such as "
+                f'{{"tokenizer_class": "LlamaTokenizer"}}, and name that folder'
+            )
 
     @cached_property
     def vocab_size(self) -> int:
@@ -83,6 +106,16 @@ class SentencePieceTokenizer:
         return (self._model.eos_id(),) if turn_end is None else (self._model.eos_id(), turn_end)
 
     @cached_property
+    def special_tokens(self) -> dict[str, str]:
+        ids = {"bos_token": self.bos_id, "eos_token": self._model.eos_id()}
+        return {name: self._model.id_to_piece(i) for name, i in ids.items() if i is not None}
+
+    @cached_property
+    def template(self) -> jinja2.Template | None:
+        file = self.path.parent / TEMPLATE_NAME
+        return self._given_template or (load_template(file) if file.is_file() else None)
+
+    @cached_property
     def _space_mark_ids(self) -> list[int]:
         return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
 
@@ -92,6 +125,9 @@ class SentencePieceTokenizer:
         for part in rest:  # as bytes, or the mark would come back as a space
             ids += self._space_mark_ids + self._model.encode(part)
         return ids
+
+    def encode_pieces(self, pieces: Sequence[str | int]) -> list[list[int]]:
+        return [[piece] if isinstance(piece, int) else self.encode(piece) for piece in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._model.decode([int(i) for i in ids])
@@ -105,29 +141,40 @@ class SentencePieceTokenizer:
         return self.control_ids[token]
 
     def save(self, path: str | Path) -> None:
-        """Write the model into the folder `path`, from which `load_tokenizer` reads it."""
+        """Write the model, and the chat template beside it, into the folder `path` for `load_tokenizer`."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        if (target := folder / MODEL_NAME).resolve() != self.path.resolve():
-            shutil.copyfile(self.path, target)
+        for source, name in ((self.path, MODEL_NAME), (self.path.parent / TEMPLATE_NAME, TEMPLATE_NAME)):
+            if source.is_file() and (target := folder / name).resolve() != source.resolve():
+                shutil.copyfile(source, target)
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load a tokenizer from a .model file or a folder with exactly one."""
+def load_tokenizer(path: str | Path, chat_template: str | Path = "") -> Tokenizer:
+    """Load a tokenizer.
+
+    Args:
+      path: a SentencePiece .model file; a tokenizer.json; a folder with a tokenizer.json, with other tokenizer files
+        of Hugging Face's and a tokenizer_config.json, or with one .model (the first of these that it has); or the
+        name of a model on the hub, `org/name`.
+      chat_template: a Jinja file to be used instead of the tokenizer's own template.
+
+    Raises ConfigError where there is no such thing or it cannot be used.
+    """
+    template = load_template(chat_template) if chat_template else None
+    if not Path(path).exists() and is_hub_name(str(path)):
+        path = download(str(path), _HUB_FILES, "config.data.tokenizer")
     path = Path(path)
     if not path.is_dir():
-        return SentencePieceTokenizer(path)
+        return (HFTokenizer if path.name.endswith(".json") else SentencePieceTokenizer)(path, template)
+    if (path / JSON_NAME).is_file() or (path / "tokenizer_config.json").is_file():
+        return HFTokenizer(path, template)
     models = sorted(path.glob("*.model"))
     if len(models) == 1:
-        return SentencePieceTokenizer(models[0])
-    if not models and (path / "tokenizer.json").exists():
-        raise ConfigError(
-            f"config.data.tokenizer={path}: tokenizer.json is not supported yet; "
-            "name a folder or file with a SentencePiece .model"
-        )
-    found = ", ".join(model.name for model in models) or "none"
+        return SentencePieceTokenizer(models[0], template)
+    files = ", ".join(sorted(file.name for file in path.iterdir())[:20]) or "nothing"
     raise ConfigError(
-        f"config.data.tokenizer={path}: needs exactly one .model file, found {found}; name the file"
+        f"config.data.tokenizer={path}: needs a {JSON_NAME} or exactly one .model file, found {files}; name the file, "
+        "or another folder"
     )
 
 

@@ -180,9 +180,10 @@ def open_inputs(config: Config) -> Inputs:
             data = dataclasses.replace(data, chat_template=str(source.path / TEMPLATE))
     if not data.tokenizer:
         raise ConfigError(
-            "config.data.tokenizer is empty: name a SentencePiece .model file or set model.init_from"
+            "config.data.tokenizer is empty: name a SentencePiece .model file, a tokenizer.json, or a folder or hub "
+            "model with one, or set model.init_from"
         )
-    tokenizer = load_tokenizer(data.tokenizer)
+    tokenizer = load_tokenizer(data.tokenizer, data.chat_template)
     model = config.model.architecture(source.config.vocab_size if source else tokenizer.vocab_size)
     if source is not None:
         model = resolve_architecture(model, source.config)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxalign.data import Tokenizer, load_tokenizer
+from jaxalign.data.hf_tokenizer import HFTokenizer
 from jaxalign.errors import CheckpointError, ConfigError, JaxalignError
 from jaxalign.models import ModelConfig, Params, abstract_params
 from jaxalign.models.hf.hub import download, is_hub_name
@@ -154,8 +155,9 @@ def resolve_architecture(wanted: ModelConfig, saved: ModelConfig) -> ModelConfig
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, where: str) -> None:
-    """Raises ConfigError unless the tokenizer has exactly the pieces that the model has rows for."""
-    if config.vocab_size != tokenizer.vocab_size:
+    """Raises ConfigError unless the model has a row for each piece, and with a tokenizer made here no more."""
+    padded = isinstance(tokenizer, HFTokenizer)  # models of others round their tables up
+    if config.vocab_size < tokenizer.vocab_size or (config.vocab_size > tokenizer.vocab_size and not padded):
         raise ConfigError(
             f"{where}: the model has vocab_size={config.vocab_size}, but its tokenizer has {tokenizer.vocab_size} "
             f"pieces; use the tokenizer that the model was trained with, or set config.model.vocab_size=0 when "

@@ -103,14 +103,14 @@ def test_save_and_load(tokenizer, tmp_path):
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"config.data.tokenizer=.*none.model: no such file; train one"):
         load_tokenizer(tmp_path / "none.model")
-    with pytest.raises(ConfigError, match=r"needs exactly one .model file, found none"):
-        load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"tokenizer.json is not supported yet"):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(
+        ConfigError, match=r"needs a tokenizer.json or exactly one .model file, found notes.txt; name"
+    ):
         load_tokenizer(tmp_path)
     for name in ("a.model", "b.model"):
         (tmp_path / name).write_bytes(b"not a model")
-    with pytest.raises(ConfigError, match=r"found a.model, b.model; name the file"):
+    with pytest.raises(ConfigError, match=r"found a.model, b.model, notes.txt; name the file"):
         load_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match="not a SentencePiece model"):
         load_tokenizer(tmp_path / "a.model")

@@ -1,0 +1,189 @@
+"""The files of a Hugging Face tokenizer folder, read and checked against one another.
+
+tokenizer.json: pieces, added tokens, and what stands before every text (the post-processor).
+tokenizer_config.json, special_tokens_map.json: which tokens are BOS, EOS, padding; `add_bos_token`.
+config.json, generation_config.json: further ids that end a completion; must not contradict the above.
+chat_template.jinja, tokenizer_config.json, chat_template.json: the chat template; the first that has one counts.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import tokenizers
+
+from jaxalign.data.templates import TEMPLATE_NAME, compile_template
+from jaxalign.errors import ConfigError
+
+JSON_NAME, CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
+MODEL_CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+SOURCES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "*.model")
+TEMPLATES = (TEMPLATE_NAME, "chat_template.json", "additional_chat_templates/*.jinja")
+_NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the small files say."""
+
+    folder: Path
+    tokenizer: Mapping[str, Any]  # tokenizer_config.json
+    model: Mapping[str, Any]  # config.json
+    generation: Mapping[str, Any]  # generation_config.json
+    named: Mapping[str, str]  # special tokens by their role: `bos_token`, …
+    extra: tuple[str, ...]  # special tokens without one
+
+    def model_ids(self, kind: str) -> list[int]:
+        """`<kind>_token_id` of config.json."""
+        return _ids(self.model, kind)
+
+    def generation_ids(self, kind: str) -> list[int]:
+        """`<kind>_token_id` of generation_config.json."""
+        return _ids(self.generation, kind)
+
+
+def read_settings(folder: Path) -> Settings:
+    """Read the files that are there; ConfigError names one that is not JSON."""
+    names = (CONFIG_NAME, MODEL_CONFIG, GENERATION_CONFIG, "special_tokens_map.json")
+    tokenizer, model, generation, tokens = (_read_json(folder / name) for name in names)
+    tokens |= {name: value for name, value in tokenizer.items() if value}
+    more = tokens.get("extra_special_tokens") or ()
+    extra = (
+        *(tokens.get("additional_special_tokens") or ()),
+        *(more.values() if isinstance(more, dict) else more),
+    )
+    named = {name: _content(tokens[name]) for name in _NAMED if tokens.get(name)}
+    return Settings(folder, tokenizer, model, generation, named, tuple(map(_content, extra)))
+
+
+def open_backend(path: Path, settings: Settings) -> tokenizers.Tokenizer:
+    """The tokenizer of a tokenizer.json, or of a folder, with all its tokens.
+
+    Without a tokenizer.json `transformers` makes one of the files that are there (SentencePiece .model, vocab.json).
+    Raises ConfigError where that fails, or where the files name tokens or ids that do not agree.
+    """
+    file = path / JSON_NAME if path.is_dir() else path
+    if file.is_file():
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception
+            raise ConfigError(f"{file}: not a tokenizer ({error}); write it again") from None
+    else:
+        tokenizer = _converted(settings.folder)
+    _add_listed(tokenizer, settings)
+    for role, token in settings.named.items():
+        if tokenizer.token_to_id(token) is None:
+            raise ConfigError(
+                f"{settings.folder / CONFIG_NAME}: {role} is {token!r}, which {JSON_NAME} does not have; correct the "
+                "name, or save the tokenizer again with the token added"
+            )
+    _check_agreement(tokenizer, settings)
+    return tokenizer
+
+
+def own_template(settings: Settings) -> tuple[str | None, jinja2.Template | None]:
+    """The default chat template, as source and compiled; ConfigError names the file and line that are wrong."""
+    source, file = _template_source(settings)
+    if source is None:
+        return None, None
+    try:
+        return source, compile_template(source, str(file))
+    except jinja2.TemplateSyntaxError as error:
+        raise ConfigError(
+            f"{file}: line {error.lineno} of the chat template: {error.message}; fix it, or move it away and give "
+            "another with config.data.chat_template=FILE"
+        ) from None
+
+
+def make_special(tokenizer: tokenizers.Tokenizer, names: Iterable[str]) -> None:
+    """Mark as special what has a role, whatever its entry says: no text may spell it."""
+    added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    for name in dict.fromkeys(names):
+        if tokenizer.token_to_id(name) is not None and not (name in added and added[name].special):
+            token = added.get(name, tokenizers.AddedToken(name, normalized=False))
+            token.special = True
+            tokenizer.add_special_tokens([token])
+
+
+def _template_source(settings: Settings) -> tuple[str | None, Path]:
+    for name in (TEMPLATE_NAME, "additional_chat_templates/default.jinja"):
+        if (file := settings.folder / name).is_file():
+            return file.read_text("utf-8"), file
+    file, source = settings.folder / CONFIG_NAME, settings.tokenizer.get("chat_template")
+    if not source:
+        file = settings.folder / "chat_template.json"
+        source = _read_json(file).get("chat_template")
+    if isinstance(source, list):
+        source = {entry["name"]: entry["template"] for entry in source}
+    return (source.get("default") if isinstance(source, dict) else source), file
+
+
+def _converted(folder: Path) -> tokenizers.Tokenizer:
+    """What `transformers` makes of a folder without tokenizer.json."""
+    found = sorted(file.name for pattern in (CONFIG_NAME, *SOURCES) for file in folder.glob(pattern))
+    try:
+        from transformers import AutoTokenizer  # slow to import and rarely needed
+
+        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    except Exception as error:  # whatever the tokenizer class of a model may raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"config.data.tokenizer={folder}: has no {JSON_NAME}, only {', '.join(found)}, and transformers could not "
+            f"make one of these ({reason}); where the model's own tokenizer class loads, write it with "
+            f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+        ) from None
+
+
+def _add_listed(tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
+    """Add tokens that only tokenizer_config.json has, or has with other flags: those count."""
+    added = tokenizer.get_added_tokens_decoder()
+    listed = settings.tokenizer.get("added_tokens_decoder") or {}
+    for key, entry in sorted(listed.items(), key=lambda item: int(item[0])):
+        token = tokenizers.AddedToken(**{k: v for k, v in entry.items() if k != "__type"})
+        if int(key) in added and repr(added[int(key)]) == repr(token):
+            continue
+        tokenizer.add_tokens([token])
+        if (mine := tokenizer.token_to_id(token.content)) != int(key):
+            raise ConfigError(
+                f"{settings.folder / CONFIG_NAME}: added_tokens_decoder gives {token.content!r} the id {key}, "
+                f"{JSON_NAME} {mine}; correct the one that the model was not trained with"
+            )
+
+
+def _check_agreement(tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
+    """The ids in config.json must be those of the tokenizer, where both name one."""
+    for kind in ("bos", "eos", "pad"):
+        token, theirs = settings.named.get(f"{kind}_token"), settings.model_ids(kind)
+        also = settings.generation_ids("eos") if kind == "eos" else []
+        if token and theirs and (mine := tokenizer.token_to_id(token)) not in (*theirs, *also):
+            raise ConfigError(
+                f"{settings.folder / MODEL_CONFIG}: {kind}_token_id is {', '.join(map(str, theirs))}, but {kind}_token "
+                f"in {CONFIG_NAME} is {token!r} with id {mine}; find out which the model was trained with and correct "
+                "the other (null in config.json leaves it to the tokenizer)"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error}); write it again") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds a {type(values).__name__}; write an object of settings")
+    return values
+
+
+def _content(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else token["content"]
+
+
+def _ids(settings: Mapping[str, Any], kind: str) -> list[int]:
+    value = settings.get(f"{kind}_token_id")
+    values = value if isinstance(value, list) else [value]
+    return [i for i in values if i is not None and i >= 0]  # -1 is how some files say none
