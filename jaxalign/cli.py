@@ -12,6 +12,9 @@ USAGE = """usage: jaxalign VERB ...
   train --config=FILE[:ARG] --workdir=DIR [--config.KEY=VALUE ...]
       Run one stage. Goes on from the latest checkpoint in DIR. Config files: configs/*.py.
 
+  audit --config=FILE[:ARG] [--config.KEY=VALUE ...] [--show=N] [--json=FILE]
+      Show what a stage will really be trained on, token by token, and check it. Exit code 1: do not train on it.
+
   evaluate --model=RUN --prompts=FILE --reward=MODULE:FUNCTION [--reference=RUN] [--take=N] [--out=FILE.jsonl]
       Sample an answer to every prompt; print mean reward, KL from and perplexity under the reference, length.
 
@@ -23,12 +26,15 @@ USAGE = """usage: jaxalign VERB ...
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb; returns the exit code: 0, 1 for a deliberate error, 2 for bad usage, 75 when stopped by a signal."""
+    """Runs a verb; returns the exit code: 0, 1 for a deliberate error or a problem that `audit` found, 2 for bad usage,
+    75 when stopped by a signal.
+    """
     argv = sys.argv[1:] if argv is None else argv
     verb, rest = (argv[0], argv[1:]) if argv else ("help", [])
     verbs = {
         "quickstart": _quickstart,
         "train": _train,
+        "audit": _audit,
         "evaluate": _evaluate,
         "tokenizer": _tokenizer,
         "version": _version,
@@ -45,14 +51,14 @@ def main(argv: list[str] | None = None) -> int:
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        verbs[verb](rest)
+        code = verbs[verb](rest)
     except JaxalignError as error:
         print(f"jaxalign {verb}: {error}", file=sys.stderr)
         return 1
     except Stopped as stopped:
         print(f"jaxalign {verb}: {stopped}; run the same command to go on", file=sys.stderr)
         return 75  # EX_TEMPFAIL: try again
-    return 0
+    return code or 0
 
 
 def _quickstart(argv: list[str]) -> None:
@@ -82,6 +88,27 @@ def _train(argv: list[str]) -> None:
         [{"metric": name, "value": f"{x:.6g}"} for name, x in summarize(summary).items()],
         title=f"{summary['stage']}: {summary['steps']} steps in {summary['seconds']} s",
     )
+
+
+def _audit(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("jaxalign audit", allow_abbrev=False)
+    parser.add_argument("--show", type=int, default=3, help="sequences to print token by token (default: 3)")
+    parser.add_argument("--json", help="write all numbers here")
+    args, rest = parser.parse_known_args(argv)
+    import jax
+    from rich.console import Console
+
+    from jaxalign.audit import audit, write_json
+    from jaxalign.audit_page import print_audit
+    from jaxalign.config import parse_flags
+    from jaxalign.stages import parse_config
+
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed, and accelerators may be busy
+    found = audit(parse_config(parse_flags(rest, workdir=False)[0]))
+    print_audit(found, Console(), args.show)
+    if args.json:
+        write_json(found, args.json)
+    return 1 if found.problems else 0
 
 
 def _evaluate(argv: list[str]) -> None:

@@ -1,0 +1,286 @@
+"""What a model will really be trained on, measured before training: `jaxalign audit`.
+
+Reads tokenizer, architecture and data of a config as training does, and no weights.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from jaxalign.data import Dataset, Tokenizer, build_datasets
+from jaxalign.data.encode import Example, encode_prompt, members
+from jaxalign.data.overlap import ALSO_IN_EVAL, HELD_OUT, by_record, prompt_key, sequence_key
+from jaxalign.data.packing import Item
+from jaxalign.data.records import Chat, Prompt, Record, Turns, parse_record
+from jaxalign.data.templates import load_template
+from jaxalign.training.config import Config
+from jaxalign.training.run import KINDS, open_inputs
+
+MOST_UNKNOWN = 0.01  # share of tokens
+MOST_DROPPED = 0.5  # share of records
+CONTEXTS_CHECKED = 1000  # records, rendered once more
+BINS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """The numbers, as JSON has them, what is wrong in them, and the data they are of."""
+
+    numbers: dict[str, Any]
+    problems: list[str]
+    notes: list[str]
+    tokenizer: Tokenizer
+    train: Dataset
+
+
+def audit(config: Config) -> Audit:
+    """Measure the data of a config.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: as at the beginning of training.
+    """
+    inputs = open_inputs(config)
+    data, kind, tokenizer = inputs.config.data, KINDS[config.stage], inputs.tokenizer
+    # What overlap="error" refuses is to be counted here, among all else.
+    counted = dataclasses.replace(data, overlap="allow" if data.overlap == "error" else data.overlap)
+    train, held_out = build_datasets(counted, tokenizer, kind)
+    template = load_template(data.chat_template) if data.chat_template else None
+    parts = {"train": train} | ({"eval": held_out} if held_out else {})
+    numbers = {
+        "stage": config.stage,
+        "kind": kind,
+        "tokenizer": data.tokenizer,
+        "max_length": data.max_length,
+        **{part: measure(dataset, kind, tokenizer, data.max_length) for part, dataset in parts.items()},
+        "overlap": {"rule": data.overlap, "train_records": _overlap(train, held_out)},
+        "contexts": check_contexts(train, kind, tokenizer, template),
+    }
+    return Audit(numbers, find_problems(numbers), find_notes(numbers), tokenizer, train)
+
+
+def measure(dataset: Dataset, kind: str, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
+    """The numbers of one dataset; token counts are those of all its sequences, each once."""
+    report, groups = dataset.report, by_record(dataset.rows.items)
+    sequences = [example for item in dataset.rows.items for example in members(item)]
+    unknown = unknown_id(tokenizer)
+    unknowns = sum(int((example.ids == unknown).sum()) for example in sequences)
+    lengths = np.array([len(example.ids) for example in sequences])
+    return {
+        "records": {
+            "read": report.read,
+            "kept": report.kept,
+            "dropped": dict(report.dropped),
+            "truncated": report.truncated,
+            "split": report.split,
+        },
+        "sequences": len(sequences),
+        "tokens": report.tokens,
+        "supervised": report.supervised,
+        "supervised_share": report.supervised / report.tokens,
+        "unknown": {"tokens": unknowns, "share": unknowns / report.tokens},
+        "bos": check_bos(groups.values(), tokenizer.bos_id, tokenizer.eos_ids),
+        "eos": check_eos(dataset, groups.values(), tokenizer.eos_ids, max_length, report.truncated),
+        "duplicates": {
+            "sequences": _repeats([sequence_key(items) for items in groups.values()]),
+            "prompts": _repeats([prompt_key(items) for items in groups.values()]),
+        },
+        "lengths": _histogram(lengths),
+        "packing": {
+            "rows": len(dataset.rows),
+            "row_length": dataset.rows.row_length,
+            "efficiency": dataset.rows.efficiency,
+        },
+        "fingerprint": dataset.fingerprint,
+    }
+
+
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id that stands for whatever the tokenizer cannot spell; None if it can spell everything."""
+    # Two private-use characters that no vocabulary has: alike once encoded means that both are lost.
+    first, second = (tokenizer.encode(character) for character in ("\U000f5a3c", "\U000f9e27"))
+    return first[-1] if first and first == second else None
+
+
+def check_bos(
+    records: Iterable[Sequence[Item]], bos: int | None, eos_ids: tuple[int, ...]
+) -> dict[str, int | None]:
+    """Sequences without BOS at their start, and with another one; later chunks of a text have none."""
+    missing = doubled = 0
+    for items in records if bos is not None else ():
+        for chunk, item in enumerate(items):
+            for example in members(item):
+                missing += int(chunk == 0 and example.ids[0] != bos)
+                doubled += int(_extra_bos(example, bos, eos_ids, chunk == 0))
+    return {"id": bos, "missing": missing, "doubled": doubled}
+
+
+def _extra_bos(example: Example, bos: int, eos_ids: tuple[int, ...], opens: bool) -> bool:
+    if bos in eos_ids:  # then later ones may be ends of turns
+        return opens and example.ids[:2].tolist() == [bos, bos]
+    return np.count_nonzero(example.ids == bos) > int(opens and example.ids[0] == bos)
+
+
+def check_eos(
+    dataset: Dataset,
+    records: Iterable[Sequence[Item]],
+    eos_ids: tuple[int, ...],
+    max_length: int,
+    truncated: int,
+) -> dict[str, int]:
+    """How the supervised spans end: with an EOS, cut by max_length, or without either."""
+    counts = Counter()
+    for items in records:
+        for item in items:
+            for example in members(item):
+                for end in _span_ends(example.mask):
+                    at_end = end == len(example.ids) - 1
+                    if example.ids[end] in eos_ids:
+                        counts["ended"] += 1
+                    elif at_end and item is not items[-1]:
+                        counts["split"] += 1
+                    elif at_end and truncated and len(example.ids) == max_length:
+                        counts["truncated"] += 1
+                    elif at_end and _is_transcript(dataset, item.row):
+                        counts["ended"] += 1  # as its chat template ends conversations
+                    else:
+                        counts["missing"] += 1
+    return {name: counts[name] for name in ("ended", "truncated", "split", "missing")}
+
+
+def _span_ends(mask: np.ndarray) -> np.ndarray:
+    return np.flatnonzero((mask > 0) & (np.append(mask[1:], 0) == 0))
+
+
+def _is_transcript(dataset: Dataset, row: int) -> bool:
+    return dataset.rows.kind == "text" and dataset.record(row).get("text") is None
+
+
+def check_contexts(
+    dataset: Dataset, kind: str, tokenizer: Tokenizer, template: jinja2.Template | None
+) -> dict[str, int]:
+    """How often the tokens before a completion are not the very prompt that sampling would begin from."""
+    checked = different = 0
+    for row, items in list(by_record(dataset.rows.items).items())[:CONTEXTS_CHECKED]:
+        prompt = _prompt(parse_record(dataset.record(row), kind, dataset.where(row)))
+        example = members(items[0])[0]
+        if prompt and example.mask.any():
+            checked += 1
+            expected = encode_prompt(Prompt(prompt), tokenizer, template).ids
+            different += not np.array_equal(expected, example.ids[: example.prompt_length])
+    return {"checked": checked, "different": different}
+
+
+def _prompt(record: Record) -> Turns | None:
+    if isinstance(record, Chat):
+        roles = [message.role for message in record.messages]
+        return record.messages[: roles.index("assistant")]
+    return getattr(record, "prompt", None)
+
+
+def _overlap(train: Dataset, held_out: Dataset | None) -> int:
+    """Training records whose prompt is in eval, be they dropped or still there."""
+    if held_out is None:
+        return 0
+    keys = {prompt_key(items) for items in by_record(held_out.rows.items).values()}
+    shared = sum(prompt_key(items) in keys for items in by_record(train.rows.items).values())
+    return train.report.dropped[ALSO_IN_EVAL] + shared
+
+
+def _repeats(keys: Sequence[bytes]) -> int:
+    return len(keys) - len(set(keys))
+
+
+def _histogram(lengths: np.ndarray) -> dict[str, Any]:
+    """`counts[i]` sequences have a length from `edges[i]` to `edges[i + 1] - 1`."""
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    width = -(-(longest + 1 - shortest) // BINS)
+    edges = np.arange(shortest, longest + 1 + width, width)
+    return {
+        "shortest": shortest,
+        "median": float(np.median(lengths)),
+        "mean": float(lengths.mean()),
+        "longest": longest,
+        "counts": np.histogram(lengths, edges)[0].tolist(),
+        "edges": edges.tolist(),
+    }
+
+
+def find_problems(numbers: dict[str, Any]) -> list[str]:
+    """What must not be trained on, each with a way out."""
+    found = []
+    for part in ("train", "eval"):
+        if part in numbers:
+            found += [f"{part}: {problem}" for problem in _part_problems(numbers[part], numbers["kind"])]
+    overlap = numbers["overlap"]
+    if overlap["rule"] == "error" and overlap["train_records"]:
+        found.append(
+            f"train: {overlap['train_records']} records also in eval; remove them or set config.data.overlap='drop'"
+        )
+    return found
+
+
+def _part_problems(part: dict[str, Any], kind: str) -> list[str]:
+    records, bos, eos = part["records"], part["bos"], part["eos"]
+    held_out = records["dropped"].get(HELD_OUT, 0)
+    lost = sum(records["dropped"].values()) - held_out
+    worst = max(records["dropped"], key=records["dropped"].get, default="")
+    checks = [
+        (kind == "prompt" or part["supervised"], "no token is supervised; check the completions"),
+        (
+            not bos["missing"],
+            f"{bos['missing']} sequences do not begin with BOS; let the chat template write it first, or not at all",
+        ),
+        (
+            not bos["doubled"],
+            f"{bos['doubled']} sequences have more than one BOS; remove it from the chat template or the texts",
+        ),
+        (
+            not eos["missing"],
+            f"{eos['missing']} completions do not end with EOS, so the model would not learn to stop; "
+            "let the chat template end assistant turns with a token that stops generation",
+        ),
+        (
+            lost <= MOST_DROPPED * (records["read"] - held_out),
+            f"{lost} of {records['read'] - held_out} records dropped, most of them as {worst!r}; raise "
+            "config.data.max_length, set config.data.overlong='truncate', or take other data",
+        ),
+        (
+            part["unknown"]["share"] <= MOST_UNKNOWN,
+            f"{part['unknown']['share']:.1%} of the tokens are unknown to the tokenizer; take one with byte fallback, "
+            "or one trained on such text",
+        ),
+    ]
+    return [problem for holds, problem in checks if not holds]
+
+
+def find_notes(numbers: dict[str, Any]) -> list[str]:
+    """What may be meant so, but is worth a look."""
+    train, overlap, contexts = numbers["train"], numbers["overlap"], numbers["contexts"]
+    dropped = overlap["train_records"] and train["records"]["dropped"].get(ALSO_IN_EVAL)
+    notes = [
+        (train["eos"]["truncated"], "completions cut at config.data.max_length, without EOS"),
+        (train["duplicates"]["sequences"], "records repeat the tokens of another one"),
+        (dropped, "train records also in eval, dropped from train"),
+        (
+            overlap["rule"] == "allow" and overlap["train_records"],
+            "train records also in eval, which config.data.overlap='allow' leaves in both",
+        ),
+        (
+            contexts["different"],
+            f"of {contexts['checked']} prompts are tokenised otherwise for sampling than in training; "
+            "take a chat template that writes the same before a reply as instead of one",
+        ),
+    ]
+    return [f"{count} {what}" for count, what in notes if count]
+
+
+def write_json(found: Audit, path: str) -> None:
+    """All numbers, notes and problems as one JSON object."""
+    whole = found.numbers | {"notes": found.notes, "problems": found.problems}
+    pathlib.Path(path).write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", "utf-8")

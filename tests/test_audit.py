@@ -1,0 +1,253 @@
+"""What `jaxalign audit` counts is what the data holds, and each problem ends it with a 1 and a way out."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+import sentencepiece
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from jaxalign import parallel
+from jaxalign.audit import audit, check_bos, check_eos, unknown_id
+from jaxalign.audit_page import histogram_lines, pieces, print_audit, show_tokens
+from jaxalign.cli import main
+from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokenizer, train_sentencepiece
+from jaxalign.data.encode import Example
+from jaxalign.models import ModelConfig, init_params
+from jaxalign.stages import default_config, parse_config
+from jaxalign.training import weights
+from jaxalign.training.run import describe, open_run
+
+WORDS = "the quick brown fox jumps over a lazy dog and asks who wrote this reply to that question".split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit")
+    train_sentencepiece([" ".join(WORDS) + ".\n"] * 50, folder / "t.model", 340)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return load_tokenizer(folder / "t.model")
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def chat(question, answer):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+ROWS = {
+    "pretrain": [{"text": f"the fox {n}"} for n in range(8)],
+    "sft": [chat(f"who {n}?", f"the fox {n}") for n in range(8)],
+    "dpo": [{"prompt": f"who {n}?", "chosen": f" fox {n}", "rejected": " dog"} for n in range(8)],
+    "reward": [
+        {"prompt": f"who {n}?", "responses": [" a", " b", " c"], "scores": [1, 2, 3]} for n in range(8)
+    ],
+    "orpo": [{"prompt": f"who {n}?", "chosen": f" fox {n}", "rejected": " dog"} for n in range(8)],
+    "ppo": [{"prompt": f"who {n}?"} for n in range(8)],
+}
+
+
+def make_config(folder, stage, rows, **changes) -> ConfigDict:
+    config = default_config(stage)
+    config.data.train = write(folder / "train.jsonl", rows)
+    config.data.tokenizer = str(folder / "t.model")
+    config.data.max_length, config.data.row_length = 32, 96
+    if stage == "ppo":
+        config.ppo.reward_function = "math:hypot"
+    for key, value in changes.items():
+        config.data[key] = value
+    return config
+
+
+def audited(folder, stage, rows, **changes):
+    return audit(parse_config(make_config(folder, stage, rows, **changes)))
+
+
+@pytest.mark.parametrize("stage", ROWS)
+def test_every_stage(folder, tokenizer, stage):
+    found = audited(folder, stage, ROWS[stage])
+    numbers, train = found.numbers, found.numbers["train"]
+    sides = {"dpo": 2, "orpo": 2, "reward": 3}.get(stage, 1)
+    assert found.problems == [] and found.notes == []
+    assert train["records"] == {"read": 8, "kept": 8, "dropped": {}, "truncated": 0, "split": 0}
+    assert train["sequences"] == sum(train["lengths"]["counts"]) == 8 * sides
+    assert train["bos"] == {"id": tokenizer.bos_id, "missing": 0, "doubled": 0}
+    assert train["eos"]["ended"] == (0 if stage == "ppo" else 8 * sides)
+    assert numbers["contexts"] == {"checked": 0 if stage in ("pretrain", "ppo") else 8, "different": 0}
+    if stage == "sft":  # 8 x (<bos> <|user|> question <|end|> <|assistant|>, then answer <|end|>)
+        answers = sum(len(tokenizer.encode(f"the fox {n}")) + 1 for n in range(8))
+        questions = sum(len(tokenizer.encode(f"who {n}?")) + 4 for n in range(8))
+        assert (train["tokens"], train["supervised"]) == (questions + answers, answers)
+        assert train["supervised_share"] == answers / (questions + answers)
+
+
+def test_fingerprint_is_that_of_the_checkpoint(folder):
+    config = parse_config(make_config(folder, "pretrain", ROWS["pretrain"], eval_fraction=0.4))
+    config = dataclasses.replace(config, batch_size=8)
+    with parallel.use_mesh(parallel.make_mesh(config.mesh, jax.devices()[:1])):
+        meta = describe(open_run(config, folder / "run"))
+    assert audit(config).numbers["train"]["fingerprint"] == meta["data_fingerprint"]
+
+
+def test_duplicates_and_overlap(folder):
+    rows = [chat("who?", "fox"), chat("who?", "fox"), chat("who?", "dog"), chat("that?", "dog")]
+    held_out = write(folder / "eval.jsonl", [chat("that?", "fox")])
+    found = audited(folder, "sft", rows)
+    assert found.numbers["train"]["duplicates"] == {"sequences": 1, "prompts": 2}
+    found = audited(folder, "sft", rows, eval=held_out)
+    assert found.numbers["overlap"] == {"rule": "drop", "train_records": 1}
+    assert found.numbers["train"]["records"]["dropped"] == {"also in eval": 1} and found.problems == []
+    assert "1 train records also in eval, dropped from train" in found.notes
+    found = audited(folder, "sft", rows, eval=held_out, overlap="allow")
+    assert found.numbers["overlap"]["train_records"] == 1 and found.problems == []
+    found = audited(folder, "sft", rows, eval=held_out, overlap="error")
+    assert found.problems == ["train: 1 records also in eval; remove them or set config.data.overlap='drop'"]
+
+
+def test_cut_completions_are_told_from_endless_ones(folder):
+    rows = [chat("who?", "the fox " * 30), chat("who?", "the fox")]
+    found = audited(folder, "sft", rows, overlong="truncate")
+    assert found.numbers["train"]["eos"] == {"ended": 1, "truncated": 1, "split": 0, "missing": 0}
+    assert found.problems == [] and found.notes == [
+        "1 completions cut at config.data.max_length, without EOS"
+    ]
+    found = audited(folder, "pretrain", [{"text": "the fox " * 30}, {"text": "the dog"}])
+    eos = found.numbers["train"]["eos"]
+    assert eos["ended"] == 2 and eos["split"] > 0 and eos["missing"] == eos["truncated"] == 0
+
+
+def example(*ids, mask=None, row=0):
+    return Example(np.int32(ids), np.float32(mask or [0] + [1] * (len(ids) - 1)), row)
+
+
+def test_bos_by_hand():
+    good, without, twice = example(1, 5, 2), example(5, 6, 2), example(1, 1, 5, 2)
+    within, later = example(1, 5, 1, 2), example(6, 5, 2)
+    records = [[good], [without], [twice], [within], [good, later], [good, good]]
+    assert check_bos(records, 1, (2,)) == {"id": 1, "missing": 1, "doubled": 3}
+    assert check_bos(records, None, (2,)) == {"id": None, "missing": 0, "doubled": 0}
+    same = [[example(2, 5, 2)], [example(2, 2, 5)], [example(2, 5, 2, 6, 2)]]  # one token for both
+    assert check_bos(same, 2, (2,)) == {"id": 2, "missing": 0, "doubled": 1}
+
+
+def test_eos_by_hand(tokenizer):
+    dataset = dataset_from_records([Records([{"text": "a"}], "m")], DataConfig(), tokenizer, "text")
+    turns = example(1, 5, 2, 6, 7, 9, mask=[0, 1, 1, 0, 1, 1])  # two spans, the second one endless
+    records = [[turns], [example(1, 5, 9)], [example(1, 5), example(5, 2)]]
+    ends = check_eos(dataset, records, (2, 9), 3, 0)
+    assert ends == {"ended": 4, "truncated": 0, "split": 1, "missing": 0}
+    ends = check_eos(dataset, records, (2,), 3, 1)
+    assert ends == {"ended": 2, "truncated": 1, "split": 1, "missing": 1}
+
+
+def test_histogram():
+    lengths = {"counts": [4, 0, 1], "edges": [1, 11, 21, 31]}
+    assert [line.split() for line in histogram_lines(lengths)] == [
+        ["1", "to", "10", "4", "█" * 40],
+        ["11", "to", "20", "0"],
+        ["21", "to", "30", "1", "█" * 10],
+    ]
+
+
+def test_tokens_join_to_the_text(tokenizer):
+    text = "who asks\n\tあ fox"
+    shown = pieces([1, *tokenizer.encode(text), 2], tokenizer)
+    assert (shown[0], shown[-1]) == ("<bos>", "<eos>") and shown.count("…") == 2  # あ is 3 bytes
+    assert "".join(piece for piece in shown[1:-1] if piece != "…") == "who·asks↵⇥あ·fox"
+    ids = [1, *tokenizer.encode("who"), *tokenizer.encode(" fox"), 2]
+    mask = [0] * (len(ids) - 2) + [1, 1]
+    line = show_tokens(Example(np.int32(ids), np.float32(mask)), tokenizer).plain
+    assert line.startswith("<bos>|") and line.endswith("|<eos>⟧") and line.count("⟦") == 1
+
+
+def without_bytes(folder):
+    model = folder / "plain.model"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(WORDS)] * 50),
+        model_prefix=str(folder / "plain"),
+        vocab_size=60,
+        model_type="bpe",
+        add_dummy_prefix=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    return model
+
+
+def test_unknown_tokens(folder, tokenizer):
+    assert unknown_id(tokenizer) is None
+    plain = load_tokenizer(without_bytes(folder))
+    assert unknown_id(plain) == plain.encode("あ")[-1] == 0
+    rows = [{"text": "the fox"}, {"text": "あ"}]
+    found = audited(folder, "pretrain", rows, tokenizer=str(folder / "plain.model"))
+    total = len(plain.encode("the fox")) + len(plain.encode("あ")) + 4
+    assert found.numbers["train"]["unknown"] == {"tokens": 1, "share": 1 / total}
+    assert len(found.problems) == 1 and re.match(
+        r"train: \d+\.\d% of the tokens are unknown to the tokenizer; take one", found.problems[0]
+    )
+
+
+CONFIG_FILE = """
+from jaxalign.stages import default_config
+
+def get_config(folder):
+    config = default_config("sft")
+    config.data.train, config.data.tokenizer = f"{folder}/train.jsonl", f"{folder}/t.model"
+    config.data.max_length, config.data.row_length = 32, 64
+    return config
+"""
+
+
+def run_verb(folder, rows, *flags):
+    write(folder / "train.jsonl", rows)
+    (folder / "config.py").write_text(CONFIG_FILE)
+    return main(["audit", f"--config={folder / 'config.py'}:{folder}", *flags])
+
+
+def test_verb(folder, capsys):
+    assert run_verb(folder, ROWS["sft"], "--show=2", f"--json={folder / 'out.json'}") == 0
+    out = capsys.readouterr().out
+    assert out.count(f"{folder / 'train.jsonl'}:") == 2 and "no problem found" in out
+    assert out.count("⟧") == out.count("⟦") == 3  # the legend and two sequences
+    assert f"{folder / 'train.jsonl'}:8" in out
+    numbers = json.loads((folder / "out.json").read_text())
+    assert numbers["problems"] == [] and numbers["train"]["records"]["kept"] == 8
+
+
+def test_verb_ends_with_1_on_a_problem(folder, capsys):
+    rows = [chat("who?", "the fox " * 30)] * 5 + ROWS["sft"][:4]
+    assert run_verb(folder, rows, "--config.data.seed=3") == 1
+    out = capsys.readouterr().out
+    assert (
+        "PROBLEM: train: 5 of 9 records dropped, most of them as 'too long'; raise config.data.max_len" in out
+    )
+    assert run_verb(folder, ROWS["sft"], "--config.data.eval_fracton=0.1") == 1
+    assert "did you mean 'eval_fraction'" in capsys.readouterr().err
+
+
+def test_no_weights_are_read(folder, tokenizer, monkeypatch):
+    model = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, embed_dim=8, mlp_dim=8, max_length=32)
+    with parallel.use_mesh(parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])):
+        params = init_params(jax.random.key(0), model)
+        weights.save_model(folder / "model", params, model, tokenizer, scalar=False, meta={})
+    monkeypatch.setattr(weights, "load_params", lambda *args, **kwargs: pytest.fail("weights were read"))
+    config = make_config(folder, "sft", ROWS["sft"], tokenizer="")
+    config.model.init_from = str(folder)
+    found = audit(parse_config(config))
+    assert found.problems == [] and found.numbers["tokenizer"] == str(folder / "model")
+
+
+def test_colour_on_a_terminal(folder, tokenizer, capsys):
+    print_audit(audited(folder, "sft", ROWS["sft"]), Console(force_terminal=True, width=120), 1)
+    assert "\x1b[1;4;32m" in capsys.readouterr().out  # bold, underlined, green: supervised
