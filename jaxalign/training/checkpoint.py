@@ -147,6 +147,14 @@ def load_params(path: epath.PathLike, abstract_params: PyTree) -> PyTree:
     return _read_arrays(step_path, _read_record(step_path)["arrays"], abstract_params, prefix="params/")
 
 
+def load_leaf(path: epath.PathLike, name: str, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns one parameter of those that `load_params` would, by its path, such as "layers/mlp/up/kernel"."""
+    step_path = _find(_absolute(path))
+    full = f"params/{name}"
+    index = {key: entry for key, entry in _read_record(step_path)["arrays"].items() if key == full}
+    return _read_arrays(step_path, index, {name: abstract}, prefix="params/")[name]
+
+
 def load_meta(path: epath.PathLike) -> dict[str, Any]:
     """Returns the meta saved at `path`, which is anything `load_params` takes."""
     return _read_record(_find(_absolute(path)))["meta"]

@@ -1,0 +1,165 @@
+"""`jaxalign convert`: runs to Hugging Face folders, and back."""
+
+import contextlib
+import json
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from jaxalign import parallel
+from jaxalign.data import Tokenizer
+from jaxalign.data.fast_tokenizer import write_fast_tokenizer
+from jaxalign.data.tokenizer import SentencePieceTokenizer
+from jaxalign.errors import ConfigError
+from jaxalign.models.hf.config import architecture_for, architecture_of, classifier_of, config_to_hf
+from jaxalign.models.hf.exporter import write_folder
+from jaxalign.models.hf.importer import CONFIG, HEAD_BIAS, SIDE_NOTE
+from jaxalign.training.run import TEMPLATE
+from jaxalign.training.weights import HF_CONFIG, HF_DTYPE, SavedModel, find_model, origin, save_model
+
+GENERATION = "generation_config.json"
+DTYPES = ("float32", "bfloat16", "float16")
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def convert(
+    source: str,
+    out: str,
+    to: str,
+    *,
+    dtype: str = "",
+    max_shard_size: str = "5GB",
+    architecture: str = "",
+) -> list[str]:
+    """Writes the model `source` (a run, a Hugging Face folder or a hub name) to the new folder `out`.
+
+    Args:
+      to: "hf" or "jaxalign", whose parameters are float32 always.
+      dtype: of the tensors; "": the one in which the model came from Hugging Face, else float32.
+      architecture: of config.json; "": the one that the model came with, else the first that can express it.
+
+    Returns:
+      What somebody should know of the result, a line each.
+
+    Raises:
+      ConfigError: a flag that cannot work, or a model that no Hugging Face architecture expresses.
+      CheckpointError: the source is missing or damaged.
+    """
+    limit = _bytes(max_shard_size)
+    if dtype and (to != "hf" or dtype not in DTYPES):
+        raise ConfigError(f"--dtype={dtype}: write one of {', '.join(DTYPES)}, with --to=hf only")
+    if architecture and to != "hf":
+        raise ConfigError(f"--architecture={architecture} goes with --to=hf only; leave it out")
+    target = pathlib.Path(out).expanduser()
+    _check_free(target)
+    model = find_model(source, "--from")
+    tokenizer = model.tokenizer()
+    mesh = parallel.make_mesh(devices=jax.devices("cpu")[:1])
+    with parallel.use_mesh(mesh), _new_folder(target) as folder:
+        if to == "hf":
+            return _write_hf(model, tokenizer, folder, dtype, limit, architecture)
+        save_model(folder, model.load(mesh), model.config, tokenizer, scalar=model.scalar, meta=origin(model))
+        _copy(model, folder, TEMPLATE)
+        return []
+
+
+def _write_hf(
+    model: SavedModel, tokenizer: Tokenizer, folder: pathlib.Path, dtype: str, limit: int, architecture: str
+) -> list[str]:
+    original = model.meta.get(HF_CONFIG)
+    name = architecture or (architecture_of(original, CONFIG) if original else architecture_for(model.config))
+    name = classifier_of(name) if model.scalar else name
+    dtype = dtype or model.meta.get(HF_DTYPE, "float32")
+    values = config_to_hf(model.config, name, original)
+    config = _config_json(model, tokenizer, values, dtype)
+    read = model.leaf_reader(jax.sharding.get_mesh())
+    write_folder(folder, read, model.config, name, scalar=model.scalar, dtype=dtype, max_shard_size=limit)
+    _write_json(folder / CONFIG, config)
+    notices = _write_tokenizer(model, tokenizer, folder)
+    if model.scalar and (bias := float(read(("head", "bias")))):
+        _write_json(folder / SIDE_NOTE, {HEAD_BIAS: bias})
+        notices.append(
+            f"the reward head's bias {bias:.6g} has no place in this format: other programs' scores are lower "
+            f"by it, in the same order; {SIDE_NOTE} keeps it for jaxalign"
+        )
+    return notices
+
+
+def _config_json(
+    model: SavedModel,
+    tokenizer: Tokenizer,
+    values: dict[str, Any],
+    dtype: str,
+) -> dict[str, Any]:
+    values = {
+        key: value for key, value in values.items() if key != "auto_map"
+    }  # names code that stays behind
+    if HF_CONFIG not in model.meta:
+        values |= _special_ids(tokenizer) | {"eos_token_id": tokenizer.eos_ids[0], "torch_dtype": dtype}
+    for key in ("torch_dtype", "dtype"):
+        if key in values:
+            values[key] = dtype
+    if model.scalar and values.get("pad_token_id") is None and tokenizer.pad_id not in tokenizer.eos_ids:
+        values["pad_token_id"] = tokenizer.pad_id  # without which transformers scores no batches
+    return values
+
+
+def _write_tokenizer(model: SavedModel, tokenizer: Tokenizer, folder: pathlib.Path) -> list[str]:
+    tokenizer.save(folder)
+    _copy(model, folder, TEMPLATE)
+    _copy(model, folder, GENERATION)
+    if not (folder / GENERATION).exists():
+        _write_json(folder / GENERATION, _special_ids(tokenizer))
+    if not isinstance(tokenizer, SentencePieceTokenizer) or (folder / "tokenizer_config.json").exists():
+        return []
+    reason = write_fast_tokenizer(folder, model.config.max_length)
+    return [] if reason is None else [f"tokenizer.model is there, but no tokenizer.json: {reason}"]
+
+
+def _special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": list(tokenizer.eos_ids),
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def _copy(model: SavedModel, folder: pathlib.Path, name: str) -> None:
+    if (model.path / name).is_file() and not (folder / name).exists():
+        shutil.copyfile(model.path / name, folder / name)
+
+
+def _write_json(file: pathlib.Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _bytes(size: str) -> int:
+    match = re.fullmatch(r"(\d+)\s*([KMG]B)", size.upper())
+    if match is None or not int(match[1]):
+        raise ConfigError(f"--max-shard-size={size}: write a number of KB, MB or GB, such as 5GB")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _check_free(target: pathlib.Path) -> None:
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise ConfigError(f"--out={target} exists and is not an empty folder; name a new one")
+
+
+@contextlib.contextmanager
+def _new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder that becomes `target` when all went well, and vanishes otherwise."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        folder.chmod(0o755)  # mkdtemp makes it for the owner alone
+        yield folder
+        _check_free(target)
+        folder.replace(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
