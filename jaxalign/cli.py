@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from typing import Any
 
 USAGE = """usage: jaxalign VERB ...
 
@@ -21,6 +22,18 @@ USAGE = """usage: jaxalign VERB ...
   tokenizer --data=FILE --out=FILE.model [--vocab=N] [--type=bpe|unigram]
       Train a SentencePiece tokenizer on rows {"text": ...}.
 
+  generate --model=SRC --prompts=FILE --out=FILE.jsonl [--n=N] [--temperature=T] [--max-new-tokens=N] ...
+      Write N completions of every prompt, as rows for SFT or for `label`. Goes on where it was stopped.
+
+  label --completions=FILE --out=FILE.jsonl (--reward=MODULE:FUNCTION | --reward-model=SRC | --world=FILE)
+      Score completions and write preference pairs (or rankings): data for on-policy and iterative DPO.
+
+  chat --model=SRC [--other=SRC] [--system=TEXT] [--plain]
+      Talk to a model in the terminal, or to two side by side.
+
+  convert --from=SRC --out=DIR --to=hf|jaxalign [--dtype=float32|bfloat16|float16] [--max-shard-size=5GB]
+      Write a model in Hugging Face's format, or from it. SRC: a run, a Hugging Face folder, or a hub name.
+
   version
 """
 
@@ -37,6 +50,10 @@ def main(argv: list[str] | None = None) -> int:
         "audit": _audit,
         "evaluate": _evaluate,
         "tokenizer": _tokenizer,
+        "generate": _generate,
+        "label": _label,
+        "chat": _chat,
+        "convert": _convert,
         "version": _version,
     }
     if verb in ("help", "-h", "--help"):
@@ -151,6 +168,139 @@ def _tokenizer(argv: list[str]) -> None:
     texts = (parse_record(row, "text", records.where(i)).text for i, row in enumerate(records))
     tokenizer = train_sentencepiece(texts, args.out, args.vocab, args.type)
     print(f"{args.out}: {tokenizer.vocab_size} pieces")
+
+
+def _convert(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("jaxalign convert")
+    parser.add_argument(
+        "--from", dest="source", required=True, help="a run, a Hugging Face folder or a hub name"
+    )
+    parser.add_argument("--out", required=True, help="the folder to write; must not exist, or be empty")
+    parser.add_argument("--to", required=True, choices=("hf", "jaxalign"))
+    parser.add_argument(
+        "--dtype", default="", help="of the tensors (default: as the model came, else float32)"
+    )
+    parser.add_argument("--max-shard-size", default="5GB", help="of a safetensors file")
+    parser.add_argument("--architecture", default="", help="of config.json (default: as the model came)")
+    args = parser.parse_args(argv)
+    import jax
+
+    from jaxalign.convert import convert
+
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed, and accelerators may be busy
+    for notice in convert(
+        args.source,
+        args.out,
+        args.to,
+        dtype=args.dtype,
+        max_shard_size=args.max_shard_size,
+        architecture=args.architecture,
+    ):
+        print(notice)
+    print(f"{args.out}: written")
+
+
+def _sampling_flags(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens)
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: always the likeliest token")
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--chat-template", default="", help="Jinja file (default: the model's own)")
+    parser.add_argument("--dtype", default="float32", help="of the computation")
+
+
+def _sampling(args: argparse.Namespace) -> Any:
+    from jaxalign.sampling.generate import SamplingConfig
+
+    return SamplingConfig(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.min_p)
+
+
+def _generate(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("jaxalign generate")
+    parser.add_argument("--model", required=True, help="a run, a Hugging Face folder or a hub name")
+    parser.add_argument("--prompts", required=True, help="rows with a field prompt")
+    parser.add_argument("--out", required=True, help="the JSONL file to write, or to go on with")
+    parser.add_argument("--n", type=int, default=1, help="completions of each prompt")
+    parser.add_argument("--take", type=int, default=0, help="only the first N prompts")
+    parser.add_argument("--prompt-slots", type=int, default=0, help="leave out prompts of more tokens")
+    parser.add_argument("--batch-size", type=int, default=64, help="completions at a time")
+    _sampling_flags(parser, 256)
+    args = parser.parse_args(argv)
+    from jaxalign.generate import Request, generate_file
+
+    request = Request(
+        model=args.model,
+        prompts=args.prompts,
+        out=args.out,
+        samples=args.n,
+        sampling=_sampling(args),
+        prompt_slots=args.prompt_slots,
+        take=args.take,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        chat_template=args.chat_template,
+        dtype=args.dtype,
+    )
+    for line in generate_file(request):
+        print(line, flush=True)
+
+
+def _label(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("jaxalign label")
+    parser.add_argument(
+        "--completions", required=True, help="rows with prompt and completion, as generate writes"
+    )
+    parser.add_argument("--out", required=True, help="the JSONL file to write")
+    judges = parser.add_mutually_exclusive_group(required=True)
+    judges.add_argument("--reward", help="module:function, called as f(prompt, completion)")
+    judges.add_argument("--reward-model", help="a run of the reward stage, or a sequence classifier")
+    judges.add_argument("--world", help="a quickstart's data/world.json: its judge")
+    parser.add_argument("--pairs", default="best-worst", help="best-worst of each prompt, all, or ranking")
+    parser.add_argument(
+        "--noise", type=float, default=0.0, help="temperature of Bradley-Terry labels; 0: none"
+    )
+    parser.add_argument("--max-length", type=int, default=1024, help="tokens a reward model reads")
+    parser.add_argument("--batch-size", type=int, default=16, help="packed rows that it reads at a time")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    from jaxalign.label import function_scorer, judge_scorer, label_file, model_scorer
+
+    if args.reward:
+        scorer = function_scorer(args.reward)
+    elif args.world:
+        scorer = judge_scorer(args.world)
+    else:
+        scorer = model_scorer(args.reward_model, max_length=args.max_length, batch_size=args.batch_size)
+    made = label_file(
+        args.completions, args.out, scorer, pairing=args.pairs, noise=args.noise, seed=args.seed
+    )
+    print(
+        f"{args.out}: {len(made.rows)} rows from {made.prompts} prompts; {made.without} prompts gave none (fewer than "
+        f"two different completions, or equal scores); mean score {made.mean:.4f}"
+    )
+
+
+def _chat(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("jaxalign chat")
+    parser.add_argument("--model", required=True, help="a run, a Hugging Face folder or a hub name")
+    parser.add_argument("--other", help="a second model, to answer beside the first")
+    parser.add_argument("--system", default="", help="system message")
+    parser.add_argument("--plain", action="store_true", help="continue texts, for models that know no chat")
+    _sampling_flags(parser, 512)
+    args = parser.parse_args(argv)
+    from jaxalign.chat import chat
+
+    chat(
+        [args.model] + ([args.other] if args.other else []),
+        sampling=_sampling(args),
+        system=args.system,
+        plain=args.plain,
+        seed=args.seed,
+        chat_template=args.chat_template,
+        dtype=args.dtype,
+    )
 
 
 def _version(argv: list[str]) -> None:

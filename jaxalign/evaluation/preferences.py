@@ -1,4 +1,4 @@
-"""A reward model's scores of held-out preference pairs."""
+"""A reward model's scores of preference pairs, and of completions."""
 
 import functools
 
@@ -34,3 +34,16 @@ def pair_scores(
         numbers.append(batch.rows[row, chosen])
         scores.append(np.stack((per_segment[row, chosen], per_segment[row, rejected]), axis=1))
     return np.concatenate(numbers), np.concatenate(scores)
+
+
+def completion_scores(
+    params: Params, config: ModelConfig, dataset: Dataset, *, batch_size: int
+) -> np.ndarray:
+    """The score of every record of an SFT dataset: float32, NaN for records that were dropped."""
+    layout = batch_sharding(jax.sharding.get_mesh())
+    scores = np.full(sum(map(len, dataset.sources)), np.nan, np.float32)
+    for batch in eval_batches(dataset.rows, batch_size):
+        arrays = jax.device_put((batch.tokens, batch.positions, batch.segment_ids), layout)
+        per_segment = np.asarray(_scores(params, config, *arrays, num_segments=batch.rows.shape[1]))
+        scores[batch.rows[batch.rows >= 0]] = per_segment[batch.rows >= 0]
+    return scores

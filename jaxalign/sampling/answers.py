@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxalign.data import Dataset, PromptBatch, Tokenizer, eval_batches
+from jaxalign.data import Dataset, PromptBatch, Tokenizer
+from jaxalign.data.packing import collate
 from jaxalign.models import ModelConfig, Params
 from jaxalign.parallel import batch_sharding
 from jaxalign.sampling.generate import SamplingConfig, generate, join
@@ -43,16 +44,39 @@ def answer(
     key: jax.Array,
     batch_size: int,
 ) -> Answers:
-    """Samples one answer to every prompt of a dataset of kind "prompt".
+    """Samples one answer to every prompt of a dataset of kind "prompt"; see `answer_batches`."""
+    parts = list(
+        answer_batches(params, config, prompts, tokenizer, sampling=sampling, key=key, batch_size=batch_size)
+    )
+    arrays = ("stopped", "tokens", "positions", "segment_ids", "mask")
+    texts = [text for part in parts for text in part.texts]
+    return Answers(texts, *(np.concatenate([getattr(part, name) for part in parts]) for name in arrays))
 
-    An answer depends on `key` and the prompt's place in the data, not on `batch_size`. Empty rows fill the last
-    batch, so that all batches have one shape and compile once.
+
+def answer_batches(
+    params: Params,
+    config: ModelConfig,
+    prompts: Dataset,
+    tokenizer: Tokenizer,
+    *,
+    sampling: SamplingConfig,
+    key: jax.Array,
+    batch_size: int,
+    samples: int = 1,
+    start: int = 0,
+) -> Iterator[Answers]:
+    """Answers from number `start` on, a batch at a time; number i * samples + j is the j-th to the i-th prompt.
+
+    An answer depends on `key` and its number, not on `batch_size` or `start`. Empty rows fill the last batch, so
+    that all batches have one shape and compile once.
     """
     mesh = jax.sharding.get_mesh()
-    parts = []
-    for number, batch in enumerate(eval_batches(prompts.rows, batch_size)):
-        batch: PromptBatch = jax.device_put(batch, batch_sharding(mesh))
-        rows = jnp.arange(batch_size, dtype=jnp.int32) + number * batch_size
+    total = len(prompts.rows) * samples
+    for first in range(start, total, batch_size):
+        numbers = np.arange(first, first + batch_size, dtype=np.int32)
+        live = numbers < total
+        indices = np.where(live, numbers // samples, -1)
+        batch: PromptBatch = jax.device_put(collate(prompts.rows, indices.tolist()), batch_sharding(mesh))
         completions = generate(
             params,
             config,
@@ -62,19 +86,17 @@ def answer(
             key,
             sampling=sampling,
             stop_ids=tokenizer.eos_ids,
-            rows=rows,
+            rows=numbers,
         )
         joined = join(batch.tokens, batch.positions, batch.segment_ids, completions)
-        parts.append(jax.device_get((*joined, completions.stopped)))
-    count = len(prompts.rows)
-    tokens, positions, segment_ids, mask, stopped = (
-        np.concatenate(x)[:count] for x in zip(*parts, strict=True)
-    )
-    texts = [
-        tokenizer.decode(int(i) for i in ids[live > 0] if i not in tokenizer.eos_ids)
-        for ids, live in zip(tokens, mask, strict=True)
-    ]
-    return Answers(texts, stopped, tokens, positions, segment_ids, mask)
+        tokens, positions, segment_ids, mask, stopped = (
+            x[live] for x in jax.device_get((*joined, completions.stopped))
+        )
+        texts = [
+            tokenizer.decode(int(i) for i in ids[said > 0] if i not in tokenizer.eos_ids)
+            for ids, said in zip(tokens, mask, strict=True)
+        ]
+        yield Answers(texts, stopped, tokens, positions, segment_ids, mask)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "temperature"))

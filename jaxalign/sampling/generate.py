@@ -76,7 +76,16 @@ def truncate_logits(logits: jax.Array, sampling: SamplingConfig) -> jax.Array:
     return logits
 
 
-def _choose(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
+def last_logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
+    """Float32 logits [B, V] of what follows the last of the hidden states [B, T, D]."""
+    head = unembedding(params, config)
+    logits = jnp.einsum("bd,vd->bv", hidden[:, -1], head, preferred_element_type=jnp.float32)
+    if config.final_softcap:
+        logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)
+    return constrain(logits, "batch", "vocab")
+
+
+def choose(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
     """Next tokens [B] and their log-probabilities [B] from float32 logits [B, V] and one key a row."""
     if sampling.temperature == 0:
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -131,7 +140,6 @@ def generate(
     B, P = tokens.shape
     N = sampling.max_new_tokens
     _check_request(config, P, N, stop_ids)
-    head = unembedding(params, config)
     stops = jnp.array(stop_ids, jnp.int32)
     rows = jnp.arange(B, dtype=jnp.int32) if rows is None else rows
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
@@ -140,10 +148,7 @@ def generate(
         tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
         hidden, cache = hidden_states(params, config, tokens, positions, segments, cache)
-        logits = jnp.einsum("bd,vd->bv", hidden[:, -1], head, preferred_element_type=jnp.float32)
-        if config.final_softcap:
-            logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)
-        return constrain(logits, "batch", "vocab"), cache
+        return last_logits(params, config, hidden), cache
 
     cache = init_cache(config, B, P + N)
     layout = (None, "batch", None, "act_kv_heads", None)
@@ -162,7 +167,7 @@ def generate(
 
     def body(carry: tuple) -> tuple:
         i, logits, cache, out = carry
-        token, logp = _choose(logits, jax.vmap(lambda k: jax.random.fold_in(k, i))(keys), sampling)
+        token, logp = choose(logits, jax.vmap(lambda k: jax.random.fold_in(k, i))(keys), sampling)
         live = ~out.stopped
         token = jnp.where(live, token, 0)
         out = Completions(

@@ -1,0 +1,169 @@
+"""`jaxalign generate`: a model's completions of a file of prompts, some for each, as rows to train on.
+
+Each line of the output is one completion, in the form of the SFT stage's rows:
+{"prompt", "completion", "row", "sample", "finished"}. `row` is the prompt's number in its file and `finished` says
+whether the completion ended by itself. What was written is kept: the same command goes on after it.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from jaxalign import parallel
+from jaxalign.data import DataConfig, Dataset, build_dataset, load_tokenizer
+from jaxalign.errors import ConfigError, DataError
+from jaxalign.sampling.answers import answer_batches
+from jaxalign.sampling.generate import SamplingConfig
+from jaxalign.training.weights import SavedModel, find_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What `jaxalign generate` is asked for."""
+
+    model: str  # a run, a Hugging Face folder or a hub name
+    prompts: str  # rows with a field prompt
+    out: str  # the JSONL file to write
+    samples: int = 1  # completions of each prompt
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    prompt_slots: int = 0  # tokens of the longest prompt, longer ones being left out; 0: any prompt fits
+    take: int = 0  # prompts to read; 0: all
+    batch_size: int = 64
+    seed: int = 0
+    chat_template: str = ""
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for flag, value in (("--n", self.samples), ("--batch-size", self.batch_size)):
+            if value < 1:
+                raise ConfigError(f"{flag}={value} must be at least 1")
+
+
+def generate_file(request: Request) -> Iterator[str]:
+    """Writes the completions that are missing in `request.out`; yields lines that say how far it is.
+
+    Raises:
+      ConfigError: the file has completions of another request, or the model is a reward model.
+    """
+    model = language_model(request.model, "--model")
+    out = pathlib.Path(request.out)
+    mesh = parallel.make_mesh(parallel.MeshConfig(data=-1), jax.devices())
+    parallel.check_divides(mesh, "--batch-size", request.batch_size)
+    with parallel.use_mesh(mesh):
+        tokenizer = load_tokenizer(model.path, request.chat_template)
+        prompts = _read_prompts(request, tokenizer)
+        claim = {
+            "model": str(model.path),
+            "prompts": prompts.fingerprint,
+            "samples": request.samples,
+            "seed": request.seed,
+            "sampling": dataclasses.asdict(request.sampling),
+        }
+        start, total = _claim(out, claim), len(prompts.rows) * request.samples
+        yield f"{prompts.report}; {start} of {total} completions are there"
+        config = dataclasses.replace(model.config, dtype=request.dtype)
+        batches = answer_batches(
+            model.load(mesh) if start < total else {},
+            config,
+            prompts,
+            tokenizer,
+            sampling=request.sampling,
+            key=jax.random.key(request.seed),
+            batch_size=request.batch_size,
+            samples=request.samples,
+            start=start,
+        )
+        with out.open("a", encoding="utf-8") as file:
+            for answers in batches:
+                for text, finished in zip(answers.texts, answers.stopped, strict=True):
+                    row = _row(prompts, start, request.samples, text, bool(finished))
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    start += 1
+                file.flush()
+                yield f"{start} of {total}"
+
+
+def language_model(path: str, flag: str) -> SavedModel:
+    """The model that a flag names.
+
+    Raises:
+      ConfigError: it is a reward model.
+    """
+    model = find_model(path, flag)
+    if model.scalar:
+        raise ConfigError(f"{flag}={path} is a reward model; name a language model")
+    return model
+
+
+def _read_prompts(request: Request, tokenizer: Any) -> Dataset:
+    def read(slots: int) -> Dataset:
+        data = DataConfig(eval=request.prompts, take=request.take, max_length=slots, row_length=slots)
+        return build_dataset(data, tokenizer, "prompt", "eval")
+
+    if request.prompt_slots:
+        return read(request.prompt_slots)
+    # Rows are padded to the longest prompt, which is known once all have been encoded.
+    longest = max(len(item.ids) for item in read(2**20).rows.items)
+    return read(max(2, longest))
+
+
+def _row(prompts: Dataset, number: int, samples: int, text: str, finished: bool) -> dict[str, Any]:
+    row = prompts.rows.items[number // samples].row
+    prompt = prompts.record(row)["prompt"]
+    completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+    more = {"row": row, "sample": number % samples, "finished": finished}
+    return {"prompt": prompt, "completion": completion} | more
+
+
+def _claim(out: pathlib.Path, claim: dict[str, Any]) -> int:
+    """How many completions of this very request are in `out`; a line cut short by a kill is taken back."""
+    beside = out.with_name(out.name + ".request.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    claim = json.loads(json.dumps(claim))
+    if not beside.is_file():
+        if out.exists():
+            raise ConfigError(f"--out={out} exists and is not by this command; name another file")
+        beside.write_text(json.dumps(claim))
+    elif (found := json.loads(beside.read_text())) != claim:
+        keys = [key for key in claim if claim[key] != found.get(key)]
+        raise ConfigError(
+            f"--out={out} holds completions of a request with another {', '.join(keys)}; name another file, or "
+            f"delete it and {beside.name}"
+        )
+    if not out.exists():
+        return 0
+    whole = out.read_bytes()
+    kept = whole[: whole.rfind(b"\n") + 1]
+    if len(kept) < len(whole):
+        out.write_bytes(kept)
+    return kept.count(b"\n")
+
+
+def read_completions(path: str) -> list[list[dict[str, Any]]]:
+    """The rows of a file by `generate_file` (or like it), those of one prompt together.
+
+    Raises:
+      DataError: a row without "prompt" and "completion", or no row at all.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    try:
+        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; write the file of completions") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not JSON ({error}); mend or remove the line") from None
+        if not isinstance(row, dict) or not {"prompt", "completion"} <= row.keys():
+            raise DataError(
+                f'{path}:{number}: needs the fields "prompt" and "completion", as generate writes'
+            )
+        groups.setdefault(json.dumps(row["prompt"], sort_keys=True), []).append(row)
+    if not groups:
+        raise DataError(f"{path}: holds no completions")
+    return list(groups.values())

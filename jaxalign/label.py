@@ -1,0 +1,159 @@
+"""`jaxalign label`: completions of the same prompts, scored, to preference pairs for on-policy and iterative DPO."""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign import parallel
+from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokenizer
+from jaxalign.errors import ConfigError, DataError
+from jaxalign.evaluation.preferences import completion_scores
+from jaxalign.evaluation.rewards import import_reward_function
+from jaxalign.generate import read_completions
+from jaxalign.training.weights import find_model
+from jaxalign.worlds import World, judge
+from jaxalign.worlds.preferences import preference_probability
+
+PAIRINGS = ("best-worst", "all", "ranking")
+Group = list[dict[str, Any]]  # the completions of one prompt
+Scorer = Callable[[list[Group]], list[list[float]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Rows for the preference stages, and what became of the prompts."""
+
+    rows: list[dict[str, Any]]
+    prompts: int
+    without: int  # prompts that gave nothing to prefer: fewer than two different completions, or equal scores
+    mean: float  # score over all completions
+
+
+def label_file(
+    completions: str, out: str, scorer: Scorer, *, pairing: str, noise: float, seed: int
+) -> Labelled:
+    """Scores the completions in a file and writes preference rows {"prompt", "chosen", "rejected", "chosen_score", …}.
+
+    Args:
+      pairing: "best-worst" of each prompt, "all" pairs, or a "ranking" row {"prompt", "responses", "scores"}.
+      noise: temperature of Bradley–Terry labels in units of the score; 0: the higher score is always chosen.
+
+    Raises:
+      ConfigError, DataError: `out` exists, a setting is unknown, or no prompt gives a pair.
+    """
+    if pairing not in PAIRINGS:
+        raise ConfigError(f"--pairs={pairing!r} is not one of {', '.join(PAIRINGS)}")
+    if noise < 0 or (noise and pairing == "ranking"):
+        raise ConfigError(f"--noise={noise} must be 0 or more, and 0 with --pairs=ranking")
+    if pathlib.Path(out).exists():
+        raise ConfigError(f"--out={out} exists; name another file, or delete it")
+    groups = read_completions(completions)
+    scores = scorer(groups)
+    rows: list[dict[str, Any]] = []
+    without = 0
+    rng = random.Random(seed)
+    for group, values in zip(groups, scores, strict=True):
+        made = _prefer(group, values, pairing, noise, rng)
+        without += not made
+        rows += made
+    if not rows:
+        raise DataError(
+            f"{completions}: no prompt has two different completions with different scores; "
+            "generate more for each (--n), at a higher temperature"
+        )
+    temporary = pathlib.Path(out + ".partial")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    temporary.rename(out)
+    return Labelled(rows, len(groups), without, float(np.mean([v for values in scores for v in values])))
+
+
+def _prefer(
+    group: Group, values: Sequence[float], pairing: str, noise: float, rng: random.Random
+) -> list[dict[str, Any]]:
+    prompt = group[0]["prompt"]
+    # The same text twice is one completion, and an empty one cannot be learned from.
+    distinct = {json.dumps(r["completion"]): (r["completion"], v) for r, v in zip(group, values, strict=True)}
+    ranked = sorted(
+        (item for item in distinct.values() if completion_text(item[0]).strip()),
+        key=lambda item: -item[1],
+    )
+    if len(ranked) < 2 or ranked[0][1] == ranked[-1][1]:
+        return []
+    if pairing == "ranking":
+        responses, scores = zip(*ranked, strict=True)
+        return [{"prompt": prompt, "responses": list(responses), "scores": list(scores)}]
+    pairs = [(ranked[0], ranked[-1])] if pairing == "best-worst" else list(itertools.combinations(ranked, 2))
+    rows = []
+    for better, worse in pairs:
+        if better[1] == worse[1]:
+            continue
+        if noise and rng.random() >= preference_probability(better[1], worse[1], noise):
+            better, worse = worse, better
+        chosen, rejected = {"chosen": better[0]}, {"rejected": worse[0]}
+        rows.append(
+            {"prompt": prompt} | chosen | rejected | {"chosen_score": better[1], "rejected_score": worse[1]}
+        )
+    return rows
+
+
+def completion_text(completion: Any) -> str:
+    """The words of a completion, which is text or the messages of an assistant."""
+    return completion if isinstance(completion, str) else "\n".join(m["content"] for m in completion)
+
+
+def function_scorer(name: str) -> Scorer:
+    """Scores by `module:function`, called as f(prompt, completion text) -> float."""
+    function = import_reward_function(name, "--reward")
+
+    def score(groups: list[Group]) -> list[list[float]]:
+        scores = [
+            [function(r["prompt"], completion_text(r["completion"])) for r in group] for group in groups
+        ]
+        for group, values in zip(groups, scores, strict=True):
+            for row, value in zip(group, values, strict=True):
+                if not np.isfinite(value):
+                    raise DataError(
+                        f"--reward={name} returned {value} for {row}; it must return a finite number"
+                    )
+        return [[float(v) for v in values] for values in scores]
+
+    return score
+
+
+def judge_scorer(path: str) -> Scorer:
+    """Scores by the judge of the synthetic world in a quickstart's data/world.json."""
+    world = World.load(pathlib.Path(path))
+    return lambda groups: [
+        [judge(world, r["prompt"], completion_text(r["completion"])).score for r in group] for group in groups
+    ]
+
+
+def model_scorer(path: str, *, max_length: int, batch_size: int) -> Scorer:
+    """Scores by a reward model: a run of the reward stage, or a sequence classifier of Hugging Face's.
+
+    Raises:
+      ConfigError: it is a language model. DataError: a completion is longer than `max_length` tokens.
+    """
+    model = find_model(path, "--reward-model")
+    if not model.scalar:
+        raise ConfigError(f"--reward-model={path} is a language model; name a run of the reward stage")
+
+    def score(groups: list[Group]) -> list[list[float]]:
+        flat = [{"prompt": r["prompt"], "completion": r["completion"]} for group in groups for r in group]
+        mesh = parallel.make_mesh(parallel.MeshConfig(data=-1), jax.devices())
+        with parallel.use_mesh(mesh):
+            data = DataConfig(max_length=max_length, row_length=max_length, overlong="error")
+            records = Records(flat, "completions")
+            dataset = dataset_from_records([records], data, load_tokenizer(model.path), "sft", "eval")
+            scores = completion_scores(model.load(mesh), model.config, dataset, batch_size=batch_size)
+        ends = np.cumsum([len(group) for group in groups])[:-1]
+        return [part.tolist() for part in np.split(scores, ends)]
+
+    return score
