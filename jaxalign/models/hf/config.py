@@ -9,10 +9,15 @@ from jaxalign.errors import ConfigError
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.hf.families import FAMILIES, Family
 from jaxalign.models.hf.parts import shortest_pattern
+from jaxalign.models.hf.reader import HARMLESS
 
+_IMAGES = "it reads images too; use a text-only checkpoint (Gemma3ForCausalLM)"
+_NO_POSITIONS = "every fourth of its layers has no positions, for which the transformer here has no switch"
 _REFUSED = {
-    "Gemma3ForConditionalGeneration": "it reads images too; use a text-only checkpoint (Gemma3ForCausalLM)",
-    "SmolLM3ForCausalLM": "every fourth layer has no positions, which the transformer here has no switch for",
+    "Gemma3ForConditionalGeneration": _IMAGES,
+    "gemma3": _IMAGES,
+    "SmolLM3ForCausalLM": _NO_POSITIONS,
+    "smollm3": _NO_POSITIONS,
 }
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Fields that say how a model is computed or trained, not which function it is.
@@ -104,33 +109,39 @@ def config_to_hf(
       ConfigError: the family cannot express the model; names the fields.
     """
     family = family_of(architecture)
+    scalar = architecture == family.classifier
+    if scalar:  # there is no unembedding to be tied or not
+        config = dataclasses.replace(config, tie_embeddings=True)
     lost = _lost(family, config)
     if lost:
         raise ConfigError(
             f"{architecture} cannot express {_listed(config, lost)}; use another --architecture"
         )
-    new = family.write(config)
-    if original is not None and family_of(architecture_of(original, "config.json")) == family:
-        old = family.write(family.read(original, "config.json"))
-        changed = {name: new[name] for name in new if new[name] != old.get(name)}
-        kept = dict(original)
-        if changed.keys() & {"rope_theta", "rope_scaling", "rope_local_base_freq", "rotary_emb_base"}:
-            kept.pop("rope_parameters", None)
-            changed |= {
-                name: new[name] for name in new if name.startswith(("rope_", "rotary_", "partial_rot"))
-            }
-        new = kept | changed
-    elif original is not None:
-        new |= {name: original[name] for name in _SPECIAL_TOKENS if name in original}
-    if architecture == family.classifier:
-        new |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
-        new.pop("num_labels", None)
-    else:
-        new = {
-            name: value for name, value in new.items() if name not in ("id2label", "label2id", "num_labels")
-        }
-    named = family.classifier if architecture == family.classifier else family.causal
-    return new | {"architectures": [named], "model_type": family.model_type}
+    original = original or {}
+    name = family.classifier if scalar else family.causal
+    before = architecture_of(original, "config.json") if original else ""
+    named: dict[str, Any] = {}
+    if name != before:
+        named = {"architectures": [name], "model_type": family.model_type}
+        named |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}} if scalar else {}
+    if before and family_of(before) == family:
+        return _rewritten(family, config, original, named)
+    # Left out, special tokens would be the family's own, which another vocabulary may not even have.
+    return named | family.write(config) | {token: original.get(token) for token in _SPECIAL_TOKENS}
+
+
+def _rewritten(
+    family: Family, config: ModelConfig, original: Mapping[str, Any], named: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`original` with what differs in `config` written anew; all anew where the two would contradict."""
+    new, old = family.write(config), family.write(config_from_hf(original, "config.json"))
+    out = {**original, **{key: value for key, value in new.items() if value != old.get(key)}, **named}
+    try:
+        if same_function(config_from_hf(out, "config.json"), config):
+            return out
+    except ConfigError:
+        pass
+    return {key: value for key, value in original.items() if key in HARMLESS} | new | named
 
 
 def architecture_for(config: ModelConfig) -> str:
@@ -139,7 +150,12 @@ def architecture_for(config: ModelConfig) -> str:
     Raises:
       ConfigError: none can; names the fields that the nearest one lacks.
     """
-    lost = {family.causal: _lost(family, config) for family in FAMILIES}
+    lost: dict[str, tuple[str, ...]] = {}
+    for family in FAMILIES:
+        try:
+            lost[family.causal] = _lost(family, config)
+        except ConfigError:  # two of its fields contradict each other in this family
+            continue
     nearest = min(lost, key=lambda name: len(lost[name]))
     if lost[nearest]:
         raise ConfigError(
@@ -164,11 +180,8 @@ def _listed(config: ModelConfig, names: tuple[str, ...]) -> str:
 
 
 def _lost(family: Family, config: ModelConfig) -> tuple[str, ...]:
-    """Fields of `config` that do not come back from the family's config.json."""
-    try:
-        back = family.read(family.write(config), family.causal)
-    except ConfigError:
-        return tuple(f.name for f in dataclasses.fields(config))
+    """Fields of `config` that do not come back from the family's config.json; ConfigError: none do."""
+    back = family.read(family.write(config), family.causal)
     wanted, found = _function(config), _function(back)
     return tuple(name for name in wanted if wanted[name] != found[name])
 

@@ -54,8 +54,8 @@ class Family:
             raise ConfigError(f"{where}: {error}") from error
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
-        """config.json of `config`, which may lose what the family cannot express."""
-        out: dict[str, Any] = {"architectures": [self.causal], "model_type": self.model_type}
+        """The keys of `config`, which may lose what the family cannot express."""
+        out: dict[str, Any] = {}
         for part in self.parts:
             out |= part.write(config)
         return out
@@ -107,14 +107,13 @@ def _gemma_activation() -> Part:
     """The first Gemma's files say "gelu" and mean the tanh approximation, as transformers reads them."""
 
     def read(r: Reader) -> dict[str, Any]:
-        old = activation_of(r, "hidden_act", "gelu_pytorch_tanh")
-        new = r.take("hidden_activation", None, null=None)
-        chosen = old if new is None else activation_of(r, "hidden_activation", "")
-        if new is not None and {old, chosen} not in ({chosen}, {"gelu", "gelu_tanh"}):
+        keys = [name for name in ("hidden_act", "hidden_activation") if r.take(name, None, null="")]
+        found = {activation_of(r, name, "").replace("gelu_tanh", "gelu") for name in keys}
+        if len(found) > 1:
             raise r.error(
-                "hidden_activation", f"contradicts hidden_act={r.values['hidden_act']!r}; remove one"
+                "hidden_activation", f"contradicts hidden_act={r.taken('hidden_act')!r}; remove one"
             )
-        return {"activation": "gelu_tanh" if chosen == "gelu" else chosen}
+        return {"activation": (found or {"gelu"}).pop().replace("gelu", "gelu_tanh")}
 
     def write(c: ModelConfig) -> dict[str, Any]:
         name = activation("hidden_act", "gelu_pytorch_tanh").write(c)["hidden_act"]

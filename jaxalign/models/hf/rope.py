@@ -1,6 +1,5 @@
 """Rotary positions in config.json, as transformers 4 (rope_theta, rope_scaling) and 5 (rope_parameters) write them."""
 
-import math
 from typing import Any
 
 from jaxalign.models.config import ModelConfig
@@ -130,8 +129,8 @@ def _fields(
         inner = values.setdefault("original_max_position_embeddings", outer)
         if outer is not None and inner != outer:
             raise r.error("original_max_position_embeddings", f"contradicts {where}'s {inner!r}; remove one")
-    if kind == "yarn":
-        _resolve_yarn(r, where, values)
+    if kind == "yarn" and values.get("truncate") is True:
+        del values["truncate"]
     for name, (field, default) in _DETAILS[kind].items():
         value = values.pop(name, None)
         value = default if value is None else value
@@ -141,20 +140,8 @@ def _fields(
     if kind == "default":  # left over from a scaling that was taken out; transformers ignores them too
         values = {k: v for k, v in values.items() if k not in ("factor", "original_max_position_embeddings")}
     if values:
-        raise r.error(
-            where.split(".")[0], f"has {', '.join(values)}, not known for the kind {kind!r}; remove it"
-        )
+        raise r.error(where.split(".")[0], f"has {', '.join(values)}, not supported with the kind {kind!r}")
     return out
-
-
-def _resolve_yarn(r: Reader, where: str, values: dict[str, Any]) -> None:
-    """`mscale` and `mscale_all_dim` (DeepSeek) give the attention factor where it is not written."""
-    if values.pop("truncate", True) is not True:
-        raise r.error(where.split(".")[0], "has truncate=false, which is not supported; only true is")
-    above, below = values.pop("mscale", None), values.pop("mscale_all_dim", None)
-    if values.get("attention_factor") is None and above and below and values.get("factor"):
-        log = 0.1 * math.log(values["factor"])
-        values["attention_factor"] = (above * log + 1) / (below * log + 1)
 
 
 def _scaling(c: ModelConfig) -> dict[str, Any] | None:
