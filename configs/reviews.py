@@ -70,6 +70,7 @@ def get_config(arg: str) -> ConfigDict:
     elif stage == "reward":
         config.data.train = f"{data}/preference.jsonl"
         config.data.eval = f"{data}/preference_held_out.jsonl"
+        config.data.overlap_by = "record"  # one instruction stands before every pair
         config.data.max_length = 128
         config.data.row_length = 256
         config.num_epochs = 1.0

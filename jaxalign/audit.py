@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxalign.data import Dataset, Tokenizer, build_datasets
 from jaxalign.data.encode import Example, encode_prompt, members
-from jaxalign.data.overlap import ALSO_IN_EVAL, HELD_OUT, by_record, prompt_key, sequence_key
+from jaxalign.data.overlap import ALSO_IN_EVAL, HELD_OUT, KEYS, by_record, prompt_key, sequence_key
 from jaxalign.data.packing import Item
 from jaxalign.data.records import Chat, Prompt, Record, Turns, parse_record
 from jaxalign.data.templates import load_template
@@ -58,7 +58,7 @@ def audit(config: Config) -> Audit:
         "tokenizer": data.tokenizer,
         "max_length": data.max_length,
         **{part: measure(dataset, kind, tokenizer, data.max_length) for part, dataset in parts.items()},
-        "overlap": {"rule": data.overlap, "train_records": _overlap(train, held_out)},
+        "overlap": {"rule": data.overlap, "train_records": _overlap(train, held_out, data.overlap_by)},
         "contexts": check_contexts(train, kind, tokenizer, template),
     }
     return Audit(numbers, find_problems(numbers), find_notes(numbers), tokenizer, train)
@@ -183,12 +183,13 @@ def _prompt(record: Record) -> Turns | None:
     return getattr(record, "prompt", None)
 
 
-def _overlap(train: Dataset, held_out: Dataset | None) -> int:
-    """Training records whose prompt is in eval, be they dropped or still there."""
+def _overlap(train: Dataset, held_out: Dataset | None, by: str) -> int:
+    """Training records that are also in eval, be they dropped or still there."""
     if held_out is None:
         return 0
-    keys = {prompt_key(items) for items in by_record(held_out.rows.items).values()}
-    shared = sum(prompt_key(items) in keys for items in by_record(train.rows.items).values())
+    key = KEYS[by]
+    keys = {key(items) for items in by_record(held_out.rows.items).values()}
+    shared = sum(key(items) in keys for items in by_record(train.rows.items).values())
     return train.report.dropped[ALSO_IN_EVAL] + shared
 
 

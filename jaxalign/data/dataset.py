@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxalign.data.encode import OVERLONG, Encoded, EncodingReport, collect, encode_records, members
-from jaxalign.data.overlap import drop_shared, hold_out, prompt_key
+from jaxalign.data.overlap import KEYS, drop_shared, hold_out
 from jaxalign.data.packing import Item, Rows, build_rows
 from jaxalign.data.recipes import open_source
 from jaxalign.data.records import KINDS
@@ -25,7 +25,10 @@ class DataConfig:
     train: str | tuple[str, ...] = ""  # sources; several also as one string, separated by commas
     eval: str | tuple[str, ...] = ""
     eval_fraction: float = 0.0  # without `eval`: share of the training prompts to hold out, by their hash
-    overlap: str = "drop"  # training records whose prompt is in eval: "drop", "error" or "allow"
+    overlap: str = "drop"  # training records that are also in eval: "drop", "error" or "allow"
+    overlap_by: str = (
+        "prompt"  # also there by "prompt", or the whole "record" where most have one and the same prompt
+    )
     split: str = ""  # of a folder or hub dataset; "": the one that fits, as its recipe says, or "train"
     take: int = 0  # records of each source to read, a hub dataset being streamed; 0 reads all
     weights: tuple[float, ...] = ()  # each training source's share of rows; () is each row once per epoch
@@ -71,10 +74,10 @@ class Dataset:
 
 
 def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple[Dataset, Dataset | None]:
-    """Training and held-out rows, no prompt on both sides unless `config.data.overlap` allows it.
+    """Training and held-out rows, nothing on both sides unless `config.data.overlap` allows it.
 
     The second is None without `config.data.eval` and `eval_fraction`. Raises as `dataset_from_records` does, and
-    DataError with overlap="error" for a training record whose prompt is in eval.
+    DataError with overlap="error" for a training record that is also in eval.
     """
     sources = open_sources(config, kind, "train")
     _check(config, kind, len(sources), config.weights)
@@ -83,7 +86,7 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple
         eval_sources = open_sources(config, kind, "eval")
         held = _encode(eval_sources, config, tokenizer, kind)
         if config.overlap != "allow":
-            encoded = _keep_apart(encoded, held, sources, eval_sources, config.overlap)
+            encoded = _keep_apart(encoded, held, sources, eval_sources, config)
         return (
             _pack(sources, encoded, config, tokenizer, kind, config.weights),
             _pack(eval_sources, held, config, tokenizer, kind),
@@ -157,26 +160,33 @@ def _keep_apart(
     held: list[list[Encoded]],
     sources: Sequence[Records],
     eval_sources: Sequence[Records],
-    overlap: str,
+    config: DataConfig,
 ) -> list[list[Encoded]]:
+    key = KEYS[config.overlap_by]
     places = {
-        prompt_key(record.items): source.where(index)
+        key(record.items): source.where(index)
         for source, records in zip(eval_sources, held, strict=True)
         for index, record in enumerate(records)
         if record.items
     }
-    if overlap == "drop":
-        return [drop_shared(records, places) for records in encoded]
+    if config.overlap == "drop":
+        kept = [drop_shared(records, places, config.overlap_by) for records in encoded]
+        if config.overlap_by == "prompt" and not any(record.items for records in kept for record in records):
+            raise DataError(
+                f"every training record of {', '.join(s.name for s in sources)} has a prompt that is also in eval; "
+                "take other data, or set config.data.overlap_by='record' if they all share one instruction"
+            )
+        return kept
     shared = [
-        (source.where(index), places[prompt_key(record.items)])
+        (source.where(index), places[key(record.items)])
         for source, records in zip(sources, encoded, strict=True)
         for index, record in enumerate(records)
-        if record.items and prompt_key(record.items) in places
+        if record.items and key(record.items) in places
     ]
     if shared:
         raise DataError(
-            f"{shared[0][0]}: the same prompt is in eval, at {shared[0][1]} ({len(shared)} train records also in "
-            "eval); remove them, or set config.data.overlap to 'drop' or 'allow'"
+            f"{shared[0][0]}: the same {config.overlap_by} is in eval, at {shared[0][1]} ({len(shared)} train records "
+            "also in eval); remove them, or set config.data.overlap to 'drop' or 'allow'"
         )
     return encoded
 
@@ -238,6 +248,7 @@ def _check(config: DataConfig, kind: str, source_count: int, weights: tuple[floa
         ),
         (config.take >= 0, f"take={config.take}: must be 0 or more"),
         (config.overlap in OVERLAP, f"overlap={config.overlap!r}: write one of {', '.join(OVERLAP)}"),
+        (config.overlap_by in KEYS, f"overlap_by={config.overlap_by!r}: write one of {', '.join(KEYS)}"),
         (
             0 <= config.eval_fraction < 1,
             f"eval_fraction={config.eval_fraction}: must be 0 or more and less than 1",

@@ -38,11 +38,14 @@ def by_record(items: Iterable[Item]) -> dict[int, list[Item]]:
     return dict(groups)
 
 
-def drop_shared(encoded: Sequence[Encoded], keys: Collection[bytes]) -> list[Encoded]:
-    """The records, those with a prompt among `keys` dropped as "also in eval"."""
+KEYS = {"prompt": prompt_key, "record": sequence_key}
+
+
+def drop_shared(encoded: Sequence[Encoded], keys: Collection[bytes], by: str) -> list[Encoded]:
+    """The records, those whose key (a name of `KEYS`) is among `keys` dropped as "also in eval"."""
     return [
         replace(record, items=[], note=ALSO_IN_EVAL)
-        if record.items and prompt_key(record.items) in keys
+        if record.items and KEYS[by](record.items) in keys
         else record
         for record in encoded
     ]

@@ -72,9 +72,19 @@ def test_shared_prompts_leave_training(tokenizer, tmp_path, case):
 def test_all_training_data_in_eval(tokenizer, tmp_path):
     path = write(tmp_path / "a.jsonl", [{"text": "fox"}, {"text": "dog"}])
     with pytest.raises(
-        DataError, match=r"a.jsonl: no record is left \(2 records: .* 2 dropped \(2 also in eval"
+        DataError, match=r"every training record of .*a.jsonl has a prompt that is also in eval"
     ):
         build_datasets(replace(CONFIG, train=path, eval=path), tokenizer, "text")
+
+
+def test_records_that_share_one_instruction_are_compared_whole(tokenizer, tmp_path):
+    pairs = [{"prompt": "who?", "chosen": f" fox {n}", "rejected": " dog"} for n in range(6)]
+    train, held_out = write(tmp_path / "train.jsonl", pairs[:5]), write(tmp_path / "eval.jsonl", pairs[3:])
+    config = replace(CONFIG, train=train, eval=held_out)
+    with pytest.raises(DataError, match="overlap_by='record' if they all share one instruction"):
+        build_datasets(config, tokenizer, "preference")
+    kept, _ = build_datasets(replace(config, overlap_by="record"), tokenizer, "preference")
+    assert rows_of(kept) == {0, 1, 2} and kept.report.dropped == {"also in eval": 2}
 
 
 def rows_of(dataset):
