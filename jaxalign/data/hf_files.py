@@ -1,7 +1,7 @@
 """The files of a Hugging Face tokenizer folder, read and checked against one another.
 
 tokenizer.json: pieces, added tokens, and what stands before every text (the post-processor).
-tokenizer_config.json, special_tokens_map.json: which tokens are BOS, EOS, padding; `add_bos_token`.
+tokenizer_config.json, special_tokens_map.json: which tokens are BOS, EOS, padding.
 config.json, generation_config.json: further ids that end a completion; must not contradict the above.
 chat_template.jinja, tokenizer_config.json, chat_template.json: the chat template; the first that has one counts.
 """
@@ -109,9 +109,8 @@ def make_special(tokenizer: tokenizers.Tokenizer, names: Iterable[str]) -> None:
 
 
 def _template_source(settings: Settings) -> tuple[str | None, Path]:
-    for name in (TEMPLATE_NAME, "additional_chat_templates/default.jinja"):
-        if (file := settings.folder / name).is_file():
-            return file.read_text("utf-8"), file
+    if (file := settings.folder / TEMPLATE_NAME).is_file():
+        return file.read_text("utf-8"), file
     file, source = settings.folder / CONFIG_NAME, settings.tokenizer.get("chat_template")
     if not source:
         file = settings.folder / "chat_template.json"

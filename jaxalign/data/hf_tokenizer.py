@@ -160,10 +160,7 @@ class HFTokenizer:
             )
 
     def _opening(self) -> int | None:
-        """The id before every text: as tokenizer_config.json says, else what the post-processor puts there."""
-        config = self._settings.tokenizer
-        if "add_bos_token" in config or "add_eos_token" in config:
-            return next(iter(self._role_ids("bos")), None) if config.get("add_bos_token") else None
+        """The id that the post-processor puts before every text; it counts, not `add_bos_token` in the config."""
         text = self._tokenizer.encode("a", add_special_tokens=False).ids
         whole = self._tokenizer.encode("a").ids
         starts = range(len(whole) - len(text) + 1)

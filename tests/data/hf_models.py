@@ -249,11 +249,7 @@ def phi3() -> Model:
     model.tokenizer.add_special_tokens(
         [AddedToken(name, normalized=False, special=True, rstrip=i > 0) for i, name in enumerate(names)]
     )
-    tokens = model.config | {
-        "eos_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-        "add_bos_token": False,
-    }
+    tokens = model.config | {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     return Model(model.tokenizer, PHI3, "<|end|>", tokens)
 
 
