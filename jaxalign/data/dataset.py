@@ -32,8 +32,8 @@ class DataConfig:
     split: str = ""  # of a folder or hub dataset; "": the one that fits, as its recipe says, or "train"
     take: int = 0  # records of each source to read, a hub dataset being streamed; 0 reads all
     weights: tuple[float, ...] = ()  # each training source's share of rows; () is each row once per epoch
-    tokenizer: str = ""  # .model file, or folder with one
-    chat_template: str = ""  # Jinja file; "" is the built-in template
+    tokenizer: str = ""  # .model or tokenizer.json, folder with one, or hub model; see `load_tokenizer`
+    chat_template: str = ""  # Jinja file; "" is the tokenizer's own template, or else the built-in one
     max_length: int = 1024  # tokens of one sequence
     row_length: int = 1024  # tokens of one packed row
     packing: bool = True  # False: one sequence, pair or ranking per row

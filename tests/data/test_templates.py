@@ -1,8 +1,4 @@
-"""Chats in the formats of published models, byte for byte and id for id as transformers renders them.
-
-Begins with formats whose answers start behind a control token or a line break, so that the ids are those of the whole
-text; Mistral's starts with the space before the answer, which SentencePiece vocabularies keep apart too.
-"""
+"""Chats in the formats of published models, byte for byte and id for id as transformers renders them."""
 
 import json
 import os
