@@ -13,20 +13,19 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.hf.parts import (
     Part,
     activation,
-    activation_of,
     biases,
     divisible_width,
     fixed,
     heads,
     key,
     only,
-    optional,
     window_by_pattern,
     window_everywhere,
     window_from_layer,
 )
 from jaxalign.models.hf.reader import Reader
 from jaxalign.models.hf.rope import rope, rope_by_layer
+from jaxalign.models.hf.special import gemma_activation, query_scalar, qwen_experts, same_width, softcaps
 
 _CAUSAL, _CLASSIFIER = "ForCausalLM", "ForSequenceClassification"
 
@@ -47,6 +46,7 @@ class Family:
         fields: dict[str, Any] = {}
         for part in self.parts:
             fields |= part.read(reader)
+        reader.only("is_causal", True)
         reader.finish()
         try:
             return ModelConfig(**fields)
@@ -101,83 +101,6 @@ def _sizes(
 
 _ATTENTION_BIAS = biases("attention_bias", False, "qkv_bias", "out_bias")
 _GEMMA = fixed(norm_offset=True, scale_embedding=True)
-
-
-def _gemma_activation() -> Part:
-    """The first Gemma's files say "gelu" and mean the tanh approximation, as transformers reads them."""
-
-    def read(r: Reader) -> dict[str, Any]:
-        keys = [name for name in ("hidden_act", "hidden_activation") if r.take(name, None, null="")]
-        found = {activation_of(r, name, "").replace("gelu_tanh", "gelu") for name in keys}
-        if len(found) > 1:
-            raise r.error(
-                "hidden_activation", f"contradicts hidden_act={r.taken('hidden_act')!r}; remove one"
-            )
-        return {"activation": (found or {"gelu"}).pop().replace("gelu", "gelu_tanh")}
-
-    def write(c: ModelConfig) -> dict[str, Any]:
-        name = activation("hidden_act", "gelu_pytorch_tanh").write(c)["hidden_act"]
-        return {"hidden_act": name, "hidden_activation": name}
-
-    return Part(read, write)
-
-
-def _query_scalar(default: float) -> Part:
-    """Queries are divided by the square root of `query_pre_attn_scalar`."""
-
-    def read(r: Reader) -> dict[str, Any]:
-        return {"query_scale": r.take("query_pre_attn_scalar", default) ** -0.5}
-
-    def write(c: ModelConfig) -> dict[str, Any]:
-        scalar = c.query_scale**-2 if c.query_scale else float(c.head_dim)
-        return {
-            "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-9 * scalar else scalar
-        }
-
-    return Part(read, write)
-
-
-def _softcaps(attention: float | None, final: float | None) -> tuple[Part, ...]:
-    return (
-        optional("attn_logit_softcapping", "attention_softcap", attention),
-        optional("final_logit_softcapping", "final_softcap", final),
-    )
-
-
-def _qwen_experts() -> Part:
-    """All layers sparse and without a window: the keys of dense layers and windows then have no effect."""
-
-    def read(r: Reader) -> dict[str, Any]:
-        r.only("decoder_sparse_step", 1)
-        r.only("mlp_only_layers", [])
-        r.only("use_sliding_window", False)
-        for name in ("intermediate_size", "max_window_layers", "sliding_window"):
-            r.take(name, None, null=0)
-        new_name = r.take("num_local_experts", 128)
-        return {
-            "num_experts": r.take("num_experts", new_name),
-            "experts_per_token": r.take("num_experts_per_tok", 8),
-            "normalize_experts": r.take("norm_topk_prob", False),
-        }
-
-    def write(c: ModelConfig) -> dict[str, Any]:
-        return {
-            "num_experts": c.num_experts,
-            "num_experts_per_tok": c.experts_per_token,
-            "norm_topk_prob": c.normalize_experts,
-        }
-
-    return Part(read, write)
-
-
-def _same_width() -> Part:
-    """OPT 350m projects its embeddings to another width, and has its norms elsewhere."""
-
-    def read(r: Reader) -> dict[str, Any]:
-        r.only("word_embed_proj_dim", r.taken("hidden_size"))
-        return {}
-
-    return Part(read, lambda c: {})
 
 
 # In the order in which `architecture_for` prefers them.
@@ -243,14 +166,14 @@ FAMILIES = (
         fixed(qk_norm="head"),
         _ATTENTION_BIAS,
         rope(),
-        _qwen_experts(),
+        qwen_experts(),
     ),
     _family(
         "Gemma",
         "gemma",
         "llama",
         *_sizes(256000, 3072, 24576, 28, 16, 16, 8192, tied=True, head_size=256),
-        _gemma_activation(),
+        gemma_activation(),
         _GEMMA,
         _ATTENTION_BIAS,
         rope(),
@@ -266,8 +189,8 @@ FAMILIES = (
         fixed(norm_placement="both"),
         _ATTENTION_BIAS,
         rope(),
-        _query_scalar(256.0),
-        *_softcaps(50.0, 30.0),
+        query_scalar(256.0),
+        *softcaps(50.0, 30.0),
         window_by_pattern(4096, 2),
         only("use_bidirectional_attention", False),
         only("hidden_act", "gelu_pytorch_tanh"),
@@ -283,8 +206,8 @@ FAMILIES = (
         fixed(norm_placement="both", qk_norm="head"),
         _ATTENTION_BIAS,
         rope_by_layer(1e6, 1e4),
-        _query_scalar(256.0),
-        *_softcaps(None, None),
+        query_scalar(256.0),
+        *softcaps(None, None),
         window_by_pattern(4096, 6, "sliding_window_pattern", "_sliding_window_pattern"),
         only("use_bidirectional_attention", False),
         divisible_width(),
@@ -372,7 +295,7 @@ FAMILIES = (
         activation("activation_function", "relu"),
         biases("enable_bias", True, "qkv_bias", "out_bias", "mlp_bias"),
         fixed(norm="layer", norm_eps=1e-5, positions="learned", position_offset=2, gated_mlp=False),
-        _same_width(),
+        same_width(),
         only("do_layer_norm_before", True),
         only("_remove_final_layer_norm", False),
         only("layer_norm_elementwise_affine", True),

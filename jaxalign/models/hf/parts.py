@@ -109,7 +109,7 @@ def heads(
         D, H = r.take(width, width_default), r.take(count, num_heads)
         K = r.take(kv_count, kv_heads, null=H) if kv_count else H
         d = r.take("head_dim", head_size, null=0) if head_dim else 0
-        if not d and D % H:
+        if not d and (H < 1 or D % H):
             raise r.error(count, f"does not divide {width}={D}, and there is no head_dim")
         return {"embed_dim": D, "num_heads": H, "num_kv_heads": K, "head_dim": d or D // H}
 
@@ -179,6 +179,8 @@ def window_by_pattern(default_window: int, pattern: int, *pattern_keys: str) -> 
         every = pattern
         for name in pattern_keys:
             every = r.take(name, every)
+            if every < 1:
+                raise r.error(name, "must be at least 1")
         return _layers(r, [(i + 1) % every > 0 for i in range(r.taken("num_hidden_layers"))], window)
 
     return Part(read, lambda c: {"sliding_window": c.window or default_window, "layer_types": _types(c)})
@@ -190,8 +192,8 @@ def _types(c: ModelConfig) -> list[str]:
 
 def _layers(r: Reader, local: list[bool], window: int) -> dict[str, Any]:
     """Fields of the layers' windows: as `layer_types` says, or else as `local`."""
-    types = r.take("layer_types", None, null=None)
-    if types is not None:
+    types = r.take("layer_types", None, null=[])
+    if types:
         known = {"sliding_attention": True, "full_attention": False}
         if len(types) != len(local) or set(types) - set(known):
             raise r.error(

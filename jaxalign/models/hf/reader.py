@@ -12,8 +12,8 @@ HARMLESS = frozenset(
     dtype use_cache pad_token_id bos_token_id eos_token_id sep_token_id decoder_start_token_id
     id2label label2id num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix
     output_attentions output_hidden_states return_dict use_return_dict chunk_size_feed_forward
-    tie_last_hidden_states attention_dropout hidden_dropout classifier_dropout resid_pdrop embd_pdrop attn_pdrop n_ctx
-    dropout activation_dropout layerdrop summary_type summary_use_proj summary_activation
+    tie_last_hidden_states attention_dropout hidden_dropout classifier_dropout resid_pdrop embd_pdrop attn_pdrop
+    n_ctx dropout activation_dropout layerdrop summary_type summary_use_proj summary_activation
     summary_proj_to_labels summary_first_dropout classifier_proj_size
     attn_implementation _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled
     experts_implementation cache_implementation pretraining_tp gradient_checkpointing
@@ -29,6 +29,7 @@ HARMLESS = frozenset(
 _ADVICE = {
     "quantization_config": "load it in transformers, dequantize it and save it again",
     "use_bidirectional_attention": "models here are causal",
+    "is_causal": "models here are causal",
 }
 _MISSING = object()
 

@@ -115,13 +115,12 @@ def _fields(
     if kind not in kinds:
         text = f"is not supported; {_WAY_OUT.get(kind, 'known here: ' + ', '.join(kinds))}"
         raise r.error(where.split(".")[0], f"has the kind {kind!r}, which {text}")
-    out = {
-        "rope_scaling": "none" if kind == "default" else kind,
-        "rope_theta": float(values.pop("rope_theta")),
-    }
+    out: dict[str, Any] = {"rope_scaling": "none" if kind == "default" else kind}
     fraction = values.pop("partial_rotary_factor", None)
     if fraction not in (None, 1.0) and not has_fraction:
-        raise r.error(where.split(".")[0], f"has partial_rotary_factor={fraction}, which {r.family} does not")
+        raise r.error(
+            where.split(".")[0], f"has partial_rotary_factor={fraction}, but {r.family} rotates whole heads"
+        )
     if has_fraction:
         out["rope_fraction"] = float(1.0 if fraction is None else fraction)
     outer = r.take("original_max_position_embeddings", None, null=None)
@@ -131,7 +130,7 @@ def _fields(
             raise r.error("original_max_position_embeddings", f"contradicts {where}'s {inner!r}; remove one")
     if kind == "yarn" and values.get("truncate") is True:
         del values["truncate"]
-    for name, (field, default) in _DETAILS[kind].items():
+    for name, (field, default) in {"rope_theta": ("rope_theta", None), **_DETAILS[kind]}.items():
         value = values.pop(name, None)
         value = default if value is None else value
         if not isinstance(value, int | float):
