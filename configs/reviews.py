@@ -81,7 +81,7 @@ def get_config(arg: str) -> ConfigDict:
         config.data.max_length = 80  # prompts of 24 tokens, completions of 48
         config.data.row_length = 160
         config.num_epochs = 1.0
-        config.optimizer.learning_rate = {"dpo": 3e-4, "orpo": 1e-3}[stage]
+        config.optimizer.learning_rate = {"dpo": 1e-4, "orpo": 1e-3}[stage]
         if stage == "orpo":
             # The pairs teach what to prefer; the reviewers' own sentences what a review reads like.
             config.data.train = f"{root}/pairs.jsonl,{data}/sft.jsonl"

@@ -33,6 +33,7 @@ class Labelled:
     rows: list[dict[str, Any]]
     prompts: int
     without: int  # prompts that gave nothing to prefer: fewer than two different completions, or equal scores
+    cut: int  # completions left out because they ran into the length limit: an end after them would be a lie
     mean: float  # score over all completions
 
 
@@ -54,7 +55,9 @@ def label_file(
         raise ConfigError(f"--noise={noise} must be 0 or more, and 0 with --pairs=ranking")
     if pathlib.Path(out).exists():
         raise ConfigError(f"--out={out} exists; name another file, or delete it")
-    groups = read_completions(completions)
+    everything = read_completions(completions)
+    groups = [[row for row in group if row.get("finished", True)] for group in everything]
+    cut = sum(map(len, everything)) - sum(map(len, groups))
     scores = scorer(groups)
     rows: list[dict[str, Any]] = []
     without = 0
@@ -66,18 +69,18 @@ def label_file(
     if not rows:
         raise DataError(
             f"{completions}: no prompt has two different completions with different scores; "
-            "generate more for each (--n), at a higher temperature"
+            f"generate more for each (--n), at a higher temperature, or longer ones ({cut} were cut at the limit)"
         )
     temporary = pathlib.Path(out + ".partial")
     temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     temporary.rename(out)
-    return Labelled(rows, len(groups), without, float(np.mean([v for values in scores for v in values])))
+    mean = float(np.mean([v for values in scores for v in values]))
+    return Labelled(rows, len(groups), without, cut, mean)
 
 
 def _prefer(
     group: Group, values: Sequence[float], pairing: str, noise: float, rng: random.Random
 ) -> list[dict[str, Any]]:
-    prompt = group[0]["prompt"]
     # The same text twice is one completion, and an empty one cannot be learned from.
     distinct = {json.dumps(r["completion"]): (r["completion"], v) for r, v in zip(group, values, strict=True)}
     ranked = sorted(
@@ -88,7 +91,7 @@ def _prefer(
         return []
     if pairing == "ranking":
         responses, scores = zip(*ranked, strict=True)
-        return [{"prompt": prompt, "responses": list(responses), "scores": list(scores)}]
+        return [{"prompt": group[0]["prompt"], "responses": list(responses), "scores": list(scores)}]
     pairs = [(ranked[0], ranked[-1])] if pairing == "best-worst" else list(itertools.combinations(ranked, 2))
     rows = []
     for better, worse in pairs:
@@ -98,7 +101,10 @@ def _prefer(
             better, worse = worse, better
         chosen, rejected = {"chosen": better[0]}, {"rejected": worse[0]}
         rows.append(
-            {"prompt": prompt} | chosen | rejected | {"chosen_score": better[1], "rejected_score": worse[1]}
+            {"prompt": group[0]["prompt"]}
+            | chosen
+            | rejected
+            | {"chosen_score": better[1], "rejected_score": worse[1]}
         )
     return rows
 

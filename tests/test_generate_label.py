@@ -52,6 +52,12 @@ def generate(folder, out, *more) -> int:
     return main(["generate", *flags, "--n=3", "--max-new-tokens=6", "--batch-size=8", *more])
 
 
+def ended(path, out):
+    """The completions of a file as if each had ended by itself."""
+    out.write_text("".join(json.dumps(row | {"finished": True}) + "\n" for row in read(path)))
+    return out
+
+
 def read(path):
     return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
 
@@ -61,6 +67,11 @@ def completions(folder):
     out = folder / "completions.jsonl"
     assert generate(folder, out) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def whole(folder, completions):
+    return ended(completions, folder / "whole.jsonl")
 
 
 def test_every_prompt_gets_its_completions_as_rows_to_train_on(folder, completions):
@@ -122,11 +133,11 @@ def _importable(monkeypatch):
 LENGTH = "--reward=test_generate_label:length"
 
 
-def test_best_and_worst_by_a_reward_function(completions, tmp_path):
-    assert label(completions, tmp_path / "pairs.jsonl", LENGTH) == 0
+def test_best_and_worst_by_a_reward_function(whole, tmp_path):
+    assert label(whole, tmp_path / "pairs.jsonl", LENGTH) == 0
     rows = read(tmp_path / "pairs.jsonl")
     by_prompt = {}
-    for row in read(completions):
+    for row in read(whole):
         if row["completion"].strip():
             by_prompt.setdefault(row["prompt"], set()).add(row["completion"])
     wanted = [texts for texts in by_prompt.values() if len({len(t) for t in texts}) > 1]
@@ -137,15 +148,27 @@ def test_best_and_worst_by_a_reward_function(completions, tmp_path):
         assert (row["chosen_score"], row["rejected_score"]) == (max(lengths), min(lengths))
 
 
-def test_all_pairs_and_rankings_hold_the_same_comparisons(completions, tmp_path):
-    assert label(completions, tmp_path / "all.jsonl", LENGTH, "--pairs=all") == 0
-    assert label(completions, tmp_path / "ranking.jsonl", LENGTH, "--pairs=ranking") == 0
+def test_all_pairs_and_rankings_hold_the_same_comparisons(whole, tmp_path):
+    assert label(whole, tmp_path / "all.jsonl", LENGTH, "--pairs=all") == 0
+    assert label(whole, tmp_path / "ranking.jsonl", LENGTH, "--pairs=ranking") == 0
     pairs = {(r["prompt"], r["chosen"], r["rejected"]) for r in read(tmp_path / "all.jsonl")}
     implied = set()
     for row in read(tmp_path / "ranking.jsonl"):
         scored = list(zip(row["responses"], row["scores"], strict=True))
         implied |= {(row["prompt"], a, b) for a, x in scored for b, y in scored if x > y}
     assert pairs == implied and len(pairs) > 5
+
+
+def test_completions_that_were_cut_are_left_out(tmp_path, capsys):
+    rows = [("a", True), ("aaa", True), ("aaaaa", False)]
+    completions = tmp_path / "c.jsonl"
+    completions.write_text(
+        "".join(json.dumps({"prompt": "p", "completion": t, "finished": f}) + "\n" for t, f in rows)
+    )
+    assert label(completions, tmp_path / "p.jsonl", LENGTH) == 0
+    (row,) = read(tmp_path / "p.jsonl")
+    assert (row["chosen"], row["rejected"]) == ("aaa", "a")
+    assert "1 completions without an end left out; mean score 2.0000" in capsys.readouterr().out
 
 
 def test_noise_flips_as_often_as_bradley_terry_says(tmp_path):
@@ -159,9 +182,9 @@ def test_noise_flips_as_often_as_bradley_terry_says(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_reward_model_scores_each_completion_as_it_does_alone(folder, completions, tmp_path):
+def test_a_reward_model_scores_each_completion_as_it_does_alone(folder, whole, tmp_path):
     full = tmp_path / "full.jsonl"
-    rows = [r for r in read(completions) if r["completion"].strip()]
+    rows = [r for r in read(whole) if r["completion"].strip()]
     full.write_text("".join(json.dumps(r) + "\n" for r in rows))
     flags = (f"--reward-model={folder}/reward", "--max-length=64", "--pairs=ranking")
     assert label(full, tmp_path / "r.jsonl", *flags) == 0
@@ -191,8 +214,8 @@ def test_a_reward_model_scores_each_completion_as_it_does_alone(folder, completi
         (("--reward-model={folder}/reward", "--max-length=4"), "needs"),
     ],
 )
-def test_label_refuses(folder, completions, tmp_path, flags, message, capsys):
-    assert label(completions, tmp_path / "out.jsonl", *(flag.format(folder=folder) for flag in flags)) == 1
+def test_label_refuses(folder, whole, tmp_path, flags, message, capsys):
+    assert label(whole, tmp_path / "out.jsonl", *(flag.format(folder=folder) for flag in flags)) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
 
