@@ -16,8 +16,8 @@ USAGE = """usage: jaxalign VERB ...
   audit --config=FILE[:ARG] [--config.KEY=VALUE ...] [--show=N] [--json=FILE]
       Show what a stage will really be trained on, token by token, and check it. Exit code 1: do not train on it.
 
-  evaluate --model=RUN --prompts=FILE --reward=MODULE:FUNCTION [--reference=RUN] [--take=N] [--out=FILE.jsonl]
-      Sample an answer to every prompt; print mean reward, KL from and perplexity under the reference, length.
+  evaluate --model=SRC --prompts=FILE --reward=MODULE:FUNCTION [--reference=SRC] [--base=SRC] [--take=N] ...
+      Sample an answer to every prompt; print mean reward, KL from the reference, perplexity under the base, length.
 
   tokenizer --data=FILE --out=FILE.model [--vocab=N] [--type=bpe|unigram]
       Train a SentencePiece tokenizer on rows {"text": ...}.
@@ -130,12 +130,13 @@ def _audit(argv: list[str]) -> int:
 
 def _evaluate(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("jaxalign evaluate")
-    parser.add_argument("--model", required=True, help="folder of a finished run")
+    parser.add_argument("--model", required=True, help="a run, a Hugging Face folder or a hub name")
     parser.add_argument("--prompts", required=True, help="rows with a field prompt, text or messages")
     parser.add_argument("--reward", required=True, help="module:function, called as f(prompt, completion)")
     parser.add_argument(
-        "--reference", help="folder of the run to measure KL and perplexity by (default: --model)"
+        "--reference", help="the model to measure KL from, as --model (default: --model itself)"
     )
+    parser.add_argument("--base", help="the model to measure perplexity by (default: --reference)")
     parser.add_argument("--take", type=int, default=0, help="only the first N prompts")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument(

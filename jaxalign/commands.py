@@ -11,26 +11,24 @@ from jaxalign.errors import ConfigError
 from jaxalign.evaluation import Interval
 from jaxalign.evaluation.generation import Measured, measure_answers
 from jaxalign.evaluation.rewards import import_reward_function
+from jaxalign.generate import language_model
 from jaxalign.sampling.generate import SamplingConfig
-from jaxalign.training.weights import find_model
+from jaxalign.training.weights import RUNTIME_KEYS, SavedModel
 
 
 def evaluate_run(args: argparse.Namespace) -> Measured:
     """`measure_answers` of a finished run, by the flags of `jaxalign evaluate`."""
-    model = find_model(args.model, "--model")
-    reference = find_model(args.reference, "--reference") if args.reference else model
-    if model.scalar or reference.scalar:
-        raise ConfigError(
-            f"--model={args.model}, --reference={args.reference}: one is a reward model, not a language model"
-        )
-    if dataclasses.replace(model.config, dtype=reference.config.dtype) != reference.config:
-        raise ConfigError(f"--reference={args.reference} has another architecture than --model={args.model}")
+    model = language_model(args.model, "--model")
+    reference = _beside(model, args, "--reference", args.reference) if args.reference else model
+    base = _beside(model, args, "--base", args.base) if args.base else reference
     reward = import_reward_function(args.reward, "--reward")
     mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
     with parallel.use_mesh(mesh):
+        params = {m.path: m.load(mesh) for m in {m.path: m for m in (model, reference, base)}.values()}
         return measure_answers(
-            model.load(mesh),
-            reference.load(mesh),
+            params[model.path],
+            params[reference.path],
+            params[base.path],
             model.config,
             model.path,
             args.prompts,
@@ -40,6 +38,15 @@ def evaluate_run(args: argparse.Namespace) -> Measured:
             take=args.take,
             seed=args.seed,
         )
+
+
+def _beside(model: SavedModel, args: argparse.Namespace, flag: str, path: str) -> SavedModel:
+    """The model that `flag` names, of the same architecture as `model`."""
+    other = language_model(path, flag)
+    same = {key: getattr(model.config, key) for key in RUNTIME_KEYS}
+    if dataclasses.replace(other.config, **same) != model.config:
+        raise ConfigError(f"{flag}={path} has another architecture than --model={args.model}")
+    return other
 
 
 def report_lines(measured: Measured) -> list[str]:
@@ -53,7 +60,7 @@ def report_lines(measured: Measured) -> list[str]:
         f"{len(measured.texts)} prompts",
         show("reward", measured.score),
         show("KL", measured.kl) + "   nats a sequence, from the reference",
-        f"{'perplexity':<12}{measured.perplexity:9.2f}   of the answers, a token, under the reference",
+        f"{'perplexity':<12}{measured.perplexity:9.2f}   of the answers, a token, under the base model",
         show("length", measured.length) + "   tokens",
         f"{'stopped':<12}{measured.stopped:9.3f}   share of answers that ended by themselves",
         *(

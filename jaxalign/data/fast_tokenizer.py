@@ -8,9 +8,9 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, processors
 
+from jaxalign.data.templates import TEMPLATE_NAME
 from jaxalign.data.tokenizer import CONTROL, MODEL_NAME
 
-TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
@@ -60,8 +60,8 @@ def write_fast_tokenizer(folder: pathlib.Path, max_length: int) -> str | None:
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if not (folder / TEMPLATE_FILE).exists():  # else the model was trained on a template of its own
-        (folder / TEMPLATE_FILE).write_text(TEMPLATE)
+    if not (folder / TEMPLATE_NAME).exists():  # else the model was trained on a template of its own
+        (folder / TEMPLATE_NAME).write_text(TEMPLATE)
     return None
 
 

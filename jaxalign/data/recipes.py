@@ -144,6 +144,7 @@ RECIPES = {
         _chat(shapes.sharegpt)
         | {"preference": _each(shapes.sharegpt_pair), "preference or sft": _each(shapes.sharegpt_either)}
     ),
+    "generated": Recipe(dict.fromkeys(("sft", "preference or sft"), _each(shapes.generated))),
     "alpaca": Recipe(_chat(shapes.instruction("input", "output")), hub=("tatsu-lab/alpaca",)),
 }
 _BY_HUB_NAME = {hub: name for name, recipe in RECIPES.items() for hub in recipe.hub}
@@ -234,6 +235,8 @@ def _check_subset(recipe: Recipe, subset: str, local: bool, source: str) -> None
 
 def recognise(row: Mapping[str, Any], kind: str) -> str:
     """The recipe of a row that has a well-known shape instead of our own fields, or ""."""
+    if {"prompt", "completion", "finished"} <= row.keys() and kind in RECIPES["generated"].kinds:
+        return "generated"
     turns = row.get("conversations")
     if isinstance(turns, Sequence) and turns and isinstance(turns[0], Mapping) and "from" in turns[0]:
         shape = "sharegpt"

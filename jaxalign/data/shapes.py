@@ -26,6 +26,21 @@ def as_messages(row: Row) -> Fields:
     return sound_chat(_messages(_field(row, "messages", Sequence), "messages"))
 
 
+def generated(row: Row) -> Fields:
+    """A completion by a model, as `jaxalign generate` writes it; one that has no end, or no words, teaches neither."""
+    if not _field(row, "finished", bool):
+        raise Unusable("completion not finished")
+    completion = row.get("completion")
+    text = (
+        completion[-1].get("content")
+        if isinstance(completion, Sequence) and not isinstance(completion, str)
+        else completion
+    )
+    if isinstance(text, str) and not text.strip():
+        raise Unusable("empty completion")
+    return dict(row)
+
+
 def sharegpt(row: Row) -> Fields:
     """{"conversations": [{"from": "human" | "gpt" | "system", "value"}]}."""
     return sound_chat(_speakers(_field(row, "conversations", Sequence), "conversations"))

@@ -22,7 +22,7 @@ class Measured:
 
     score: Interval  # of the reward function
     kl: Interval  # sequence KL from the reference, nats
-    perplexity: float  # of the answers under the reference, a token: reward bought with gibberish shows here
+    perplexity: float  # of the answers under the base model, a token: reward bought with gibberish shows here
     length: Interval  # tokens
     stopped: float  # share of answers that ended by themselves
     prompts: list[Any]
@@ -32,6 +32,7 @@ class Measured:
 def measure_answers(
     params: Params,
     reference: Params,
+    base: Params,
     config: ModelConfig,
     tokenizer_path: str | pathlib.Path,
     prompts: str,
@@ -44,6 +45,9 @@ def measure_answers(
     batch_size: int = 64,
 ) -> Measured:
     """Samples one answer to each prompt in the file `prompts`; call inside `parallel.use_mesh`.
+
+    Args:
+      reference, base: the models that KL and perplexity are measured by; all three have one architecture.
 
     Raises:
       ConfigError: no prompt fits in `prompt_slots` tokens.
@@ -64,7 +68,7 @@ def measure_answers(
     kl = sequence_kl(
         params, reference, config, answers, batch_size=batch_size, temperature=sampling.temperature
     )
-    nll = sequence_nll(reference, config, answers, batch_size=batch_size)
+    nll = sequence_nll(base, config, answers, batch_size=batch_size)
     return Measured(
         score=mean_interval([reward(p, text) for p, text in zip(asked, answers.texts, strict=True)]),
         kl=mean_interval(kl),

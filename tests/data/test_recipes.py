@@ -424,6 +424,19 @@ def test_dropped_rows_are_counted(tmp_path, tokenizer):
     assert "4 records: 2 kept (0 truncated, 0 split), 2 dropped (2 chosen equals rejected)" in str(report)
 
 
+def test_completions_by_a_model(tmp_path):
+    """Those without an end or words are left out by name; `sample` and `row` are no concern of the stage."""
+    rest = {"row": 0, "sample": 0}
+    ends = [{"completion": " b", "finished": True}, {"completion": " b c", "finished": False}]
+    ends += [{"completion": " ", "finished": True}]
+    rows = [{"prompt": "a"} | end | rest for end in ends]
+    rows.append(
+        {"prompt": turns("a"), "completion": [{"role": "assistant", "content": ""}], "finished": True}
+    )
+    left_out = ["completion not finished", "empty completion", "empty completion"]
+    assert read(tmp_path, "", "sft", rows) == [PromptCompletion("a", " b"), *left_out]
+
+
 def test_own_fields_come_before_shapes(tmp_path):
     row = {"messages": turns("a", "b"), "conversations": speakers("c", "d")}
     assert read(tmp_path, "", "sft", [row]) == [Chat((user("a"), assistant("b")))]
