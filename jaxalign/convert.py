@@ -19,7 +19,6 @@ from jaxalign.errors import ConfigError
 from jaxalign.models.hf.config import architecture_for, architecture_of, classifier_of, config_to_hf
 from jaxalign.models.hf.exporter import write_folder
 from jaxalign.models.hf.importer import CONFIG, HEAD_BIAS, SIDE_NOTE
-from jaxalign.training.run import TEMPLATE
 from jaxalign.training.weights import HF_CONFIG, HF_DTYPE, SavedModel, find_model, origin, save_model
 
 GENERATION = "generation_config.json"
@@ -64,7 +63,6 @@ def convert(
         if to == "hf":
             return _write_hf(model, tokenizer, folder, dtype, limit, architecture)
         save_model(folder, model.load(mesh), model.config, tokenizer, scalar=model.scalar, meta=origin(model))
-        _copy(model, folder, TEMPLATE)
         return []
 
 
@@ -111,11 +109,9 @@ def _config_json(
 
 def _write_tokenizer(model: SavedModel, tokenizer: Tokenizer, folder: pathlib.Path) -> list[str]:
     tokenizer.save(folder)
-    _copy(model, folder, TEMPLATE)
-    _copy(model, folder, GENERATION)
     if not (folder / GENERATION).exists():
         _write_json(folder / GENERATION, _special_ids(tokenizer))
-    if not isinstance(tokenizer, SentencePieceTokenizer) or (folder / "tokenizer_config.json").exists():
+    if not isinstance(tokenizer, SentencePieceTokenizer):
         return []
     reason = write_fast_tokenizer(folder, model.config.max_length)
     return [] if reason is None else [f"tokenizer.model is there, but no tokenizer.json: {reason}"]
@@ -127,11 +123,6 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
         "eos_token_id": list(tokenizer.eos_ids),
         "pad_token_id": tokenizer.pad_id,
     }
-
-
-def _copy(model: SavedModel, folder: pathlib.Path, name: str) -> None:
-    if (model.path / name).is_file() and not (folder / name).exists():
-        shutil.copyfile(model.path / name, folder / name)
 
 
 def _write_json(file: pathlib.Path, values: dict[str, Any]) -> None:

@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 from jaxalign.data import Tokenizer, load_tokenizer
 from jaxalign.data.hf_tokenizer import HFTokenizer
 from jaxalign.errors import CheckpointError, ConfigError, JaxalignError
+from jaxalign.hub import download, is_hub_name
 from jaxalign.models import ModelConfig, Params, abstract_params
-from jaxalign.models.hf.hub import download, is_hub_name
 from jaxalign.models.hf.importer import CONFIG, HFModel, Path, by_path, load_folder, open_folder
 from jaxalign.training.checkpoint import load_leaf, load_meta, load_params, save_params
 
@@ -30,6 +30,7 @@ HF_CONFIG, HF_DTYPE = (
     "hf_config",
     "hf_dtype",
 )  # in meta: the original config.json, and the type of its tensors
+HUB_FILES = ("model*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt")  # no pickle, no code
 RUNTIME_KEYS = ("dtype", "remat", "attention", "router_balance_coef", "router_z_coef")  # not what a model is
 
 
@@ -76,7 +77,7 @@ def find_model(path: str, key: str) -> SavedModel:
     """
     folder = pathlib.Path(path).expanduser()
     if not folder.exists() and is_hub_name(path):
-        folder = download(path, key)
+        folder = download(path, HUB_FILES, key)
     if (folder / CONFIG).is_file() and not _has_steps(folder):
         return _find_foreign(folder, f"{key}={path!r}")
     if (folder / MODEL).is_dir():

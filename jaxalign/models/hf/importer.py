@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
 from jaxalign.errors import CheckpointError
 from jaxalign.models.config import ModelConfig
@@ -171,8 +170,8 @@ def _write(
     # Device by device, so that nothing is sent which a device does not keep, and processes need not meet.
     places = leaf.sharding.addressable_devices_indices_map(leaf.shape)
     if arrays is None:
-        shape = leaf.sharding.shard_shape(leaf.shape)
-        arrays = [_zeros(shape, leaf.dtype, device) for device in places]
+        shards = {shard.device: shard.data for shard in _zeros(leaf).addressable_shards}
+        arrays = [shards[device] for device in places]
     out = []
     for array, index in zip(arrays, places.values(), strict=True):
         ranges = [s.indices(n)[:2] for s, n in zip(index, leaf.shape, strict=True)]
@@ -183,10 +182,9 @@ def _write(
     return out
 
 
-def _zeros(shape: tuple[int, ...], dtype: np.dtype, device: jax.Device) -> jax.Array:
+def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
     # Compiled, because `jnp.zeros(device=...)` takes the memory twice for a moment.
-    make = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=SingleDeviceSharding(device))
-    return make()
+    return jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
 
 
 def _write_part(array: jax.Array, part: np.ndarray, position: list[int]) -> jax.Array:
