@@ -18,7 +18,7 @@ from jaxalign.data.chat import render_chat
 from jaxalign.data.fast_tokenizer import write_fast_tokenizer
 from jaxalign.data.records import Message
 from jaxalign.errors import CheckpointError, ConfigError
-from jaxalign.models import ModelConfig, init_params
+from jaxalign.models import ModelConfig
 from jaxalign.training.weights import find_model, save_model
 
 WORDS = "the quick brown fox jumps over a lazy dog and asks who wrote this reply to that question".split()
@@ -50,9 +50,7 @@ def run(tmp_path_factory, tokenizer_folder):
     config = ModelConfig(vocab_size=tokenizer.vocab_size, num_kv_heads=2, max_length=64)
     for name in ("sft", "reward"):
         scalar = name == "reward"
-        params = jax.jit(init_params, static_argnums=1, static_argnames="scalar")(
-            jax.random.key(0), config, scalar=scalar
-        )
+        params = hf_files.random_params(config, scalar=scalar)
         if scalar:
             params["head"]["bias"] = jnp.float32(0.1)
         save_model(folder / name / "model", params, config, tokenizer, scalar=scalar, meta={})
@@ -159,7 +157,7 @@ def test_a_tokenizer_that_tokenizer_json_cannot_express_goes_alone(tmp_path, tok
     texts = (text(rng) + ".?\n" for _ in range(400))
     tokenizer = train_sentencepiece(texts, folder / "tokenizer.model", 320, "unigram")
     config = ModelConfig(vocab_size=tokenizer.vocab_size)
-    params = init_params(jax.random.key(0), config)
+    params = hf_files.random_params(config)
     save_model(tmp_path / "run", params, config, tokenizer, scalar=False, meta={})
     assert "it is not a BPE model" in convert(str(tmp_path / "run"), str(tmp_path / "out"), "hf")[0]
     assert (tmp_path / "out" / "tokenizer.model").is_file()

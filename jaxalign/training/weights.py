@@ -26,10 +26,8 @@ from jaxalign.models.hf.importer import CONFIG, HFModel, Path, by_path, load_fol
 from jaxalign.training.checkpoint import load_leaf, load_meta, load_params, save_params
 
 MODEL = "model"
-HF_CONFIG, HF_DTYPE = (
-    "hf_config",
-    "hf_dtype",
-)  # in meta: the original config.json, and the type of its tensors
+HF_CONFIG = "hf_config"  # in meta: the config.json that a model began with
+HF_DTYPE = "hf_dtype"  # and the type of its tensors
 HUB_FILES = ("model*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt")  # no pickle, no code
 RUNTIME_KEYS = ("dtype", "remat", "attention", "router_balance_coef", "router_z_coef")  # not what a model is
 

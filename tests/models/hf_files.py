@@ -5,9 +5,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
+
+from jaxalign.models import ModelConfig, Params, init_params
 
 V, D, F, H, K, L = 64, 32, 48, 4, 2, 3
 
@@ -62,6 +66,13 @@ def llama_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def make_tensors(config: Mapping[str, Any], dtype: Any = np.float32, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {name: rng.normal(size=shape).astype(dtype) for name, shape in llama_shapes(config).items()}
+
+
+def random_params(config: ModelConfig, *, scalar: bool = False) -> Params:
+    """Parameters of which no two are alike; a score head's bias is 0."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda key: init_params(key, config, scalar=scalar), jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape) * (x.ndim > 0), x.dtype), shapes)
 
 
 def write_folder(

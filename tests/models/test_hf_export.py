@@ -1,6 +1,5 @@
 """Our parameters as Hugging Face folders: the same bits back, and the same function in transformers."""
 
-import functools
 import json
 
 import jax
@@ -13,7 +12,6 @@ from jaxalign.models import (
     ModelConfig,
     abstract_params,
     hidden_states,
-    init_params,
     scalar_head,
     unembedding,
 )
@@ -87,24 +85,13 @@ def load_again(folder, config_from):
 
 
 def test_a_number_too_large_for_float16_is_refused(tmp_path):
-    params = fresh(TINY)
+    params = hf_files.random_params(TINY)
     params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].set(1e5)
     args = {"scalar": False, "max_shard_size": 10**9}
     with pytest.raises(
         CheckpointError, match=r"model\.norm\.weight holds 100000, too large for float16.*--dtype"
     ):
         export(tmp_path, by_path(params).__getitem__, TINY, "LlamaForCausalLM", dtype="float16", **args)
-
-
-@functools.partial(jax.jit, static_argnums=0, static_argnames="scalar")
-def fresh(config, scalar=False):
-    """Parameters among which no two are alike: norms start at one otherwise."""
-    params = init_params(jax.random.key(1), config, scalar=scalar)
-    head_bias = params["head"].pop("bias") if scalar else None
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), params)
-    if scalar:
-        params["head"]["bias"] = head_bias
-    return params
 
 
 def tokens_and_positions():
@@ -130,7 +117,7 @@ def test_transformers_computes_the_same_logits(tmp_path, tie):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = ModelConfig(**{**vars(TINY), "tie_embeddings": tie})
-    params = fresh(config)
+    params = hf_files.random_params(config)
     folder = export_here(tmp_path / "hf", params, config, scalar=False)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens, positions, segments = tokens_and_positions()
@@ -145,7 +132,7 @@ def test_transformers_computes_the_same_logits(tmp_path, tie):
 def test_transformers_gives_the_same_scores_and_they_come_back(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    params = fresh(TINY, scalar=True)
+    params = hf_files.random_params(TINY, scalar=True)
     folder = export_here(tmp_path / "hf", params, TINY, scalar=True)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32

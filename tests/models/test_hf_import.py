@@ -18,6 +18,7 @@ from jaxalign.models.hf import importer
 from jaxalign.models.hf.importer import load_folder, open_folder
 from jaxalign.models.hf.safetensors import read_header, write_tensors
 from jaxalign.parallel import MeshConfig, make_mesh, use_mesh
+from jaxalign.parallel.sharding import RULES
 
 from .hf_files import F, H, K, L, llama_config, llama_shapes, make_tensors, write_folder
 
@@ -69,6 +70,39 @@ def test_eight_devices_and_shards_hold_the_same_bits(tmp_path, sizes, monkeypatc
     with use_mesh(make_mesh(sizes)) as mesh:
         layout = abstract_params(open_folder(tmp_path / "many").config, mesh)
     assert jax.tree.map(lambda x: x.sharding, got) == jax.tree.map(lambda x: x.sharding, layout)
+
+
+def test_experts_and_layers_may_be_split_over_devices(tmp_path):
+    """Two experts of four and two layers of four on a device: only those arrive there."""
+    config = llama_config(
+        architectures=["MixtralForCausalLM"],
+        model_type="mixtral",
+        num_hidden_layers=4,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=None,
+    )
+    tensors = {name: x for name, x in make_tensors(config).items() if ".mlp." not in name}
+    rng = np.random.default_rng(2)
+    for layer in range(4):
+        at = f"model.layers.{layer}.block_sparse_moe"
+        tensors[f"{at}.gate.weight"] = rng.normal(size=(4, 32)).astype(np.float32)
+        for e in range(4):
+            for name, shape in (("w1", (F, 32)), ("w2", (32, F)), ("w3", (F, 32))):
+                tensors[f"{at}.experts.{e}.{name}.weight"] = rng.normal(size=shape).astype(np.float32)
+    folder = write_folder(tmp_path / "hf", config, tensors)
+    rules = RULES | {"expert": "tensor", "mlp": None, "layers": "data"}
+    with use_mesh(make_mesh(MeshConfig(data=2, fsdp=1, tensor=2), jax.devices()[:4]), rules) as mesh:
+        model = open_folder(folder)
+        mlp = load_folder(model, abstract_params(model.config, mesh))["layers"]["mlp"]
+    for ours, theirs in (("gate", "w1"), ("down", "w2"), ("up", "w3")):
+        names = [
+            [f"model.layers.{i}.block_sparse_moe.experts.{e}.{theirs}.weight" for e in range(4)]
+            for i in range(4)
+        ]
+        wanted = np.stack([np.stack([tensors[name].T for name in layer]) for layer in names])
+        np.testing.assert_array_equal(mlp[ours]["kernel"], wanted)
+        assert mlp[ours]["kernel"].addressable_shards[0].data.shape == (2, 2, *wanted.shape[2:])
 
 
 def test_the_type_of_the_tensors_is_known(tmp_path):
