@@ -8,15 +8,14 @@ from jaxalign.errors import ConfigError
 # Keys that say nothing of the function: names, files, generation, labels, training, how it is computed.
 HARMLESS = frozenset(
     """
-    architectures model_type _name_or_path name_or_path transformers_version _commit_hash auto_map torch_dtype
-    dtype use_cache pad_token_id bos_token_id eos_token_id sep_token_id decoder_start_token_id
-    id2label label2id num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix
+    architectures model_type _name_or_path name_or_path transformers_version auto_map torch_dtype
+    dtype use_cache pad_token_id bos_token_id eos_token_id sep_token_id unk_token_id
+    cls_token_id mask_token_id decoder_start_token_id id2label label2id num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix
     output_attentions output_hidden_states return_dict use_return_dict chunk_size_feed_forward
     tie_last_hidden_states attention_dropout hidden_dropout classifier_dropout resid_pdrop embd_pdrop attn_pdrop
     n_ctx dropout activation_dropout layerdrop summary_type summary_use_proj summary_activation
     summary_proj_to_labels summary_first_dropout classifier_proj_size
-    attn_implementation _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled
-    experts_implementation cache_implementation pretraining_tp gradient_checkpointing
+    attn_implementation experts_implementation cache_implementation pretraining_tp gradient_checkpointing
     use_memory_efficient_attention use_flash_attention reorder_and_upcast_attn
     output_router_logits router_aux_loss_coef router_jitter_noise
     temperature top_k top_p typical_p min_length max_length max_new_tokens do_sample num_beams num_beam_groups
@@ -77,9 +76,12 @@ class Reader:
             raise self.error(key, f"is not supported; {self._way_out(key, accepted)}")
 
     def finish(self) -> None:
-        """Raises ConfigError for a key that nobody has read, unless it is null, false or empty: not in use."""
+        """Raises ConfigError for a key that nobody has read, unless it is null, false or empty: not in use.
+
+        A leading underscore marks transformers' own notes, which its models restate under a public name.
+        """
         for key, value in self.values.items():
-            if key not in self._taken and value not in (None, False, [], {}, 0):
+            if key not in self._taken and not key.startswith("_") and value not in (None, False, [], {}, 0):
                 raise self.error(
                     key,
                     f"is not known to the family {self.family}; "
