@@ -10,7 +10,8 @@ HARMLESS = frozenset(
     """
     architectures model_type _name_or_path name_or_path transformers_version auto_map torch_dtype
     dtype use_cache pad_token_id bos_token_id eos_token_id sep_token_id unk_token_id
-    cls_token_id mask_token_id decoder_start_token_id id2label label2id num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix
+    cls_token_id mask_token_id decoder_start_token_id
+    id2label label2id num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix
     output_attentions output_hidden_states return_dict use_return_dict chunk_size_feed_forward
     tie_last_hidden_states attention_dropout hidden_dropout classifier_dropout resid_pdrop embd_pdrop attn_pdrop
     n_ctx dropout activation_dropout layerdrop summary_type summary_use_proj summary_activation
