@@ -2,7 +2,7 @@
 
     M=gemma-3-270m R=runs/gemma D=reviews          # a Hugging Face folder, the runs, the data of configs/reviews.py
     jaxalign train --config=configs/gemma_sentiment.py:sft,$M,$R,$D --workdir=$R/sft
-    jaxalign generate --model=$R/sft --prompts=$D/sft.jsonl --out=$R/completions.jsonl --n=4 --take=500 \\
+    jaxalign generate --model=$R/sft --prompts=$D/sft.jsonl --out=$R/completions.jsonl --n=4 --take=400 \\
         --prompt-slots=16 --max-new-tokens=32
     jaxalign label --completions=$R/completions.jsonl --out=$R/pairs.jsonl --reward=jaxalign.evaluation.rewards:vader
     for stage in dpo ppo orpo; do
@@ -33,7 +33,7 @@ def get_config(arg: str) -> ConfigDict:
     config.log_every = 5
     if stage == "sft":
         config.data.train = f"{data}/sft.jsonl"
-        config.data.take = 0 if full else 1500
+        config.data.take = 0 if full else 1200
         config.data.row_length = 64
         config.num_epochs = 1.0
         config.optimizer.learning_rate = 5e-5
@@ -41,7 +41,7 @@ def get_config(arg: str) -> ConfigDict:
         config.data.train = f"{data}/sft.jsonl"
         config.data.max_length = 16
         config.batch_size = 32
-        config.num_steps = 60 if full else 15
+        config.num_steps = 60 if full else 12
         config.optimizer.learning_rate = 3e-5
         config.ppo.reward_function = "jaxalign.evaluation.rewards:vader"
         config.ppo.sampling.max_new_tokens = 32
