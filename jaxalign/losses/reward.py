@@ -1,12 +1,8 @@
 """Reward modelling from comparisons."""
 
-from itertools import combinations
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxalign.errors import DataError
 from jaxalign.losses.metrics import Metrics, masked_max, masked_mean, masked_min, normalized
 from jaxalign.losses.numerics import keep, require_float32
 
@@ -23,7 +19,8 @@ def bradley_terry_loss(
     """Weighted mean over pairs of -log σ(chosen - rejected - margin) + centering · (chosen + rejected)².
 
     Bradley–Terry likelihood (InstructGPT, arXiv 2203.02155 eq. 1), margin of Llama 2 (arXiv 2307.09288 eq.
-    2), centering of arXiv 2312.09244. A ranking of K responses is its pairs, weighted by `ranking_pairs`.
+    2), centering of arXiv 2312.09244. A ranking of K responses is its pairs, each of weight
+    1 / (K choose 2), so that prompts count alike whatever their K; ties are left out.
 
     Args: pair scores `chosen`, `rejected`, their `weight` and `margin`, float32 of one shape; `normalizer` Σ
     weight over the global batch. Metrics: `loss`, `accuracy` (a tie counts half), `margin` (chosen -
@@ -47,19 +44,3 @@ def bradley_terry_loss(
         "max_reward": masked_max(rewards, counted),
     }
     return normalized(loss, normalizer), metrics
-
-
-def ranking_pairs(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All comparisons within one ranking of K responses: (chosen index, rejected index, weight), NumPy.
-
-    A higher score is a better response. Each pair weighs 1 / (K choose 2), so that prompts count alike
-    whatever their K (arXiv 2203.02155 eq. 1); tied pairs are left out, and K stays the full number of
-    responses. Raises DataError unless `scores` is a vector of at least two finite numbers.
-    """
-    scores = np.asarray(scores, np.float64)
-    if scores.ndim != 1 or len(scores) < 2 or not np.isfinite(scores).all():
-        raise DataError(f"ranking scores are {scores.tolist()}; give a list of at least two finite numbers")
-    ordered = [(i, j) if scores[i] > scores[j] else (j, i) for i, j in combinations(range(len(scores)), 2)]
-    pairs = np.array([(i, j) for i, j in ordered if scores[i] != scores[j]], np.int32).reshape(-1, 2)
-    weight = np.full(len(pairs), 1.0 / len(ordered), np.float32)
-    return pairs[:, 0], pairs[:, 1], weight

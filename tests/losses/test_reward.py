@@ -3,9 +3,8 @@ from math import comb
 import numpy as np
 import pytest
 
-from jaxalign.errors import DataError
 from jaxalign.losses.metrics import finalize
-from jaxalign.losses.reward import bradley_terry_loss, ranking_pairs
+from jaxalign.losses.reward import bradley_terry_loss
 
 from .oracle import assert_close, check_loss, log_sigmoid, weighted_mean
 
@@ -60,24 +59,11 @@ def test_equal_scores_cost_ln_2():
 def test_ranking_of_k_responses_is_the_paper_s_double_sum():
     rng = np.random.default_rng(1)
     rewards, human = rng.normal(size=5), np.array([3.0, 1.0, 5.0, 2.0, 4.0])
-    chosen, rejected, weight = ranking_pairs(human)
-    assert len(weight) == comb(5, 2) and np.all(human[chosen] > human[rejected])
+    chosen, rejected = np.nonzero(human[:, None] > human[None, :])
+    weight = np.full(len(chosen), 1 / comb(5, 2), np.float32)
     order = np.argsort(-human)
     expected = sum(
         -log_sigmoid(rewards[order[a]] - rewards[order[b]]) for a in range(5) for b in range(a + 1, 5)
     ) / comb(5, 2)
     rewards = rewards.astype(np.float32)
     assert_close(bradley_terry_loss(rewards[chosen], rewards[rejected], weight)[0], expected)
-
-
-def test_ties_are_left_out_and_keep_their_share_of_the_weight():
-    chosen, rejected, weight = ranking_pairs([1, 0, 1])
-    assert sorted(zip(chosen.tolist(), rejected.tolist(), strict=True)) == [(0, 1), (2, 1)]
-    assert_close(weight, [1 / 3, 1 / 3])
-    assert [x.shape for x in ranking_pairs([2, 2])] == [(0,)] * 3
-
-
-@pytest.mark.parametrize("scores", [[1.0], [1.0, np.nan], [[1.0, 2.0]]])
-def test_a_ranking_needs_two_finite_scores(scores):
-    with pytest.raises(DataError, match="at least two finite numbers"):
-        ranking_pairs(scores)

@@ -10,7 +10,7 @@ import pytest
 from jaxalign.models import ModelConfig, count_params, hidden_states, init_params, scalar_head, unembedding
 from jaxalign.models.params import init_head
 
-from .oracle import decode, random_params
+from .oracle import decode, logits_of, random_params
 
 SIZES = {
     "vocab_size": 31,
