@@ -115,10 +115,10 @@ def _audit(argv: list[str]) -> int:
     import jax
     from rich.console import Console
 
-    from jaxalign.audit import audit, write_json
-    from jaxalign.audit_page import print_audit
     from jaxalign.config import parse_flags
     from jaxalign.stages import parse_config
+    from jaxalign.verbs.audit import audit, write_json
+    from jaxalign.verbs.audit_page import print_audit
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, and accelerators may be busy
     found = audit(parse_config(parse_flags(rest, workdir=False)[0]))
@@ -146,7 +146,7 @@ def _evaluate(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="write the answers here, JSONL")
     args = parser.parse_args(argv)
-    from jaxalign.commands import evaluate_run, report_lines, write_answers
+    from jaxalign.verbs.evaluate import evaluate_run, report_lines, write_answers
 
     measured = evaluate_run(args)
     for line in report_lines(measured):
@@ -186,7 +186,7 @@ def _convert(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     import jax
 
-    from jaxalign.convert import convert
+    from jaxalign.verbs.convert import convert
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, and accelerators may be busy
     for notice in convert(
@@ -229,7 +229,7 @@ def _generate(argv: list[str]) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="completions at a time")
     _sampling_flags(parser, 256)
     args = parser.parse_args(argv)
-    from jaxalign.generate import Request, generate_file
+    from jaxalign.verbs.generate import Request, generate_file
 
     request = Request(
         model=args.model,
@@ -266,7 +266,7 @@ def _label(argv: list[str]) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="packed rows that it reads at a time")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    from jaxalign.label import function_scorer, judge_scorer, label_file, model_scorer
+    from jaxalign.verbs.label import function_scorer, judge_scorer, label_file, model_scorer
 
     if args.reward:
         scorer = function_scorer(args.reward)
@@ -292,7 +292,7 @@ def _chat(argv: list[str]) -> None:
     parser.add_argument("--plain", action="store_true", help="continue texts, for models that know no chat")
     _sampling_flags(parser, 512)
     args = parser.parse_args(argv)
-    from jaxalign.chat import chat
+    from jaxalign.verbs.chat import chat
 
     chat(
         [args.model] + ([args.other] if args.other else []),

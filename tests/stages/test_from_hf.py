@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from tiny import run
 
-from jaxalign.convert import convert
 from jaxalign.models.hf.importer import by_path
 from jaxalign.parallel import make_mesh, use_mesh
 from jaxalign.training.weights import find_model
+from jaxalign.verbs.convert import convert
 
 
 def load(path):

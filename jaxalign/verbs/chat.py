@@ -16,10 +16,10 @@ from jaxalign.data import Tokenizer, load_tokenizer
 from jaxalign.data.encode import encode_prompt
 from jaxalign.data.records import Message, Prompt
 from jaxalign.errors import DataError
-from jaxalign.generate import language_model
 from jaxalign.models import ModelConfig, Params
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.sampling.stream import stream
+from jaxalign.verbs.generate import language_model
 
 HELP = "/reset forgets the conversation, /system TEXT sets a system message, /quit ends it"
 

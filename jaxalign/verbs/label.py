@@ -16,8 +16,8 @@ from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokeni
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation.preferences import completion_scores
 from jaxalign.evaluation.rewards import import_reward_function
-from jaxalign.generate import read_completions
 from jaxalign.training.weights import find_model
+from jaxalign.verbs.generate import read_completions
 from jaxalign.worlds import World, judge
 from jaxalign.worlds.preferences import preference_probability
 

@@ -1,4 +1,4 @@
-"""What the verbs of the command line do, apart from training."""
+"""`jaxalign evaluate`: what a reward function says of a model's answers, and how far they are from another model."""
 
 import argparse
 import dataclasses
@@ -11,9 +11,9 @@ from jaxalign.errors import ConfigError
 from jaxalign.evaluation import Interval
 from jaxalign.evaluation.generation import Measured, measure_answers
 from jaxalign.evaluation.rewards import import_reward_function
-from jaxalign.generate import language_model
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.training.weights import RUNTIME_KEYS, SavedModel
+from jaxalign.verbs.generate import language_model
 
 
 def evaluate_run(args: argparse.Namespace) -> Measured:

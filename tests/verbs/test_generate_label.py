@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxalign.chat import chat
 from jaxalign.cli import main
 from jaxalign.data import DataConfig, build_dataset, load_tokenizer, train_sentencepiece
 from jaxalign.data.encode import encode_completion, encode_prompt
@@ -19,6 +18,7 @@ from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.sampling.scoring import segment_rewards
 from jaxalign.sampling.stream import stream
 from jaxalign.training.weights import save_model
+from jaxalign.verbs.chat import chat
 
 TEXTS = [
     f"the {a} {b} asks who wrote this {c}." for a in ("old", "red") for b in "ox cat".split() for c in "abc"

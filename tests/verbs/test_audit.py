@@ -12,8 +12,6 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from jaxalign import parallel
-from jaxalign.audit import audit, check_bos, check_eos, unknown_id
-from jaxalign.audit_page import histogram_lines, pieces, print_audit, show_tokens
 from jaxalign.cli import main
 from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokenizer, train_sentencepiece
 from jaxalign.data.encode import Example
@@ -21,6 +19,8 @@ from jaxalign.models import ModelConfig, init_params
 from jaxalign.stages import default_config, parse_config
 from jaxalign.training import weights
 from jaxalign.training.run import describe, open_run
+from jaxalign.verbs.audit import audit, check_bos, check_eos, unknown_id
+from jaxalign.verbs.audit_page import histogram_lines, pieces, print_audit, show_tokens
 
 WORDS = "the quick brown fox jumps over a lazy dog and asks who wrote this reply to that question".split()
 

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxalign.audit import Audit
 from jaxalign.data import Dataset, Tokenizer
 from jaxalign.data.encode import Example, PairExample
+from jaxalign.verbs.audit import Audit
 
 STYLES = {"supervised": "bold green", "context": "cyan", "control": "magenta"}
 _MARKS = str.maketrans({" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍", "\u3000": "□"})
