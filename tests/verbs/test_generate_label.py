@@ -10,41 +10,14 @@ import pytest
 from rich.console import Console
 
 from jaxalign.cli import main
-from jaxalign.data import DataConfig, build_dataset, load_tokenizer, train_sentencepiece
+from jaxalign.data import DataConfig, build_dataset, load_tokenizer
 from jaxalign.data.encode import encode_completion, encode_prompt
 from jaxalign.data.records import Message, Prompt, PromptCompletion
-from jaxalign.models import ModelConfig, init_params
+from jaxalign.models import init_params
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.sampling.scoring import segment_rewards
 from jaxalign.sampling.stream import stream
-from jaxalign.training.weights import save_model
 from jaxalign.verbs.chat import chat
-
-TEXTS = [
-    f"the {a} {b} asks who wrote this {c}." for a in ("old", "red") for b in "ox cat".split() for c in "abc"
-]
-PROMPTS = [{"prompt": f"who is the {name}"} for name in ("ox", "red cat", "old old ox", "cat", "one")]
-
-
-def save(folder: pathlib.Path, tokenizer, *, scalar: bool) -> str:
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size, embed_dim=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_dim=32,
-        init_std=0.3,
-    )  # fmt: skip
-    params = init_params(jax.random.key(scalar), config, scalar=scalar)
-    save_model(folder, params, config, tokenizer, scalar=scalar, meta={})
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("models")
-    tokenizer = train_sentencepiece(TEXTS, folder / "t.model", 290)
-    save(folder / "model", tokenizer, scalar=False)
-    save(folder / "other", tokenizer, scalar=False)
-    save(folder / "reward", tokenizer, scalar=True)
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
-    return folder
 
 
 def generate(folder, out, *more) -> int:
@@ -77,7 +50,9 @@ def whole(folder, completions):
 def test_every_prompt_gets_its_completions_as_rows_to_train_on(folder, completions):
     rows = read(completions)
     assert [(r["row"], r["sample"]) for r in rows] == [(i, j) for i in range(5) for j in range(3)]
-    assert [r["prompt"] for r in rows] == [p["prompt"] for p in PROMPTS for _ in range(3)]
+    assert [r["prompt"] for r in rows] == [
+        p["prompt"] for p in read(folder / "prompts.jsonl") for _ in range(3)
+    ]
     assert len({r["completion"] for r in rows}) > 10
     tokenizer = load_tokenizer(folder / "model")
     data = DataConfig(train=str(ended(completions, folder / "ended.jsonl")), max_length=64, row_length=64)
