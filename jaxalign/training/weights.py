@@ -88,7 +88,12 @@ def find_model(path: str, key: str) -> SavedModel:
         meta = load_meta(folder)
     except CheckpointError as error:
         raise CheckpointError(f"{key}={path!r}: {error}") from error
-    config = ModelConfig(**meta["model"])
+    try:
+        config = ModelConfig(**meta["model"])
+    except TypeError as error:
+        raise CheckpointError(
+            f"{key}={path!r}: another version of jaxalign wrote it ({error}); use that version, or train it again"
+        ) from None
     return SavedModel(folder, config, meta["scalar"], meta)
 
 
