@@ -11,6 +11,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxalign.models.config import ModelConfig
+from jaxalign.parallel.sharding import dividing, mesh_axes, shards, spec
+
+Activation = Callable[[jax.Array], jax.Array]
+Kernels = tuple[jax.Array, jax.Array, jax.Array]  # gate and up [E, D, F], down [E, F, D]
 
 ROUTER = "router"  # the collection in which layers leave their router losses
 
@@ -36,13 +40,12 @@ class Experts(nn.Module):
     """
 
     config: ModelConfig
-    activation: Callable[[jax.Array], jax.Array]
+    activation: Activation
 
     @nn.compact
     def __call__(self, x: jax.Array, segment_ids: jax.Array) -> jax.Array:
         c = self.config
-        B, T, D = x.shape
-        E, k, F = c.num_experts, c.experts_per_token, c.mlp_dim
+        D, E, k, F = x.shape[-1], c.num_experts, c.experts_per_token, c.mlp_dim
 
         def kernel(name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> jax.Array:
             return Kernel(shape, axes, std, name=name)().astype(x.dtype)
@@ -60,14 +63,73 @@ class Experts(nn.Module):
             ROUTER, "losses", router_losses(logits, chosen, segment_ids), reduce_fn=jnp.add, init_fn=_zero
         )
 
-        # Copies of the tokens, k each, sorted by expert: the experts' inputs lie in consecutive rows.
-        order = jnp.argsort(chosen.reshape(-1), stable=True)
-        token = order // k
-        rows = x.reshape(B * T, D)[token]
-        sizes = jnp.bincount(chosen.reshape(-1), length=E).astype(jnp.int32)
-        inner = self.activation(jax.lax.ragged_dot(rows, gate, sizes)) * jax.lax.ragged_dot(rows, up, sizes)
-        out = jax.lax.ragged_dot(inner, down, sizes) * weights.reshape(-1)[order].astype(x.dtype)[:, None]
-        return jnp.zeros((B * T, D), x.dtype).at[token].add(out).reshape(B, T, D)
+        return split_experts(self.activation, x, weights.astype(x.dtype), chosen, (gate, up, down))
+
+
+def split_experts(
+    activation: Activation, x: jax.Array, weights: jax.Array, chosen: jax.Array, kernels: Kernels
+) -> jax.Array:
+    """`mix` with the experts of the whole mesh: x [B, T, D], weights and chosen [B, T, k] -> [B, T, D].
+
+    Devices along the expert axis hold different experts and different rows: they gather each other's tokens, each
+    applies its own experts to them, and the results are summed back to where the rows live. No token is dropped,
+    and no device holds more than its experts.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = spec(*dividing(mesh, x, ("batch", "length", None))) if not mesh.empty else None
+    if rows is None or mesh.size == 1 or x.shape[0] % shards(mesh, "batch"):
+        return mix(activation, x, weights, chosen, kernels, 0)
+    along = [axis for axis in mesh_axes("expert") if mesh.shape[axis] > 1]
+    across = [axis for axis in mesh_axes("mlp") if mesh.shape[axis] > 1]
+    gathered = [axis for axis in along if axis in mesh_axes("batch")]
+
+    def local(x: jax.Array, weights: jax.Array, chosen: jax.Array, kernels: Kernels) -> jax.Array:
+        for axis in reversed(gathered):
+            x, weights, chosen = (
+                jax.lax.all_gather(a, axis, axis=0, tiled=True) for a in (x, weights, chosen)
+            )
+        number = jnp.zeros((), jnp.int32)
+        for axis in along:
+            number = number * mesh.shape[axis] + jax.lax.axis_index(axis)
+        y = mix(activation, x, weights, chosen, kernels, number * kernels[0].shape[0])
+        if across:
+            y = jax.lax.psum(y, across)
+        for axis in gathered:
+            y = jax.lax.psum_scatter(y, axis, scatter_dimension=0, tiled=True)
+        rest = [axis for axis in along if axis not in gathered]
+        return jax.lax.psum(y, rest) if rest else y
+
+    into, out = spec("expert", None, "mlp"), spec("expert", "mlp", None)
+    in_specs = (rows, rows, rows, (into, into, out))
+    return jax.shard_map(local, in_specs=in_specs, out_specs=rows, check_vma=False)(
+        x, weights, chosen, kernels
+    )
+
+
+def mix(
+    activation: Activation,
+    x: jax.Array,
+    weights: jax.Array,
+    chosen: jax.Array,
+    kernels: Kernels,
+    first: jax.Array | int,
+) -> jax.Array:
+    """Σ_j weights_j · expert_{chosen_j}(x) over the choices among experts first .. first + len(kernels) - 1."""
+    gate, up, down = kernels
+    B, T, D = x.shape
+    k, held = chosen.shape[-1], gate.shape[0]
+    own = chosen.reshape(-1) - first
+    own = jnp.where((own >= 0) & (own < held), own, held)
+    # Copies of the tokens, k each, sorted by expert: an expert's inputs lie in consecutive rows, and what belongs
+    # to experts elsewhere comes last.
+    order = jnp.argsort(own, stable=True)
+    token = order // k
+    rows = x.reshape(B * T, D)[token]
+    sizes = jnp.bincount(own, length=held).astype(jnp.int32)
+    inner = activation(jax.lax.ragged_dot(rows, gate, sizes)) * jax.lax.ragged_dot(rows, up, sizes)
+    out = jax.lax.ragged_dot(inner, down, sizes) * weights.reshape(-1)[order][:, None]
+    out = jnp.where((own[order] < held)[:, None], out, 0)
+    return jnp.zeros((B * T, D), x.dtype).at[token].add(out).reshape(B, T, D)
 
 
 def _zero() -> jax.Array:

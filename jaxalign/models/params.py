@@ -23,6 +23,7 @@ _SIZES = {
     "heads": "num_heads",
     "kv_heads": "num_kv_heads",
     "mlp": "mlp_dim",
+    "expert": "num_experts",
 }
 
 

@@ -111,8 +111,9 @@ class Attention(nn.Module):
             rotary = _of_layer(context["rotary"], local)
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         q = constrain(q, "batch", "length", "act_heads", None)
-        k = constrain(k, "batch", "length", "act_kv_heads", None)
-        v = constrain(v, "batch", "length", "act_kv_heads", None)
+        # Whole rows: where the context axis splits tokens, every device gathers the keys of its rows.
+        k = constrain(k, "batch", None, "act_kv_heads", None)
+        v = constrain(v, "batch", None, "act_kv_heads", None)
         if cache is not None:
             at = (layer, 0, cache.index, 0, 0)
             cache = cache.replace(

@@ -8,7 +8,9 @@ from jaxalign.parallel.sharding import (
     check_divides,
     constrain,
     param_shardings,
+    parse_rules,
     spec,
+    split_rows,
     use_mesh,
 )
 
@@ -22,6 +24,8 @@ __all__ = [
     "constrain",
     "make_mesh",
     "param_shardings",
+    "parse_rules",
     "spec",
+    "split_rows",
     "use_mesh",
 ]

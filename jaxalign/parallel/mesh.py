@@ -1,15 +1,16 @@
-"""Device meshes: named axes over the devices of one or many processes."""
+"""Device meshes: named axes over the devices of one or many processes, and of one or many slices."""
 
 import dataclasses
 import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from jaxalign.errors import ConfigError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,10 @@ class MeshConfig:
     data: int = -1  # copies of the parameters, each on its share of the batch
     fsdp: int = 1  # batch split as well, parameters and optimizer state split (ZeRO-3)
     tensor: int = 1  # heads, MLP width and vocabulary split
+    context: int = 1  # tokens of a row split; every device sees the keys of whole rows
+    expert: int = 1  # batch split as well, experts split
+    slice_axis: str = "data"  # which axis crosses the network between TPU slices, where there are several
+    rules: tuple[str, ...] | str = ""  # changes to the sharding table: "embed=fsdp+data,act_embed=tensor"
 
 
 def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
@@ -28,22 +33,43 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
       ConfigError: a size is 0 or below -1, two are -1, or the product is not `num_devices`.
     """
     sizes = [getattr(config, axis) for axis in AXES]
-    wanted = ", ".join(f"config.mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    wanted = ", ".join(
+        f"config.mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True) if size != 1
+    )
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise ConfigError(f"{wanted}: every axis must be a positive number, and at most one of them -1")
     known = math.prod(size for size in sizes if size != -1)
     if num_devices % known or (-1 not in sizes and known != num_devices):
         raise ConfigError(
-            f"{wanted}: the axes ask for {'a multiple of ' if -1 in sizes else ''}{known} devices, "
+            f"{wanted or 'config.mesh'}: the axes ask for {'a multiple of ' if -1 in sizes else ''}{known} devices, "
             f"but there are {num_devices}; make their product {num_devices}, or set one axis to -1"
         )
     return tuple(num_devices // known if size == -1 else size for size in sizes)
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) -> Mesh:
-    """A mesh with the axes `data, fsdp, tensor` over `devices` (all of them when None)."""
+    """A mesh with the axes of `AXES` over `devices` (all of them when None).
+
+    Devices of several TPU slices are arranged so that only `slice_axis` crosses between them.
+
+    Raises:
+      ConfigError: sizes that do not fit the devices, or a slice axis that the slices do not divide.
+    """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
+    kinds = (AxisType.Auto,) * len(AXES)
     if len(devices) == 1:
-        return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        return Mesh(np.array(devices).reshape(shape), AXES, axis_types=kinds)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+    if config.slice_axis not in AXES:
+        raise ConfigError(f"config.mesh.slice_axis={config.slice_axis!r} is not one of {', '.join(AXES)}")
+    across = [slices if axis == config.slice_axis else 1 for axis in AXES]
+    if shape[AXES.index(config.slice_axis)] % slices:
+        raise ConfigError(
+            f"config.mesh.{config.slice_axis}={shape[AXES.index(config.slice_axis)]} is split over {slices} slices; "
+            f"make it a multiple of {slices}, or name another config.mesh.slice_axis"
+        )
+    within = [size // count for size, count in zip(shape, across, strict=True)]
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices=devices), AXES, axis_types=kinds)

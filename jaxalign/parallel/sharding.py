@@ -3,21 +3,22 @@
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import ConfigError
+from jaxalign.parallel.mesh import AXES
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
 # Parameters carry the names of their own dimensions; activations "batch", "length" and "act_*".
 RULES: Rules = {
-    "batch": ("data", "fsdp"),
-    "length": None,
+    "batch": ("data", "fsdp", "expert"),
+    "length": "context",
     "act_embed": None,
     "act_heads": "tensor",
     "act_kv_heads": "tensor",
@@ -29,7 +30,7 @@ RULES: Rules = {
     "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
-    "expert": None,
+    "expert": "expert",
     "norm": None,
     "position": None,
 }
@@ -54,12 +55,79 @@ def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[Mesh]:
         _rules.reset(token)
 
 
+def parse_rules(changes: str | tuple[str, ...]) -> Rules:
+    """The table with changes such as "embed=fsdp+data": a logical name and the mesh axes that split it, or none.
+
+    Raises:
+      ConfigError: not of that form, or a name or an axis that does not exist.
+    """
+    rules = dict(RULES)
+    for change in changes.split(",") if isinstance(changes, str) else changes:
+        if not change:
+            continue
+        name, equals, axes = change.partition("=")
+        chosen = tuple(axis for axis in axes.split("+") if axis)
+        if not equals or name not in RULES or set(chosen) - set(AXES):
+            raise ConfigError(
+                f"config.mesh.rules={change!r}: write name=axis, name=axis+axis or name=, with a name among "
+                f"{', '.join(RULES)} and axes among {', '.join(AXES)}"
+            )
+        rules[name] = chosen or None
+    return rules
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Asks the compiler to lay `x` out by its logical axis names; does nothing on one device or without a mesh."""
+    """Asks the compiler to lay `x` out by its logical axis names; does nothing on one device or without a mesh.
+
+    A length that the context axis does not divide, as in decoding one token, stays whole.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or any(kind == AxisType.Manual for kind in mesh.axis_types):
         return x
-    return jax.lax.with_sharding_constraint(x, spec(*names))
+    return jax.lax.with_sharding_constraint(x, spec(*dividing(mesh, x, names)))
+
+
+def dividing(mesh: Any, x: jax.Array, names: Sequence[str | None]) -> list[str | None]:
+    """The names of the dimensions of x, without that of a length which the context axis does not divide."""
+    return [
+        None if name == "length" and size % shards(mesh, name) else name
+        for name, size in zip(names, x.shape, strict=True)
+    ]
+
+
+def shards(mesh: Any, name: str) -> int:
+    """How many pieces a dimension with logical name `name` is split into."""
+    return math.prod(mesh.shape[axis] for axis in mesh_axes(name))
+
+
+def split_rows(f: Callable[..., Any], *sharded: bool) -> Callable[..., Any]:
+    """`f` run by every device on its own rows and tokens, the tensor axis left to the compiler.
+
+    What `f` accumulates over tokens, such as the gradient of a matrix that all share, is then summed over devices
+    once instead of once a step of a loop.
+
+    Args:
+      sharded: for each argument whether it is [B, T, ...], split over batch and length, or whole. All results
+        are [B, T, ...].
+    """
+
+    def wrapped(*args: jax.Array) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        x = next(arg for arg, is_split in zip(args, sharded, strict=True) if is_split)
+        names = dividing(mesh, x, ("batch", "length") + (None,) * (x.ndim - 2)) if not mesh.empty else []
+        axes = {axis for name in names if name for axis in mesh_axes(name)}
+        if all(mesh.shape[axis] == 1 for axis in axes) or x.shape[0] % shards(mesh, "batch"):
+            return f(*args)
+        rows = spec(*names[:2])
+        return jax.shard_map(
+            f,
+            in_specs=tuple(rows if is_split else PartitionSpec() for is_split in sharded),
+            out_specs=rows,
+            axis_names=axes,
+            check_vma=False,
+        )(*args)
+
+    return wrapped
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:
@@ -76,14 +144,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec("batch"))
 
 
-def _mesh_axes(name: str) -> tuple[str, ...]:
+def mesh_axes(name: str) -> tuple[str, ...]:
+    """The mesh axes over which a dimension with logical name `name` is split."""
     axes = _rules.get()[name]
     return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def batch_shards(mesh: Mesh) -> int:
     """How many pieces the rows of a batch are split into."""
-    return math.prod(mesh.shape[axis] for axis in _mesh_axes("batch"))
+    return shards(mesh, "batch")
 
 
 def check_divides(mesh: Mesh, key: str, value: int, name: str = "batch") -> None:
@@ -92,7 +161,7 @@ def check_divides(mesh: Mesh, key: str, value: int, name: str = "batch") -> None
     Raises:
       ConfigError: it does not; the message names sizes that would.
     """
-    axes = [axis for axis in _mesh_axes(name) if mesh.shape[axis] > 1]
+    axes = [axis for axis in mesh_axes(name) if mesh.shape[axis] > 1]
     shards = math.prod(mesh.shape[axis] for axis in axes)
     if value % shards:
         sizes = " * ".join(f"config.mesh.{axis}={mesh.shape[axis]}" for axis in axes)

@@ -7,6 +7,7 @@ token of a segment and at padding are 0 and carry no gradient.
 Shapes: B rows, T tokens, S segments a row.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from jaxalign.models import (
     scalar_head,
     unembedding,
 )
+from jaxalign.parallel.sharding import split_rows
 
 
 class TokenScores(NamedTuple):
@@ -60,14 +62,14 @@ def score_tokens(
       temperature: logits are divided by it, as they were when the tokens were sampled.
     """
     hidden, router = routed_hidden_states(params, config, tokens, positions, segment_ids)
-    scored = token_logprobs(
-        hidden,
-        unembedding(params, config),
-        jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))),
+    read = functools.partial(
+        token_logprobs,
         temperature=temperature,
         softcap=config.final_softcap or None,
         with_entropy=with_entropy,
     )
+    following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
+    scored = split_rows(read, True, False, True)(hidden, unembedding(params, config), following)
     return TokenScores(*(None if x is None else _align(x, segment_ids) for x in scored), router)
 
 
@@ -84,14 +86,9 @@ def exact_kl(
     """KL(policy || reference) of the whole next-token distribution before every token: float32 [B, T], nats."""
     hidden, _ = hidden_states(params, config, tokens, positions, segment_ids)
     ref_hidden, _ = hidden_states(ref_params, config, tokens, positions, segment_ids)
-    kl = token_kl(
-        hidden,
-        unembedding(params, config),
-        ref_hidden,
-        unembedding(ref_params, config),
-        temperature=temperature,
-        softcap=config.final_softcap or None,
-    )
+    read = functools.partial(token_kl, temperature=temperature, softcap=config.final_softcap or None)
+    heads = unembedding(params, config), unembedding(ref_params, config)
+    kl = split_rows(read, True, False, True, False)(hidden, heads[0], ref_hidden, heads[1])
     return _align(kl, segment_ids)
 
 

@@ -57,6 +57,6 @@ def train(
       devices: to run on; all of them when None.
     """
     mesh = parallel.make_mesh(config.mesh, devices or jax.devices())
-    with parallel.use_mesh(mesh):
+    with parallel.use_mesh(mesh, parallel.parse_rules(config.mesh.rules)):
         run = open_run(config, workdir)
         return loop.train(_module(config.stage).build(run), stop_at=stop_at, probe=probe, quiet=quiet)

@@ -4,11 +4,12 @@ import re
 
 import jax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxalign.errors import ConfigError
 from jaxalign.parallel import (
+    AXES,
     RULES,
     MeshConfig,
     batch_sharding,
@@ -16,6 +17,7 @@ from jaxalign.parallel import (
     check_divides,
     constrain,
     make_mesh,
+    parse_rules,
     spec,
     use_mesh,
 )
@@ -34,7 +36,8 @@ from jaxalign.parallel.mesh import mesh_shape
     ],
 )
 def test_shape(sizes, devices, shape):
-    assert mesh_shape(MeshConfig(*sizes), devices) == shape
+    found = dict(zip(AXES, mesh_shape(MeshConfig(*sizes), devices), strict=True))
+    assert found == dict(zip(("data", "fsdp", "tensor"), shape, strict=True)) | {"context": 1, "expert": 1}
 
 
 @pytest.mark.parametrize(
@@ -42,16 +45,16 @@ def test_shape(sizes, devices, shape):
     [
         (
             (-1, -1, 1),
-            "config.mesh.data=-1, config.mesh.fsdp=-1, config.mesh.tensor=1: every axis must be a positive number, "
-            "and at most one of them -1",
+            "config.mesh.data=-1, config.mesh.fsdp=-1: every axis must be a positive number, and at most one of "
+            "them -1",
         ),
         (
             (0, 1, 1),
-            "config.mesh.data=0, config.mesh.fsdp=1, config.mesh.tensor=1: every axis must be a positive",
+            "config.mesh.data=0: every axis must be a positive",
         ),
         (
             (-2, 1, 1),
-            "config.mesh.data=-2, config.mesh.fsdp=1, config.mesh.tensor=1: every axis must be a positive",
+            "config.mesh.data=-2: every axis must be a positive",
         ),
         (
             (2, 2, 1),
@@ -68,8 +71,8 @@ def test_shape_refused(sizes, message):
 
 def test_mesh_holds_the_devices_in_order_with_automatic_axes():
     mesh = make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "expert": 1, "context": 1, "tensor": 2}
+    assert mesh.axis_types == (AxisType.Auto,) * 5
     assert set(mesh.devices.flat) == set(jax.devices())
     two = make_mesh(MeshConfig(), jax.devices()[3:5])
     assert list(two.devices.flat) == jax.devices()[3:5]
@@ -77,16 +80,18 @@ def test_mesh_holds_the_devices_in_order_with_automatic_axes():
 
 
 def test_spec_reads_the_table_in_force():
-    assert spec("batch", "length", "act_heads", None) == P(("data", "fsdp"), None, "tensor", None)
+    assert spec("batch", "length", "act_heads", None) == P(
+        ("data", "fsdp", "expert"), "context", "tensor", None
+    )
     with use_mesh(make_mesh(), {**RULES, "length": "tensor"}):
-        assert spec("batch", "length") == P(("data", "fsdp"), "tensor")
-    assert spec("batch", "length") == P(("data", "fsdp"), None)
+        assert spec("batch", "length") == P(("data", "fsdp", "expert"), "tensor")
+    assert spec("batch", "length") == P(("data", "fsdp", "expert"), "context")
 
 
 def test_table_is_restored_after_an_error():
     with pytest.raises(RuntimeError, match="stop"), use_mesh(make_mesh(), {**RULES, "length": "tensor"}):
         raise RuntimeError("stop")
-    assert spec("length") == P(None)
+    assert spec("length") == P("context")
     assert jax.sharding.get_abstract_mesh().empty
 
 
@@ -95,8 +100,28 @@ def test_constrain_lays_out_on_a_mesh_and_is_nothing_without():
     assert constrain(x, "batch", None) is x
     with use_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
         y = jax.jit(lambda x: constrain(x * 1, "batch", "act_mlp"))(x)
-    assert y.sharding.spec == P(("data", "fsdp"), "tensor")
+    assert y.sharding.is_equivalent_to(NamedSharding(y.sharding.mesh, P(("data", "fsdp"), "tensor")), 2)
     assert {shard.data.shape for shard in y.addressable_shards} == {(2, 2)}
+
+
+def test_rules_are_changed_by_name():
+    rules = parse_rules("embed=fsdp+data,act_embed=tensor,length=")
+    changed = {name: axes for name, axes in rules.items() if axes != RULES[name]}
+    assert changed == {"embed": ("fsdp", "data"), "act_embed": ("tensor",), "length": None}
+    assert parse_rules("") == parse_rules(()) == dict(RULES)
+
+
+@pytest.mark.parametrize("change", ["embd=fsdp", "embed=fspd", "embed"])
+def test_rules_that_do_not_exist_are_refused(change):
+    with pytest.raises(ConfigError, match=f"config.mesh.rules='{change}': write name=axis"):
+        parse_rules(f"mlp=tensor,{change}")
+
+
+def test_a_length_that_does_not_divide_stays_whole():
+    with use_mesh(make_mesh(MeshConfig(data=2, context=4))):
+        split = jax.jit(lambda x: constrain(x * 1, "batch", "length"))
+        assert split(jax.numpy.ones((2, 8))).sharding.shard_shape((2, 8)) == (1, 2)
+        assert split(jax.numpy.ones((2, 1))).sharding.shard_shape((2, 1)) == (1, 1)
 
 
 def test_batches_are_split_over_data_and_fsdp():

@@ -1,5 +1,6 @@
 """The model on 8 devices, however they are arranged, computes what it computes on one."""
 
+import dataclasses
 import functools
 import re
 
@@ -57,7 +58,11 @@ def on_one_device():
     return jax.device_get(loss(random_params(CONFIG), *batch()))
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 1, 4), (1, 2, 2, 2), (2, 1, 1, 1, 4)],
+    ids=str,
+)
 def test_forward_and_gradient_equal_one_device(sizes):
     mesh = make_mesh(MeshConfig(*sizes))
     with use_mesh(mesh):
@@ -141,3 +146,32 @@ def test_sharded_initialisation_draws_the_same_numbers_and_splits_them():
 def test_model_that_does_not_divide_is_refused(switches, sizes, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         abstract_params(ModelConfig(**switches), make_mesh(MeshConfig(*sizes)))
+
+
+MOE = dataclasses.replace(
+    CONFIG, num_experts=4, experts_per_token=2, mlp_bias=False, norm="rms", positions="rope", mlp_dim=16
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes", [(1, 4, 1, 1, 2), (1, 2, 2, 1, 2), (1, 1, 1, 2, 4), (8, 1, 1, 1, 1)], ids=str
+)
+def test_mixture_of_experts_equals_one_device(sizes):
+    @functools.partial(jax.jit, static_argnums=0)
+    def loss(name, params, *batch):
+        def mean(params):
+            scored = score_tokens(params, MOE, *batch)
+            return -scored.logp.mean() + scored.router.mean(), scored.logp
+
+        return jax.value_and_grad(mean, has_aux=True)(params)
+
+    params = random_params(MOE)
+    want = jax.device_get(loss("one", params, *batch()))
+    mesh = make_mesh(MeshConfig(*sizes))
+    with use_mesh(mesh):
+        layout = jax.tree.map(lambda x: x.sharding, abstract_params(MOE, mesh))
+        got = loss("many", jax.device_put(params, layout), *jax.device_put(batch(), batch_sharding(mesh)))
+    for (path, a), b in zip(jax.tree.leaves_with_path(want), jax.tree.leaves(got), strict=True):
+        atol = 1e-5 * max(1.0, np.abs(a).max())
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=atol, err_msg=jax.tree_util.keystr(path))
