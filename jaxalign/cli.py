@@ -11,7 +11,9 @@ USAGE = """usage: jaxalign VERB ...
       Pretrain, fine-tune and align a small model in a synthetic world, by every method, and report. No download.
 
   train --config=FILE[:ARG] --workdir=DIR [--config.KEY=VALUE ...]
-      Run one stage. Goes on from the latest checkpoint in DIR. Config files: configs/*.py.
+      Run one stage. Goes on from the latest checkpoint in DIR. Config files: configs/*.py. On several hosts run the same
+      command on each: SLURM and TPU hosts are recognised, others set JAXALIGN_COORDINATOR=HOST:PORT,
+      JAXALIGN_NUM_PROCESSES and JAXALIGN_PROCESS_ID.
 
   audit --config=FILE[:ARG] [--config.KEY=VALUE ...] [--show=N] [--json=FILE]
       Show what a stage will really be trained on, token by token, and check it. Exit code 1: do not train on it.
@@ -40,7 +42,7 @@ USAGE = """usage: jaxalign VERB ...
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 0, 1 for a deliberate error or a problem that `audit` found, 2 for bad usage,
-    75 when stopped by a signal.
+    75 when stopped by a signal. A run that hangs ends itself with 70.
     """
     argv = sys.argv[1:] if argv is None else argv
     verb, rest = (argv[0], argv[1:]) if argv else ("help", [])
@@ -94,13 +96,20 @@ def _quickstart(argv: list[str]) -> None:
 
 
 def _train(argv: list[str]) -> None:
+    import jax
+
     from jaxalign.config import parse_flags
+    from jaxalign.parallel import processes
     from jaxalign.stages import parse_config, train
     from jaxalign.training.loop import summarize
     from jaxalign.training.progress import print_summary
 
     values, workdir = parse_flags(argv)
-    summary = train(parse_config(values), workdir)
+    config = parse_config(values)
+    processes.initialize()
+    summary = train(config, workdir)
+    if jax.process_index() > 0:
+        return
     print_summary(
         [{"metric": name, "value": f"{x:.6g}"} for name, x in summarize(summary).items()],
         title=f"{summary['stage']}: {summary['steps']} steps in {summary['seconds']} s",

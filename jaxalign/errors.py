@@ -9,6 +9,10 @@ class ConfigError(JaxalignError, ValueError):
     """A config key or a flag has a value that cannot work."""
 
 
+class DistributedError(JaxalignError, RuntimeError):
+    """The processes of a run cannot find each other, or one of them has failed."""
+
+
 class DataError(JaxalignError, ValueError):
     """A data file or row cannot be used. The message begins with `file:row`."""
 

@@ -1,6 +1,6 @@
 """Batches in an order that is a pure function of (seed, step), whatever the number of processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 
@@ -18,23 +18,22 @@ def make_loader(
     *,
     shuffle: bool = True,
     num_epochs: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    parts: Sequence[int] = (0,),
+    num_parts: int = 1,
 ) -> grain.DatasetIterator:
     """Iterate over training batches for ever, or for `num_epochs`.
 
     Global batch s holds rows order[s * batch_size : (s + 1) * batch_size], where `order` runs through all
-    rows, freshly shuffled for every epoch; process j of J gets the j-th J-th of each batch. A batch may
-    straddle two epochs, and so the last one is filled up from the epoch after. Sources with weights are
-    interleaved, each in its own order: over any stretch of steps their shares of rows are right to within
-    rounding, the ratio of a weight to the smallest counting in hundredths.
+    rows, freshly shuffled for every epoch. A process gets those of the `num_parts` equal parts of each batch
+    that its devices hold, see `parallel.processes.batch_parts`. A batch may straddle two epochs, and so the
+    last one is filled up from the epoch after. Sources with weights are interleaved, each in its own order:
+    over any stretch of steps their shares of rows are right to within rounding, the ratio of a weight to the
+    smallest counting in hundredths.
 
     The iterator's `get_state()` is a JSON-able dict that holds the number of batches taken; `set_state` goes
     there, also in a run with another number of processes.
     """
-    batches = train_batches(
-        rows, batch_size, seed, shuffle=shuffle, process_index=process_index, process_count=process_count
-    )
+    batches = train_batches(rows, batch_size, seed, shuffle=shuffle, parts=parts, num_parts=num_parts)
     if num_epochs is not None:
         if rows.weights:
             raise ConfigError("a mixture with weights has no epochs; give a number of steps instead")
@@ -48,24 +47,24 @@ def train_batches(
     seed: int,
     *,
     shuffle: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
+    parts: Sequence[int] = (0,),
+    num_parts: int = 1,
 ) -> grain.MapDataset:
     """The batches of `make_loader` by number: `train_batches(...)[s]` is batch s."""
-    share = _share(batch_size, process_index, process_count)
+    share = _share(batch_size, parts, num_parts)
     steps = _order(rows, seed, shuffle).batch(batch_size, batch_fn=list)
-    return steps.map(lambda indices: collate(rows, indices[share]))
+    return steps.map(lambda indices: collate(rows, [indices[i] for i in share]))
 
 
 def eval_batches(
-    rows: Rows, batch_size: int, *, process_index: int = 0, process_count: int = 1
+    rows: Rows, batch_size: int, *, parts: Sequence[int] = (0,), num_parts: int = 1
 ) -> Iterator[Batch | PairBatch | PromptBatch]:
     """Every row once, in order; empty rows (segment 0, mask and weight 0) fill up the last batch."""
-    share = _share(batch_size, process_index, process_count)
+    share = _share(batch_size, parts, num_parts)
     for start in range(0, len(rows), batch_size):
         indices = list(range(start, min(start + batch_size, len(rows))))
         indices += [-1] * (batch_size - len(indices))
-        yield collate(rows, indices[share])
+        yield collate(rows, [indices[i] for i in share])
 
 
 def _order(rows: Rows, seed: int, shuffle: bool) -> grain.MapDataset:
@@ -80,10 +79,11 @@ def _order(rows: Rows, seed: int, shuffle: bool) -> grain.MapDataset:
     return (everything.shuffle() if shuffle else everything).repeat()
 
 
-def _share(batch_size: int, process_index: int, process_count: int) -> slice:
-    if batch_size < 1 or batch_size % process_count:
+def _share(batch_size: int, parts: Sequence[int], num_parts: int) -> list[int]:
+    if batch_size < 1 or batch_size % num_parts:
         raise ConfigError(
-            f"config.batch_size={batch_size}: must be a positive multiple of the {process_count} processes"
+            f"config.batch_size={batch_size}: must be a positive multiple of the {num_parts} parts that the mesh "
+            f"splits a batch into"
         )
-    size = batch_size // process_count
-    return slice(process_index * size, (process_index + 1) * size)
+    size = batch_size // num_parts
+    return [part * size + i for part in parts for i in range(size)]

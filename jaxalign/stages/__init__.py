@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxalign import parallel
 from jaxalign.config import check_keys
 from jaxalign.errors import ConfigError
+from jaxalign.parallel import processes
 from jaxalign.training import config as settings
 from jaxalign.training import loop
 from jaxalign.training.run import open_run
@@ -56,7 +57,8 @@ def train(
     Args:
       devices: to run on; all of them when None.
     """
-    mesh = parallel.make_mesh(config.mesh, devices or jax.devices())
+    with processes.together():
+        mesh = parallel.make_mesh(config.mesh, devices or jax.devices())
     with parallel.use_mesh(mesh, parallel.parse_rules(config.mesh.rules)):
         run = open_run(config, workdir)
         return loop.train(_module(config.stage).build(run), stop_at=stop_at, probe=probe, quiet=quiet)

@@ -25,6 +25,7 @@ from jaxalign.losses import running_moments
 from jaxalign.losses.metrics import Mean, Metrics, finalize, merge
 from jaxalign.losses.ppo import adaptive_kl, policy_loss, value_loss
 from jaxalign.models import ModelConfig, Params
+from jaxalign.parallel import processes
 from jaxalign.sampling.generate import generate
 from jaxalign.sampling.scoring import routed_values, score_tokens
 from jaxalign.stages.ppo_config import PPOConfig
@@ -262,10 +263,13 @@ def make_rollout(run: Run, models: PPOModels) -> Any:
             state.policy.params, state.critic.params, reference, models.reward, prompts, completions
         )
         if models.reward is None:
-            texts = completion_texts(completions, run.tokenizer, run.tokenizer.eos_ids)
+            # Each process has the function score its own rows, however the compiler laid the completions out.
+            own = jax.device_put(completions, run.rows_sharding)
+            texts = completion_texts(own, run.tokenizer, run.tokenizer.eos_ids)
             asked = run.prompts(dataset, prompts.rows)
             scores = np.zeros(len(texts), np.float32)
-            scores[: len(asked)] = call_reward_function(models.reward_function, asked, texts[: len(asked)])
+            with processes.together():
+                scores[: len(asked)] = call_reward_function(models.reward_function, asked, texts[: len(asked)])
             scores = run.put(scores)
         else:
             scores = scored.pop("scores")
@@ -309,19 +313,20 @@ def build(run: Run) -> Stage:
     )
 
     def init() -> PPOState:
-        policy, critic = models.init()
-        copy = functools.partial(jax.tree.map, jnp.copy)
-        state = PPOState(
-            policy=policy,
-            critic=critic,
-            kl_coef=jnp.float32(options.kl_coef),
-            moments=running_moments.init(),
-            reference=copy(policy.params) if options.reference_rate else None,
-            average=copy(policy.params) if options.average_decay else None,
-            rollout=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rollout_shape),
-            key=jax.random.fold_in(jax.random.key(run.config.seed), 1),
-        )
-        return jax.device_put(state, jax.tree.map(lambda x: x.sharding, abstract))
+        return jax.jit(
+            lambda policy, critic: PPOState(
+                policy=policy,
+                critic=critic,
+                kl_coef=jnp.float32(options.kl_coef),
+                moments=running_moments.init(),
+                reference=policy.params if options.reference_rate else None,
+                average=policy.params if options.average_decay else None,
+                rollout=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rollout_shape),
+                key=jax.random.fold_in(jax.random.key(run.config.seed), 1),
+            ),
+            donate_argnums=(0, 1),
+            out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
+        )(*models.init())
 
     sampler = make_rollout(run, models)
 

@@ -7,8 +7,9 @@ import pathlib
 import jax
 import numpy as np
 
-from jaxalign.data import PairBatch, eval_batches
+from jaxalign.data import Dataset, PairBatch
 from jaxalign.models import ModelConfig, Params
+from jaxalign.parallel import processes
 from jaxalign.sampling.scoring import score_tokens, segment_sums
 from jaxalign.training.run import Run
 from jaxalign.training.weights import fingerprint
@@ -23,7 +24,7 @@ def sequence_logprobs(params: Params, batch: PairBatch, model: ModelConfig) -> j
 
 
 def reference_rows(run: Run, reference: Params) -> Run:
-    """The run with `ref_logp` filled in for every row of its data.
+    """The run with `ref_logp` filled in for every row of its data, each process scoring its share.
 
     Files are named by a digest of the tokens, their packing, the weights and the compute type: a file that is
     found belongs to exactly this data and this reference.
@@ -31,16 +32,22 @@ def reference_rows(run: Run, reference: Params) -> Run:
     score = jax.jit(lambda batch: sequence_logprobs(reference, batch, run.model))
     weights = fingerprint(reference)
 
-    def filled(dataset):
+    def computed(dataset: Dataset) -> np.ndarray:
+        parts = [processes.everywhere(score(batch)) for batch in run.batches(dataset)]
+        return np.concatenate(parts)[: len(dataset.rows)]
+
+    def filled(dataset: Dataset) -> Dataset:
         rows = dataset.rows
         layout = repr((rows.bins, rows.row_length, rows.max_segments, run.model.dtype))
         digest = hashlib.sha256(f"{dataset.fingerprint} {weights} {layout}".encode()).hexdigest()[:24]
         path = run.workdir / FOLDER / f"{digest}.npy"
-        if not path.is_file():
-            B = run.config.batch_size
-            parts = [np.asarray(score(run.put(batch))) for batch in eval_batches(rows, B)]
-            _write(path, np.concatenate(parts)[: len(rows)])
-        return dataclasses.replace(dataset, rows=dataclasses.replace(rows, ref_logp=np.load(path)))
+        if processes.first_says(path.is_file()):
+            values = np.load(path)
+        else:
+            values = computed(dataset)
+            if jax.process_index() == 0:
+                _write(path, values)
+        return dataclasses.replace(dataset, rows=dataclasses.replace(rows, ref_logp=values))
 
     held_out = filled(run.held_out) if run.held_out is not None else None
     return dataclasses.replace(run, train=filled(run.train), held_out=held_out)

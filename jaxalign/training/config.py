@@ -46,6 +46,7 @@ class Config:
     eval_every: int = 0  # steps; 0: at the end only
     checkpoint_every: int = 0  # steps; 0: at the end only
     keep_checkpoints: int = 1
+    hang_timeout: float = 1800.0  # seconds without a finished step after which a run ends itself; 0: never
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -55,7 +56,7 @@ class Config:
         for key in ("batch_size", "num_microbatches", "log_every", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"config.{key}={getattr(self, key)} must be at least 1")
-        for key in ("num_steps", "eval_every", "checkpoint_every"):
+        for key in ("num_steps", "eval_every", "checkpoint_every", "hang_timeout"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"config.{key}={getattr(self, key)} must be 0 or more")
         if self.num_steps == 0 and not self.num_epochs > 0:

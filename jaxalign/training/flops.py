@@ -1,6 +1,7 @@
 """Model FLOPs, for model FLOP utilisation (MFU, arXiv 2204.02311 appendix B)."""
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxalign.models import ModelConfig
@@ -34,16 +35,21 @@ def matmul_params(config: ModelConfig) -> int:
     return config.num_layers * (heads + mlp) + config.vocab_size * config.embed_dim
 
 
-def step_flops(config: ModelConfig, segment_ids: np.ndarray) -> float:
-    """FLOPs of one forward and backward pass over a packed batch, int32 [B, T].
+@jax.jit
+def count_work(segment_ids: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of a packed batch, int32 [B, T]: its tokens, and the pairs of them that attention lets see each other.
 
-    6 a parameter and token, and 12 * L * H * d for every pair of tokens that attention lets see each other,
-    counted once (causal), within segments only. Recomputation and padding are not counted.
+    A pair is counted once (causal), within segments only: position p of a segment sees p + 1 tokens. Float32, as
+    a large batch has more pairs than int32 can count.
     """
-    tokens = np.count_nonzero(segment_ids)
-    seen = 0
-    for row in segment_ids:
-        lengths = np.bincount(row[row > 0])
-        seen += int(np.sum(lengths * (lengths + 1) // 2))
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * seen
+    real = (segment_ids > 0).astype(jnp.float32)
+    return real.sum(), jnp.sum(real * (positions + 1))
+
+
+def step_flops(config: ModelConfig, tokens: float, pairs: float) -> float:
+    """FLOPs of one forward and backward pass over a batch of `tokens` and visible `pairs`; see `count_work`.
+
+    6 a parameter and token, and 12 * L * H * d a pair. Recomputation and padding are not counted.
+    """
+    attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs
     return 6.0 * matmul_params(config) * tokens + attention

@@ -13,12 +13,14 @@ import jax
 
 from jaxalign.errors import CheckpointError
 from jaxalign.models import count_params
+from jaxalign.parallel import processes
 from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer
 from jaxalign.training.metrics import FILE_NAME, MetricWriter, read_metrics
 from jaxalign.training.progress import Progress
 from jaxalign.training.recorder import Recorder
 from jaxalign.training.run import TEMPLATE, describe
 from jaxalign.training.stage import Stage
+from jaxalign.training.watchdog import Watchdog
 from jaxalign.training.weights import MODEL, save_model
 
 SUMMARY = "summary.json"
@@ -50,7 +52,7 @@ def train(
       The summary: last training metrics, final evaluation, steps, seconds.
 
     Raises:
-      Stopped: by `stop_at`, SIGTERM or SIGINT, once the state is saved.
+      Stopped: by `stop_at`, or by SIGTERM or SIGINT to any of the processes, once the state is saved.
       NonFiniteError: NaN or infinity in loss or gradient, and config.on_nonfinite is "stop".
       CheckpointError: the latest checkpoint is damaged or belongs to another model, data or reference.
     """
@@ -58,6 +60,7 @@ def train(
     config = run.config
     run.workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(config.hang_timeout))
         checkpointer = stack.enter_context(
             Checkpointer(run.workdir / CHECKPOINTS, keep=config.keep_checkpoints)
         )
@@ -67,8 +70,10 @@ def train(
         writer.truncate_after(step)
         progress = stack.enter_context(Progress(run.steps, config.stage, mode="silent" if quiet else "auto"))
         asked = stack.enter_context(_signals())
+        vote = processes.make_vote(run.mesh)
         recorder = Recorder(run, writer, progress, meta.get("metrics", {}))
         began = time.monotonic() - meta.get("seconds", 0.0)
+        first = step
         if not quiet and jax.process_index() == 0:
             print(_introduction(stage, step), flush=True)
 
@@ -76,6 +81,7 @@ def train(
             position = step * len(stage.phases) + phase
             if checkpointer.latest() == position:
                 return
+            watchdog.at(f"saving step {step}", patient=True)
             meta = describe(run) | {
                 "step": step,
                 "phase": phase,
@@ -87,20 +93,28 @@ def train(
             checkpointer.save(position, state, meta)
 
         def evaluate() -> dict[str, float]:
+            watchdog.at(f"the evaluation after step {step}", patient=True)
             values = stage.evaluate(state) if run.held_out is not None else {}
             return values | (probe(step, stage.params(state)) if probe else {})
 
+        def stop_here() -> bool:
+            wanted = vote(bool(asked))  # by every process, whatever stop_at says
+            return wanted or (stop_at is not None and stop_at(step, phase))
+
         while step < run.steps:
+            # The host waits for a step after it has sent the next: two steps pass until all is compiled.
+            watchdog.at(f"step {step + 1}", patient=step < first + 2)
             batch = run.put(next(loader)) if phase == 0 else None
             if step == 0 and phase == 0:
                 stage.verify(state, batch)
             recorder.begin(batch)
             while phase < len(stage.phases):
                 name, function = stage.phases[phase]
+                watchdog.at(f"step {step + 1}, {name} phase", patient=step < first + 2)
                 state, metrics = function(state, batch)
                 recorder.phase(name, metrics, wait=len(stage.phases) > 1)
                 phase += 1
-                if phase < len(stage.phases) and (asked or (stop_at and stop_at(step, phase))):
+                if phase < len(stage.phases) and stop_here():
                     recorder.flush(state)
                     save()
                     raise Stopped(f"stopped in step {step + 1}, after its {name} phase; state saved")
@@ -110,7 +124,7 @@ def train(
                 recorder.flush(state)
                 writer.write(step, evaluate(), kind="eval")
                 recorder.restart_clock()
-            stop = asked or (stop_at is not None and stop_at(step, 0))
+            stop = stop_here()
             if stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
                 recorder.flush(state)
                 save()
@@ -120,18 +134,21 @@ def train(
         recorder.flush(state)
         save()
         final = evaluate()
-        if final and not _evaluated(run.workdir, step):
-            writer.write(step, final, kind="eval")
-    _export(stage, state)
-    summary = {
-        "stage": config.stage,
-        "steps": run.steps,
-        "seconds": round(time.monotonic() - began, 2),
-        "train": recorder.last,
-        "eval": final,
-        "data": str(run.train.report),
-    }
-    (run.workdir / SUMMARY).write_text(json.dumps(summary, indent=1))
+        watchdog.at("writing the model", patient=True)
+        _export(stage, state)
+        summary = {
+            "stage": config.stage,
+            "steps": run.steps,
+            "seconds": round(time.monotonic() - began, 2),
+            "train": recorder.last,
+            "eval": final,
+            "data": str(run.train.report),
+        }
+        if jax.process_index() == 0:
+            if final and not _evaluated(run.workdir, step):
+                writer.write(step, final, kind="eval")
+            (run.workdir / SUMMARY).write_text(json.dumps(summary, indent=1))
+        processes.barrier()  # what is returned to any process is there for all
     return summary
 
 
@@ -189,7 +206,7 @@ def _export(stage: Stage, state: Any) -> None:
         scalar=stage.scalar,
         meta=describe(run),
     )
-    if run.config.data.chat_template:
+    if run.config.data.chat_template and jax.process_index() == 0:
         shutil.copyfile(run.config.data.chat_template, run.workdir / MODEL / TEMPLATE)
 
 

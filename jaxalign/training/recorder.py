@@ -4,15 +4,15 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxalign.errors import NonFiniteError
 from jaxalign.losses.metrics import finalize
+from jaxalign.parallel.processes import everywhere
 from jaxalign.training.checkpoint import Checkpointer
-from jaxalign.training.flops import peak_flops, step_flops
+from jaxalign.training.flops import count_work, peak_flops, step_flops
 from jaxalign.training.metrics import MetricWriter
 from jaxalign.training.progress import Progress
-from jaxalign.training.run import Run, describe, local_rows
+from jaxalign.training.run import Run, describe
 
 NONFINITE = "nonfinite"  # where, in a run's folder, the state before an update that failed is saved
 
@@ -45,7 +45,7 @@ class Recorder:
         self._metrics = {}
         self._times: dict[str, float] = {}
         self._rows = None if batch is None else batch.rows
-        self._tokens = None if batch is None else batch.segment_ids
+        self._work = None if batch is None else count_work(batch.segment_ids, batch.positions)
         self._phase_clock = time.monotonic()
 
     def phase(self, name: str, metrics: dict[str, Any], *, wait: bool) -> None:
@@ -63,7 +63,7 @@ class Recorder:
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
         done = self._pending
-        self._pending = (step, self._metrics, self._earlier, self._times, (self._rows, self._tokens), elapsed)
+        self._pending = (step, self._metrics, self._earlier, self._times, (self._rows, self._work), elapsed)
         self._metrics, self._earlier = {}, {}
         if done is not None:
             self._log(*done, state)
@@ -78,14 +78,13 @@ class Recorder:
         self, step: int, metrics: dict, earlier: dict, times: dict, given: tuple, elapsed: float, state: Any
     ) -> None:
         values = earlier | {name: float(x) for name, x in finalize(jax.device_get(metrics)).items()}
-        rows, segment_ids = given
+        rows, work = given
         values |= times | {"perf/step_time": elapsed}
-        if segment_ids is not None:
-            tokens = int(np.count_nonzero(local_rows(segment_ids))) * jax.process_count()
+        if work is not None:
+            tokens, pairs = map(float, work)
             values["perf/tokens_per_second"] = tokens / elapsed
             if self._flops:
-                flops = step_flops(self.run.model, local_rows(segment_ids)) * jax.process_count()
-                values["perf/mfu"] = flops / elapsed / self._flops
+                values["perf/mfu"] = step_flops(self.run.model, tokens, pairs) / elapsed / self._flops
         self._check_finite(step, values, rows, state)
         self.last = values
         self.progress.update(step, values)
@@ -96,7 +95,7 @@ class Recorder:
         skipped = max(values["skipped_steps"], values.get("critic/skipped_steps", 0.0))
         if not skipped or self.run.config.on_nonfinite == "skip":
             return
-        records = [] if rows is None else sorted({int(r) for r in local_rows(rows).ravel() if r >= 0})
+        records = [] if rows is None else sorted({int(r) for r in everywhere(rows).ravel() if r >= 0})
         folder = self.run.workdir / NONFINITE
         with Checkpointer(folder) as saved:
             if saved.latest() != step:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import jaxalign
 from jaxalign import parallel
 from jaxalign.data import (
     Dataset,
@@ -24,6 +25,7 @@ from jaxalign.data import (
 )
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, abstract_params, init_head, init_params
+from jaxalign.parallel import processes
 from jaxalign.training.config import Config, to_json
 from jaxalign.training.optimizer import make_optimizer, make_schedule
 from jaxalign.training.weights import SavedModel, check_vocabulary, find_model, origin, resolve_architecture
@@ -80,29 +82,29 @@ class Run:
         make = jax.make_array_from_process_local_data
         return jax.tree.map(lambda x: make(self.rows_sharding, np.asarray(x)), batch)
 
+    @property
+    def share(self) -> dict[str, Any]:
+        """Which rows of a batch this process reads, as the loader's functions take it."""
+        parts, num_parts = processes.batch_parts(self.mesh)
+        return {"parts": parts, "num_parts": num_parts}
+
     def loader(self) -> Any:
         """The training batches, as an iterator of host arrays whose position can be saved."""
-        return make_loader(
-            self.train.rows,
-            self.config.batch_size,
-            self.config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        return make_loader(self.train.rows, self.config.batch_size, self.config.seed, **self.share)
+
+    def batches(self, dataset: Dataset) -> Iterator[Any]:
+        """Every row of a dataset once, in order; empty rows fill up the last batch."""
+        return map(self.put, eval_batches(dataset.rows, self.config.batch_size, **self.share))
 
     def eval_batches(self) -> Iterator[Any]:
-        """Every held-out row once; empty rows fill up the last batch."""
-        if self.held_out is None:
-            return
-        B, rows = self.config.batch_size, self.held_out.rows
-        batches = eval_batches(rows, B, process_index=jax.process_index(), process_count=jax.process_count())
-        yield from map(self.put, batches)
+        """Every held-out row once; see `batches`."""
+        return iter(()) if self.held_out is None else self.batches(self.held_out)
 
     def text_batches(self, names: str | tuple[str, ...], batch_size: int) -> Callable[[int], Any]:
         """Batches of pretraining text by number, for a loss that mixes it in."""
         data = dataclasses.replace(self.config.data, train=names, weights=())
         rows = build_dataset(data, self.tokenizer, "text").rows
-        batches = train_batches(rows, batch_size, self.config.seed)
+        batches = train_batches(rows, batch_size, self.config.seed, **self.share)
         return lambda number: self.put(batches[number])
 
     def prompts(self, dataset: Dataset, rows: jax.Array) -> list[Any]:
@@ -199,9 +201,34 @@ def open_run(config: Config, workdir: str | pathlib.Path) -> Run:
     """Opens model, tokenizer and data of a config; call inside `parallel.use_mesh`.
 
     Raises:
-      ConfigError, DataError, CheckpointError: see the parts.
+      ConfigError, DataError, CheckpointError: see the parts; or the processes found different things.
+      DistributedError: another process could not.
     """
     workdir = pathlib.Path(workdir)
+    with processes.together():
+        run = _open(config, workdir)
+    settings = json.loads(to_json(config))
+    settings[config.stage] = settings.pop("options")
+    processes.check_same(
+        _flat(settings, "config")
+        | {
+            "training data": run.train.fingerprint,
+            "held-out data": run.held_out and run.held_out.fingerprint,
+            "jaxalign": jaxalign.__version__,
+            "jax": jax.__version__,
+        }
+    )
+    processes.check_shared(workdir)
+    return run
+
+
+def _flat(values: Any, path: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {path: values}
+    return {name: x for key, value in values.items() for name, x in _flat(value, f"{path}.{key}").items()}
+
+
+def _open(config: Config, workdir: pathlib.Path) -> Run:
     mesh = jax.sharding.get_mesh()
     inputs = open_inputs(config)
     config = inputs.config

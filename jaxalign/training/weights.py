@@ -23,6 +23,7 @@ from jaxalign.errors import CheckpointError, ConfigError, JaxalignError
 from jaxalign.hub import download, is_hub_name
 from jaxalign.models import ModelConfig, Params, abstract_params
 from jaxalign.models.hf.importer import CONFIG, HFModel, Path, by_path, load_folder, open_folder
+from jaxalign.parallel import processes
 from jaxalign.training.checkpoint import load_leaf, load_meta, load_params, save_params
 
 MODEL = "model"
@@ -132,8 +133,9 @@ def save_model(
     meta: dict[str, Any],
 ) -> None:
     """Leaves a model for `find_model`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(folder)
     own = {"model": dataclasses.asdict(config), "scalar": scalar}
     save_params(folder, params, meta | own)
 
@@ -181,4 +183,4 @@ def _checksums(params: Params) -> jax.Array:
 
 def fingerprint(params: Params) -> str:
     """A hexadecimal digest of the bits of all parameters, the same on any mesh."""
-    return hashlib.sha256(jax.device_get(_checksums(params)).tobytes()).hexdigest()[:16]
+    return hashlib.sha256(processes.everywhere(_checksums(params)).tobytes()).hexdigest()[:16]

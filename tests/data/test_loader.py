@@ -91,10 +91,16 @@ def test_resume_from_state_equals_uninterrupted():
 def test_processes_share_one_global_batch(process_count, rows):
     whole = list(islice(make_loader(rows, 8, seed=5), 10))
     parts = [
-        islice(make_loader(rows, 8, seed=5, process_index=p, process_count=process_count), 10)
+        islice(make_loader(rows, 8, seed=5, parts=(p,), num_parts=process_count), 10)
         for p in range(process_count)
     ]
     same([jax.tree.map(lambda *a: np.concatenate(a), *step) for step in zip(*parts, strict=True)], whole)
+
+
+def test_parts_need_not_be_neighbours():
+    whole = taken(make_loader(rows_of(23), 8, seed=5), 3)
+    some = taken(make_loader(rows_of(23), 8, seed=5, parts=(0, 3), num_parts=4), 3)
+    assert some == [[*batch[:2], *batch[6:]] for batch in whole]
 
 
 def test_resume_with_another_process_count():
@@ -102,7 +108,7 @@ def test_resume_with_another_process_count():
     whole = taken(make_loader(rows, 8, seed=5), 10)
     first = make_loader(rows, 8, seed=5)
     taken(first, 4)
-    halves = [make_loader(rows, 8, seed=5, process_index=p, process_count=2) for p in range(2)]
+    halves = [make_loader(rows, 8, seed=5, parts=(p,), num_parts=2) for p in range(2)]
     for half in halves:
         half.set_state(first.get_state())
     assert [a + b for a, b in zip(*(taken(half, 6) for half in halves), strict=True)] == whole[4:]
@@ -129,15 +135,15 @@ def test_eval_takes_every_row_once():
     batches = list(eval_batches(rows, 4))
     assert taken(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
     assert batches[-1].loss_mask.sum() == 2 and batches[-1].segment_ids[2:].sum() == 0
-    parts = [taken(eval_batches(rows, 4, process_index=p, process_count=2)) for p in range(2)]
+    parts = [taken(eval_batches(rows, 4, parts=(p,), num_parts=2)) for p in range(2)]
     assert [a + b for a, b in zip(*parts, strict=True)] == taken(batches)
 
 
 def test_refusals():
     with pytest.raises(
-        ConfigError, match=r"config.batch_size=6: must be a positive multiple of the 4 processes"
+        ConfigError, match=r"config.batch_size=6: must be a positive multiple of the 4 parts"
     ):
-        make_loader(rows_of(10), 6, seed=0, process_count=4)
+        make_loader(rows_of(10), 6, seed=0, num_parts=4)
     with pytest.raises(ConfigError, match=r"config.batch_size=0"):
         next(eval_batches(rows_of(10), 0))
     with pytest.raises(ConfigError, match=r"a mixture with weights has no epochs"):

@@ -1,7 +1,5 @@
 """A mixture of experts through the stages: what its router adds to a loss, however a batch is cut."""
 
-import jax
-import numpy as np
 import pytest
 from tiny import assert_tree_close, final_state, history, run
 
@@ -35,19 +33,34 @@ def test_cutting_a_batch_does_not_change_the_router_losses(runs, tmp_path, chang
     assert_tree_close(*(final_state(tmp_path / name, "model") for name in ("cut", "whole")))
 
 
+@pytest.fixture(scope="module")
+def stages(runs, plain, tmp_path_factory):
+    """All six stages on one device, each from what the one before it left: (stage, changes) -> the run's folder."""
+    root = tmp_path_factory.mktemp("stages")
+
+    def start(stage):
+        begin = plain if stage in ("sft", "orpo") else root / "sft"
+        changes = MOE if stage == "pretrain" else {"model.init_from": str(begin)}
+        return changes | ROUTER | ({"ppo.reward_model": str(root / "reward")} if stage == "ppo" else {})
+
+    for stage in STAGES_IN_ORDER:
+        run(stage, runs, root / stage, **start(stage))
+    return root, start
+
+
+STAGES_IN_ORDER = ("pretrain", "sft", "reward", "dpo", "orpo", "ppo")
+
+
 @pytest.mark.slow
-def test_every_stage_runs_on_a_mixture_of_experts(runs, plain, tmp_path):
-    """From a pretrained mixture to PPO: step-0 checks compare cached decoding with scoring, packed with alone."""
-    run("sft", runs, tmp_path / "sft", **{"model.init_from": str(plain)} | ROUTER)
-    start = {"model.init_from": str(tmp_path / "sft")} | ROUTER
-    run("reward", runs, tmp_path / "reward", **start)
-    for stage in ("dpo", "ppo"):
-        changes = {"ppo.reward_model": str(tmp_path / "reward")} if stage == "ppo" else {}
-        run(stage, runs, tmp_path / stage, **start | changes)
-    run("orpo", runs, tmp_path / "orpo", **{"model.init_from": str(plain)} | ROUTER)
-    for stage in ("sft", "reward", "dpo", "ppo", "orpo"):
-        values = history(tmp_path / stage)[-1][1]
-        assert np.isfinite(list(values.values())).all()
-        assert values["router/balance_loss"] > 1.5
-    assert history(tmp_path / "ppo")[-1][1]["critic/router/balance_loss"] > 1.5
-    assert jax.tree.leaves(final_state(tmp_path / "ppo", "model"))
+@pytest.mark.parametrize("stage", STAGES_IN_ORDER)
+def test_every_stage_on_a_mesh_with_experts_equals_one_device(stage, stages, runs, tmp_path):
+    """Step-0 checks inside compare cached decoding with scoring, and packed sequences with the same alone."""
+    root, start = stages
+    mesh = {"mesh.data": 1, "mesh.fsdp": 4, "mesh.expert": 2}
+    run(stage, runs, tmp_path, devices=8, **start(stage), **mesh)
+    assert_tree_close(final_state(tmp_path, "model"), final_state(root / stage, "model"))
+    for (_, a), (_, b) in zip(history(tmp_path), history(root / stage), strict=True):
+        for name in b:
+            assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-5), name
+        assert 1.5 < a["router/balance_loss"] < 4
+        assert stage != "ppo" or a["critic/router/balance_loss"] > 1.5

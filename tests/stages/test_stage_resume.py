@@ -20,6 +20,8 @@ from jaxalign.training.metrics import read_metrics
 MESHES = {
     "data8": {"mesh.data": 8},
     "fsdp8": {"mesh.data": 1, "mesh.fsdp": 8},
+    "fsdp4-tensor2": {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2},
+    "fsdp2-context4": {"mesh.data": 1, "mesh.fsdp": 2, "mesh.context": 4},
     "data2-fsdp2-tensor2": {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
 }
 # After the second step; for PPO also between its third rollout and the update on it.

@@ -14,7 +14,7 @@ from jaxalign.losses.metrics import Mean, finalize
 from jaxalign.models import ModelConfig, count_params, init_params
 from jaxalign.training import loop
 from jaxalign.training.config import ModelSettings
-from jaxalign.training.flops import matmul_params, peak_flops, step_flops
+from jaxalign.training.flops import count_work, matmul_params, peak_flops, step_flops
 from jaxalign.training.run import local_rows
 from jaxalign.training.state import apply_gradients, gradients, init_train_state, moving_average
 from jaxalign.training.weights import fingerprint, resolve_architecture
@@ -76,9 +76,11 @@ def test_flops_count_every_weight_matrix_and_every_visible_pair_once(changes):
     lookup = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim
     assert matmul_params(config) == count_params(params) - norms - lookup
     segments = np.array([[1, 1, 1, 2, 2, 0], [1, 0, 0, 0, 0, 0]])
+    positions = np.array([[0, 1, 2, 0, 1, 0], [0, 0, 0, 0, 0, 0]])
     pairs = 6 + 3 + 1
+    assert tuple(map(float, count_work(segments, positions))) == (6, pairs)
     wanted = 6 * matmul_params(config) * 6 + 12 * 3 * 4 * 4 * pairs
-    assert step_flops(config, segments) == wanted
+    assert step_flops(config, 6, pairs) == wanted
 
 
 def test_peak_flops_of_an_unknown_device_is_none():
