@@ -11,9 +11,9 @@ USAGE = """usage: jaxalign VERB ...
       Pretrain, fine-tune and align a small model in a synthetic world, by every method, and report. No download.
 
   train --config=FILE[:ARG] --workdir=DIR [--config.KEY=VALUE ...]
-      Run one stage. Goes on from the latest checkpoint in DIR. Config files: configs/*.py. On several hosts run the same
-      command on each: SLURM and TPU hosts are recognised, others set JAXALIGN_COORDINATOR=HOST:PORT,
-      JAXALIGN_NUM_PROCESSES and JAXALIGN_PROCESS_ID.
+      Run one stage. Goes on from the latest checkpoint in DIR. Config files: configs/*.py. On several hosts, run the
+      same on each: SLURM and TPU hosts find each other; on others set JAXALIGN_COORDINATOR=HOST:PORT (of process 0),
+      JAXALIGN_NUM_PROCESSES=N and JAXALIGN_PROCESS_ID=0..N-1.
 
   audit --config=FILE[:ARG] [--config.KEY=VALUE ...] [--show=N] [--json=FILE]
       Show what a stage will really be trained on, token by token, and check it. Exit code 1: do not train on it.

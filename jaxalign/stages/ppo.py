@@ -269,7 +269,9 @@ def make_rollout(run: Run, models: PPOModels) -> Any:
             asked = run.prompts(dataset, prompts.rows)
             scores = np.zeros(len(texts), np.float32)
             with processes.together():
-                scores[: len(asked)] = call_reward_function(models.reward_function, asked, texts[: len(asked)])
+                scores[: len(asked)] = call_reward_function(
+                    models.reward_function, asked, texts[: len(asked)]
+                )
             scores = run.put(scores)
         else:
             scores = scored.pop("scores")

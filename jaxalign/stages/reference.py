@@ -41,13 +41,13 @@ def reference_rows(run: Run, reference: Params) -> Run:
         layout = repr((rows.bins, rows.row_length, rows.max_segments, run.model.dtype))
         digest = hashlib.sha256(f"{dataset.fingerprint} {weights} {layout}".encode()).hexdigest()[:24]
         path = run.workdir / FOLDER / f"{digest}.npy"
-        if processes.first_says(path.is_file()):
-            values = np.load(path)
-        else:
+        # Only process 0 looks: on a network disk, who once saw no file may go on seeing none.
+        if not processes.first_says(jax.process_index() == 0 and path.is_file()):
             values = computed(dataset)
             if jax.process_index() == 0:
                 _write(path, values)
-        return dataclasses.replace(dataset, rows=dataclasses.replace(rows, ref_logp=values))
+            processes.barrier()
+        return dataclasses.replace(dataset, rows=dataclasses.replace(rows, ref_logp=np.load(path)))
 
     held_out = filled(run.held_out) if run.held_out is not None else None
     return dataclasses.replace(run, train=filled(run.train), held_out=held_out)

@@ -10,6 +10,7 @@ from jaxalign.config import check_keys, freeze, thaw
 from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig
+from jaxalign.models.kernels import default_attention
 from jaxalign.parallel import MeshConfig
 from jaxalign.training.optimizer import OptimizerConfig
 
@@ -19,15 +20,24 @@ class ModelSettings(ModelConfig):
     """The model as a config file names it: an architecture, or a finished run to start from."""
 
     vocab_size: int = 0  # 0: the tokenizer's
+    attention: str = "auto"  # xla, blockwise, splash; "auto": splash on TPU, blockwise on GPU, else xla
     init_from: str = ""  # a run's folder; its architecture, weights and tokenizer are taken over
 
     def __post_init__(self) -> None:
         """Checked once resolved: see `architecture`."""
 
-    def architecture(self, vocab_size: int) -> ModelConfig:
-        """The ModelConfig of these settings, for a tokenizer of `vocab_size` pieces."""
+    def architecture(self, vocab_size: int, platform: str) -> ModelConfig:
+        """The ModelConfig of these settings, for a tokenizer of `vocab_size` pieces and a platform of JAX."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelConfig)}
-        return ModelConfig(**values | {"vocab_size": self.vocab_size or vocab_size})
+        values["vocab_size"] = self.vocab_size or vocab_size
+        if self.attention == "auto":
+            values["attention"] = default_attention(platform)
+        elif self.attention == "splash" and platform != "tpu":
+            raise ConfigError(
+                f"config.model.attention='splash' is a kernel for TPUs, and this is {platform}; use 'auto', "
+                "'blockwise' or 'xla'"
+            )
+        return ModelConfig(**values)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -186,7 +186,8 @@ def open_inputs(config: Config) -> Inputs:
             "model with one, or set model.init_from"
         )
     tokenizer = load_tokenizer(data.tokenizer, data.chat_template)
-    model = config.model.architecture(source.config.vocab_size if source else tokenizer.vocab_size)
+    vocab_size = source.config.vocab_size if source else tokenizer.vocab_size
+    model = config.model.architecture(vocab_size, parallel.platform())
     if source is not None:
         model = resolve_architecture(model, source.config)
     check_vocabulary(model, tokenizer, f"config.data.tokenizer={data.tokenizer!r}")

@@ -23,7 +23,8 @@ from jaxalign.errors import CheckpointError, ConfigError, JaxalignError
 from jaxalign.hub import download, is_hub_name
 from jaxalign.models import ModelConfig, Params, abstract_params
 from jaxalign.models.hf.importer import CONFIG, HFModel, Path, by_path, load_folder, open_folder
-from jaxalign.parallel import processes
+from jaxalign.models.kernels import default_attention
+from jaxalign.parallel import platform, processes
 from jaxalign.training.checkpoint import load_leaf, load_meta, load_params, save_params
 
 MODEL = "model"
@@ -90,7 +91,7 @@ def find_model(path: str, key: str) -> SavedModel:
     except CheckpointError as error:
         raise CheckpointError(f"{key}={path!r}: {error}") from error
     try:
-        config = ModelConfig(**meta["model"])
+        config = ModelConfig(**meta["model"] | {"attention": default_attention(platform())})
     except TypeError as error:
         raise CheckpointError(
             f"{key}={path!r}: another version of jaxalign wrote it ({error}); use that version, or train it again"
@@ -111,8 +112,9 @@ def _find_foreign(folder: pathlib.Path, where: str) -> SavedModel:
     except JaxalignError as error:
         raise type(error)(f"{where}: {error}") from error
     meta = {"model": dataclasses.asdict(found.config), "scalar": found.scalar}
+    config = dataclasses.replace(found.config, attention=default_attention(platform()))
     return SavedModel(
-        folder, found.config, found.scalar, meta | {HF_CONFIG: found.values, HF_DTYPE: found.dtype}, found
+        folder, config, found.scalar, meta | {HF_CONFIG: found.values, HF_DTYPE: found.dtype}, found
     )
 
 

@@ -140,9 +140,7 @@ def test_eval_takes_every_row_once():
 
 
 def test_refusals():
-    with pytest.raises(
-        ConfigError, match=r"config.batch_size=6: must be a positive multiple of the 4 parts"
-    ):
+    with pytest.raises(ConfigError, match=r"config.batch_size=6: must be a positive multiple of the 4 parts"):
         make_loader(rows_of(10), 6, seed=0, num_parts=4)
     with pytest.raises(ConfigError, match=r"config.batch_size=0"):
         next(eval_batches(rows_of(10), 0))
