@@ -16,16 +16,18 @@ def attention_mask(
     q_segments: jax.Array,
     k_positions: jax.Array,
     k_segments: jax.Array,
-    window: int = 0,
+    window: int | jax.Array = 0,
 ) -> jax.Array:
     """[B, T, S] bool, True where query t may see key s, from int32 [B, T] and [B, S].
 
     Args:
-      window: a token sees itself and the `window` - 1 tokens before it; 0: all before it.
+      window: a token sees itself and the `window` - 1 tokens before it; 0: all before it. Positive if traced.
     """
     same = q_segments[:, :, None] == k_segments[:, None, :]
     distance = q_positions[:, :, None] - k_positions[:, None, :]
-    near = (distance >= 0) & (distance < window) if window else distance >= 0
+    near = distance >= 0
+    if not isinstance(window, int) or window:
+        near &= distance < window
     return same & near
 
 

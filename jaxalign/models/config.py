@@ -15,7 +15,7 @@ _CHOICES = {
     "activation": ("silu", "gelu", "gelu_tanh", "relu"),
     "dtype": ("float32", "bfloat16", "float16"),
     "remat": ("none", "full", "dots", "dots_no_batch"),
-    "attention": ("xla",),
+    "attention": ("xla", "blockwise", "splash"),
 }
 _COUNTS = (
     "vocab_size",
@@ -105,7 +105,7 @@ class ModelConfig:
     remat: str = (
         "none"  # recomputed in backward: nothing; full: layers; dots, dots_no_batch: all but (weight) matmuls
     )
-    attention: str = "xla"
+    attention: str = "xla"  # whole score matrices; "blockwise": some queries at a time; "splash": TPU kernel
     init_std: float = 0.02
 
     def __post_init__(self) -> None:

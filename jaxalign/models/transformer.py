@@ -14,6 +14,7 @@ from jaxalign.models.attention import attention, attention_mask
 from jaxalign.models.cache import Cache
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.experts import ROUTER, Experts
+from jaxalign.models.kernels import blockwise_attention, splash_attention
 from jaxalign.models.rope import rotary_angles, rotary_frequencies, rotate
 from jaxalign.parallel.sharding import constrain
 
@@ -122,14 +123,7 @@ class Attention(nn.Module):
             )
             k = jax.lax.dynamic_index_in_dim(cache.k, layer, keepdims=False)
             v = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
-        y = attention(
-            q,
-            k,
-            v,
-            _of_layer(context["mask"], local),
-            scale=c.query_scale or c.head_dim**-0.5,
-            softcap=c.attention_softcap,
-        )
+        y = self.attend(q, k, v, context, local, cached=cache is not None)
         out = Projection(
             (c.num_heads, c.head_dim, c.embed_dim),
             ("heads", "head_dim", "embed"),
@@ -139,6 +133,33 @@ class Attention(nn.Module):
             name="out",
         )
         return out(y), cache
+
+    def attend(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        context: dict[str, Any],
+        local: jax.Array | None,
+        *,
+        cached: bool,
+    ) -> jax.Array:
+        """The implementation that the config names; a cache has keys without queries, which the TPU kernel cannot."""
+        c = self.config
+        settings = {"scale": c.query_scale or c.head_dim**-0.5, "softcap": c.attention_softcap}
+        if c.attention == "xla":
+            return attention(q, k, v, _of_layer(context["mask"], local), **settings)
+        if c.attention == "splash" and not cached:
+            splash = functools.partial(splash_attention, **settings)
+            segments = context["segment_ids"]
+            near, all_ = (functools.partial(splash, window=window) for window in (c.window, 0))
+            if local is None:
+                return (near if c.local_layers[0] else all_)(q, k, v, segments)
+            return jax.lax.cond(local, near, all_, q, k, v, segments)
+        window = c.window if c.local_layers[0] else 0
+        if local is not None:
+            window = jnp.where(local, c.window, jnp.iinfo(jnp.int32).max)
+        return blockwise_attention(q, k, v, *context["places"], window=window, **settings)
 
 
 class MLP(nn.Module):
@@ -241,10 +262,11 @@ class Transformer(nn.Module):
             )
             k_positions, k_segments = cache.positions, cache.segment_ids
         kinds = (False, True) if len(set(c.local_layers)) == 2 else c.local_layers[:1]
-        context["mask"] = tuple(
-            attention_mask(positions, segment_ids, k_positions, k_segments, c.window if local else 0)
-            for local in kinds
-        )
+        context["places"] = (positions, segment_ids, k_positions, k_segments)
+        if c.attention == "xla":
+            context["mask"] = tuple(
+                attention_mask(*context["places"], c.window if local else 0) for local in kinds
+            )
         if c.positions == "rope":
             context["rotary"] = tuple(
                 rotary_angles(positions, *rotary_frequencies(c, local=local)) for local in kinds

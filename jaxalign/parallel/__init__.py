@@ -1,6 +1,6 @@
 """Meshes and the table from logical axes to mesh axes."""
 
-from jaxalign.parallel.mesh import AXES, MeshConfig, make_mesh
+from jaxalign.parallel.mesh import AXES, MeshConfig, make_mesh, platform
 from jaxalign.parallel.sharding import (
     RULES,
     batch_sharding,
@@ -25,6 +25,7 @@ __all__ = [
     "make_mesh",
     "param_shardings",
     "parse_rules",
+    "platform",
     "spec",
     "split_rows",
     "use_mesh",

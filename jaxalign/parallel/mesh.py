@@ -47,6 +47,12 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     return tuple(num_devices // known if size == -1 else size for size in sizes)
 
 
+def platform() -> str:
+    """cpu, gpu or tpu: of the mesh in force, whose devices may only be described, or else of this process."""
+    mesh = jax.sharding.get_mesh()
+    return jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
+
+
 def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) -> Mesh:
     """A mesh with the axes of `AXES` over `devices` (all of them when None).
 

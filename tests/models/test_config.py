@@ -19,7 +19,7 @@ from jaxalign.models import ModelConfig
             "config.model.dtype='bf16' is not one of float32, bfloat16, float16; did you mean",
         ),
         ({"remat": "all"}, "config.model.remat='all' is not one of none, full, dots, dots_no_batch"),
-        ({"attention": "splash"}, "config.model.attention='splash' is not one of xla"),
+        ({"attention": "flash"}, "config.model.attention='flash' is not one of xla, blockwise, splash"),
         ({"num_layers": 0}, "config.model.num_layers=0 must be at least 1"),
         ({"vocab_size": -1}, "config.model.vocab_size=-1 must be at least 1"),
         ({"num_kv_heads": 0}, "config.model.num_kv_heads=0 must be at least 1"),
