@@ -41,7 +41,7 @@ def get_config(arg: str) -> ConfigDict:
         config.data.train = f"{data}/sft.jsonl"
         config.data.max_length = 16
         config.batch_size = 32
-        config.num_steps = 60 if full else 12
+        config.num_steps = 60 if full else 8
         config.optimizer.learning_rate = 3e-5
         config.ppo.reward_function = "jaxalign.evaluation.rewards:vader"
         config.ppo.sampling.max_new_tokens = 32
