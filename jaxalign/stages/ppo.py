@@ -18,6 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxalign.data import Dataset, PromptBatch
 from jaxalign.errors import StepZeroError
@@ -125,17 +126,10 @@ def value_objective(
     return value, {f"critic/{name}" if name.startswith("router/") else name: x for name, x in metrics.items()}
 
 
-def make_update(run: Run, models: PPOModels) -> Any:
-    """The update phase: minibatches of a rollout through two jitted steps, one a model."""
+def make_policy_update(run: Run, optimizer: optax.GradientTransformation, schedule: optax.Schedule) -> Any:
+    """The jitted (policy, episodes, text, failed) -> (policy, metrics): one update on a minibatch."""
     options: PPOConfig = run.config.options
-    E, M = run.config.batch_size, options.num_minibatches
     halt = run.config.on_nonfinite == "stop"
-
-    @jax.jit
-    def minibatch(rollout: Rollout, key: jax.Array, epoch: jax.Array, index: jax.Array) -> Rollout:
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), E)
-        rows = jax.lax.dynamic_slice_in_dim(order, index * (E // M), E // M)
-        return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), rollout)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def policy_update(
@@ -145,21 +139,46 @@ def make_update(run: Run, models: PPOModels) -> Any:
         objective = functools.partial(policy_objective, total=total, model=run.model, options=options)
         parts = run.config.num_microbatches
         value, metrics, grads = gradients(objective, policy.params, (episodes, text), parts)
-        rate = models.schedule(policy.step)
+        rate = schedule(policy.step)
         hold = halt & (policy.skipped + failed > 0)
-        policy, more = apply_gradients(policy, value, grads, models.optimizer, hold=hold)
+        policy, more = apply_gradients(policy, value, grads, optimizer, hold=hold)
         return policy, metrics | more | {"learning_rate": Mean(rate, rate * 0 + 1)}
+
+    return policy_update
+
+
+def make_value_update(run: Run, critic_config: ModelConfig, optimizer: optax.GradientTransformation) -> Any:
+    """The jitted (critic, episodes, failed) -> (critic, metrics): one update on a minibatch."""
+    options: PPOConfig = run.config.options
+    halt = run.config.on_nonfinite == "stop"
 
     @functools.partial(jax.jit, donate_argnums=0)
     def value_update(critic: TrainState, episodes: Rollout, failed: jax.Array) -> tuple[TrainState, Metrics]:
         objective = functools.partial(
-            value_objective, total=totals(episodes), model=models.critic_config, options=options
+            value_objective, total=totals(episodes), model=critic_config, options=options
         )
         parts = run.config.num_microbatches
         value, metrics, grads = gradients(objective, critic.params, episodes, parts)
         hold = halt & (critic.skipped + failed > 0)
-        critic, more = apply_gradients(critic, value, grads, models.critic_optimizer, hold=hold)
+        critic, more = apply_gradients(critic, value, grads, optimizer, hold=hold)
         return critic, metrics | {f"critic/{name}": x for name, x in more.items()}
+
+    return value_update
+
+
+def make_update(run: Run, models: PPOModels) -> Any:
+    """The update phase: minibatches of a rollout through two jitted steps, one a model."""
+    options: PPOConfig = run.config.options
+    E, M = run.config.batch_size, options.num_minibatches
+
+    @jax.jit
+    def minibatch(rollout: Rollout, key: jax.Array, epoch: jax.Array, index: jax.Array) -> Rollout:
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), E)
+        rows = jax.lax.dynamic_slice_in_dim(order, index * (E // M), E // M)
+        return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), rollout)
+
+    policy_update = make_policy_update(run, models.optimizer, models.schedule)
+    value_update = make_value_update(run, models.critic_config, models.critic_optimizer)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def drift(reference: Params, params: Params, decay: jax.Array) -> Params:
@@ -218,19 +237,25 @@ def _verify_ratio(metrics: Metrics, model: ModelConfig) -> None:
         )
 
 
-def make_rollout(run: Run, models: PPOModels) -> Any:
-    """The rollout phase: prompts -> episodes with advantages, in the state."""
+def make_score(run: Run, critic_config: ModelConfig, reward_config: ModelConfig | None) -> Any:
+    """The jitted `score_episodes` of a run."""
     options: PPOConfig = run.config.options
-    score = jax.jit(
+    return jax.jit(
         functools.partial(
             score_episodes,
             model=run.model,
-            critic_model=models.critic_config,
-            reward_config=models.reward_config,
+            critic_model=critic_config,
+            reward_config=reward_config,
             temperature=options.sampling.temperature,
             kl_estimator=options.kl_estimator,
         )
     )
+
+
+def make_rollout(run: Run, models: PPOModels) -> Any:
+    """The rollout phase: prompts -> episodes with advantages, in the state."""
+    options: PPOConfig = run.config.options
+    score = make_score(run, models.critic_config, models.reward_config)
     finish = jax.jit(functools.partial(finish_rollout, options=options))
 
     @jax.jit

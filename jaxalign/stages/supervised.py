@@ -42,22 +42,8 @@ def supervised_stage(
       verify: truths about (params, first batch, frozen) before the first update.
     """
     frozen = frozen or {}
+    train_step = make_train_step(run, loss, totals)
     loss = functools.partial(loss, model=run.model, options=run.config.options)
-    halt = run.config.on_nonfinite == "stop"
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, batch: Any, frozen: dict[str, Params]) -> tuple[TrainState, Metrics]:
-        total = totals(batch)
-        value, metrics, grads = gradients(
-            lambda params, part: loss(params, part, total, frozen),
-            state.params,
-            batch,
-            run.config.num_microbatches,
-        )
-        rate = run.schedule(state.step)
-        hold = halt & (state.skipped > 0)
-        state, more = apply_gradients(state, value, grads, run.optimizer, hold=hold)
-        return state, metrics | more | {"learning_rate": Mean(rate, rate * 0 + 1)}
 
     @jax.jit
     def eval_step(params: Params, batch: Any, frozen: dict[str, Params]) -> Metrics:
@@ -90,6 +76,28 @@ def supervised_stage(
         verify=lambda state, batch: verify(state.params, batch, frozen) if verify else None,
         fingerprint="-".join(f"{name}:{fingerprint(params)}" for name, params in sorted(frozen.items())),
     )
+
+
+def make_train_step(run: Run, loss: Callable[..., tuple[jax.Array, Metrics]], totals: Totals) -> Any:
+    """The jitted (state, batch, frozen) -> (state, metrics); arguments as for `supervised_stage`."""
+    loss = functools.partial(loss, model=run.model, options=run.config.options)
+    halt = run.config.on_nonfinite == "stop"
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, batch: Any, frozen: dict[str, Params]) -> tuple[TrainState, Metrics]:
+        total = totals(batch)
+        value, metrics, grads = gradients(
+            lambda params, part: loss(params, part, total, frozen),
+            state.params,
+            batch,
+            run.config.num_microbatches,
+        )
+        rate = run.schedule(state.step)
+        hold = halt & (state.skipped > 0)
+        state, more = apply_gradients(state, value, grads, run.optimizer, hold=hold)
+        return state, metrics | more | {"learning_rate": Mean(rate, rate * 0 + 1)}
+
+    return train_step
 
 
 @jax.jit
