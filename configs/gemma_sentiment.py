@@ -2,13 +2,13 @@
 
     M=gemma-3-270m R=runs/gemma D=reviews          # a Hugging Face folder, the runs, the data of configs/reviews.py
     jaxalign train --config=configs/gemma_sentiment.py:sft,$M,$R,$D --workdir=$R/sft
-    jaxalign generate --model=$R/sft --prompts=$D/sft.jsonl --out=$R/completions.jsonl --n=4 --take=400 \\
+    jaxalign generate --model=$R/sft --prompts=$D/sft.jsonl --out=$R/completions.jsonl --n=4 --take=240 \\
         --prompt-slots=16 --max-new-tokens=32
     jaxalign label --completions=$R/completions.jsonl --out=$R/pairs.jsonl --reward=jaxalign.evaluation.rewards:vader
     for stage in dpo ppo orpo; do
         jaxalign train --config=configs/gemma_sentiment.py:$stage,$M,$R,$D --workdir=$R/$stage
     done
-    jaxalign evaluate --model=$R/dpo --reference=$R/sft --base=$M --prompts=$D/sft_held_out.jsonl --take=200 \\
+    jaxalign evaluate --model=$R/dpo --reference=$R/sft --base=$M --prompts=$D/sft_held_out.jsonl --take=100 \\
         --reward=jaxalign.evaluation.rewards:vader --prompt-slots=16 --max-new-tokens=32
 
 A fifth argument "full" takes all the prompts and three times the steps, for an accelerator. About an hour on 2 CPU
@@ -45,7 +45,7 @@ def get_config(arg: str) -> ConfigDict:
         config.optimizer.learning_rate = 3e-5
         config.ppo.reward_function = "jaxalign.evaluation.rewards:vader"
         config.ppo.sampling.max_new_tokens = 32
-        config.ppo.ppo_epochs = 2
+        config.ppo.ppo_epochs = 1
         config.ppo.num_minibatches = 1
         config.ppo.kl_coef = 0.03
         config.ppo.critic_learning_rate = 1e-4
