@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _CHUNK_BYTES = 64 * 2**20
+_CHUNK_TOKENS = 1024
 
 
 class TokenLogprobs(NamedTuple):
@@ -30,8 +31,12 @@ class TokenLogprobs(NamedTuple):
 
 
 def default_chunk_size(batch: int, vocab: int) -> int:
-    """Tokens per row and chunk such that one chunk's float32 logits take at most 64 MiB; at least 1."""
-    return max(1, _CHUNK_BYTES // (4 * batch * vocab))
+    """Tokens per row and chunk: as many as fill 64 MiB with float32 logits, or 1024 in all rows if those are more.
+
+    Every chunk adds a matrix as large as the head to the head's gradient: with fewer tokens, that sum would cost
+    more than the products that it is of.
+    """
+    return max(1, _CHUNK_BYTES // (4 * batch * vocab), -(-_CHUNK_TOKENS // batch))
 
 
 def token_logprobs(

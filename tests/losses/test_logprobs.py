@@ -163,8 +163,9 @@ def test_a_target_outside_the_vocabulary_is_nan_and_can_be_masked():
     assert np.isfinite(gradients).all() and not np.any(gradients[0, 1])
 
 
-def test_the_default_chunk_fits_64_mib():
-    assert default_chunk_size(4, 2**17) == 32
+def test_the_default_chunk_fits_64_mib_or_holds_1024_tokens():
+    assert default_chunk_size(4, 2**10) == 2**12
+    assert default_chunk_size(4, 2**17) == 256
     assert default_chunk_size(10_000, 2**18) == 1
 
 
