@@ -15,7 +15,7 @@ for arg in "$@"; do
     esac
 done
 [[ $extra ]] || die "name the accelerator: tpu, cuda12, cuda13 or cpu"
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 find_python() {
     local name

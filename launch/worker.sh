@@ -47,7 +47,7 @@ run_job() {
     local code=0
     trap '' HUP
     [[ ! -f $HOME/.jaxalign.env ]] || export_env_file "$HOME/.jaxalign.env"
-    cd "$root"
+    cd "$root" || exit
     printf '\n===== %s =====\n' "$(date -u +%FT%TZ)"
     run_forwarding "$root/.venv/bin/jaxalign" train "$@" || code=$?
     printf '%s\n' "$code" >"$job/exit.new"

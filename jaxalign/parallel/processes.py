@@ -265,6 +265,8 @@ def make_vote(mesh: Mesh) -> Callable[[bool], bool]:
     def vote(answer: bool) -> bool:
         local = np.full(len(mesh.local_devices), answer, np.int32)
         sent.append(largest(jax.make_array_from_process_local_data(layout, local, (mesh.size,))))
+        if mesh.local_devices[0].platform == "cpu":
+            sent[-1].block_until_ready()  # see `initialize`
         return len(sent) > 1 and bool(sent.pop(0))
 
     return vote

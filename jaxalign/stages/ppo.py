@@ -363,7 +363,8 @@ def build(run: Run) -> Stage:
         fixed = state.replace(key=jax.random.fold_in(jax.random.key(run.config.seed), 2))
         for batch in run.eval_batches():
             merged.append(sampler(fixed, batch, run.held_out)[1])
-        return {f"eval/{name}": float(x) for name, x in finalize(_merge_ragged(merged)).items()}
+        values = finalize(_merge_ragged(merged))
+        return {f"eval/{name}": float(x) for name, x in values.items() if not name.startswith("perf/")}
 
     return Stage(
         run=run,

@@ -20,6 +20,7 @@ from jaxalign.losses.metrics import Max, Mean, Metrics, masked_mean
 from jaxalign.models import ModelConfig, Params
 from jaxalign.sampling.generate import Completions, join
 from jaxalign.sampling.scoring import exact_kl, score_tokens, segment_rewards, token_values
+from jaxalign.training.flops import count_work
 from jaxalign.training.run import local_rows
 
 
@@ -179,4 +180,4 @@ def finish_rollout(
         "rollout_logp_diff_max": Max(jnp.max(gap * completions.mask)),
         "kl_coef": Mean(kl_coef, jnp.ones(())),
     }
-    return rollout, moments, metrics
+    return rollout, moments, metrics | count_work(rollout.segment_ids, rollout.positions)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxalign.losses.metrics import Mean, Metrics, finalize, merge
 from jaxalign.models import Params
+from jaxalign.training.flops import count_work
 from jaxalign.training.run import Run
 from jaxalign.training.stage import Stage
 from jaxalign.training.state import (
@@ -95,6 +96,7 @@ def make_train_step(run: Run, loss: Callable[..., tuple[jax.Array, Metrics]], to
         rate = run.schedule(state.step)
         hold = halt & (state.skipped > 0)
         state, more = apply_gradients(state, value, grads, run.optimizer, hold=hold)
+        more |= count_work(batch.segment_ids, batch.positions)
         return state, metrics | more | {"learning_rate": Mean(rate, rate * 0 + 1)}
 
     return train_step

@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxalign.losses.metrics import Mean, Metrics
 from jaxalign.models import ModelConfig
+
+TOKENS, PAIRS = "perf/tokens", "perf/pairs"
 
 # Dense bfloat16 peak of one device in FLOP/s, from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -35,15 +38,15 @@ def matmul_params(config: ModelConfig) -> int:
     return config.num_layers * (heads + mlp) + config.vocab_size * config.embed_dim
 
 
-@jax.jit
-def count_work(segment_ids: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def count_work(segment_ids: jax.Array, positions: jax.Array) -> Metrics:
     """Of a packed batch, int32 [B, T]: its tokens, and the pairs of them that attention lets see each other.
 
     A pair is counted once (causal), within segments only: position p of a segment sees p + 1 tokens. Float32, as
-    a large batch has more pairs than int32 can count.
+    a large batch has more pairs than int32 can count. Belongs into a step's metrics, for the recorder.
     """
     real = (segment_ids > 0).astype(jnp.float32)
-    return real.sum(), jnp.sum(real * (positions + 1))
+    one = jnp.ones((), jnp.float32)
+    return {TOKENS: Mean(real.sum(), one), PAIRS: Mean(jnp.sum(real * (positions + 1)), one)}
 
 
 def step_flops(config: ModelConfig, tokens: float, pairs: float) -> float:

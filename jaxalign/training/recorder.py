@@ -9,7 +9,7 @@ from jaxalign.errors import NonFiniteError
 from jaxalign.losses.metrics import finalize
 from jaxalign.parallel.processes import everywhere
 from jaxalign.training.checkpoint import Checkpointer
-from jaxalign.training.flops import count_work, peak_flops, step_flops
+from jaxalign.training.flops import PAIRS, TOKENS, peak_flops, step_flops
 from jaxalign.training.metrics import MetricWriter
 from jaxalign.training.progress import Progress
 from jaxalign.training.run import Run, describe
@@ -45,7 +45,6 @@ class Recorder:
         self._metrics = {}
         self._times: dict[str, float] = {}
         self._rows = None if batch is None else batch.rows
-        self._work = None if batch is None else count_work(batch.segment_ids, batch.positions)
         self._phase_clock = time.monotonic()
 
     def phase(self, name: str, metrics: dict[str, Any], *, wait: bool) -> None:
@@ -63,7 +62,7 @@ class Recorder:
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
         done = self._pending
-        self._pending = (step, self._metrics, self._earlier, self._times, (self._rows, self._work), elapsed)
+        self._pending = (step, self._metrics, self._earlier, self._times, self._rows, elapsed)
         self._metrics, self._earlier = {}, {}
         if done is not None:
             self._log(*done, state)
@@ -75,16 +74,16 @@ class Recorder:
             self._log(*done, state)
 
     def _log(
-        self, step: int, metrics: dict, earlier: dict, times: dict, given: tuple, elapsed: float, state: Any
+        self, step: int, metrics: dict, earlier: dict, times: dict, rows: Any, elapsed: float, state: Any
     ) -> None:
-        values = earlier | {name: float(x) for name, x in finalize(jax.device_get(metrics)).items()}
-        rows, work = given
+        values = {name: float(x) for name, x in finalize(jax.device_get(metrics)).items()}
         values |= times | {"perf/step_time": elapsed}
-        if work is not None:
-            tokens, pairs = map(float, work)
-            values["perf/tokens_per_second"] = tokens / elapsed
+        if TOKENS in values:  # not when the run goes on in the middle of a step: it took more than `elapsed`
+            values["perf/tokens_per_second"] = values[TOKENS] / elapsed
             if self._flops:
-                values["perf/mfu"] = step_flops(self.run.model, tokens, pairs) / elapsed / self._flops
+                flops = step_flops(self.run.model, values[TOKENS], values[PAIRS])
+                values["perf/mfu"] = flops / elapsed / self._flops
+        values = {name: x for name, x in (earlier | values).items() if name not in (TOKENS, PAIRS)}
         self._check_finite(step, values, rows, state)
         self.last = values
         self.progress.update(step, values)

@@ -78,7 +78,7 @@ def test_flops_count_every_weight_matrix_and_every_visible_pair_once(changes):
     segments = np.array([[1, 1, 1, 2, 2, 0], [1, 0, 0, 0, 0, 0]])
     positions = np.array([[0, 1, 2, 0, 1, 0], [0, 0, 0, 0, 0, 0]])
     pairs = 6 + 3 + 1
-    assert tuple(map(float, count_work(segments, positions))) == (6, pairs)
+    assert finalize(count_work(segments, positions)) == {"perf/tokens": 6, "perf/pairs": pairs}
     wanted = 6 * matmul_params(config) * 6 + 12 * 3 * 4 * 4 * pairs
     assert step_flops(config, 6, pairs) == wanted
 
