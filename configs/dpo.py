@@ -5,15 +5,24 @@
 
 On your own data: `--config.data.train=FILE.jsonl --config.model.init_from=RUN`, rows as for configs/reward.py. Losses:
 `--config.dpo.variant=sigmoid|robust|hinge|ipo|ipo_mean`; see jaxalign/losses/dpo.py.
+
+A published model, the length-normalised loss and rates of Tülu 3 8B (arXiv 2411.15124):
+
+    jaxalign plan --config=configs/dpo.py:llama3_1_8b --topology=v5p:4x4x4
+    jaxalign train --config=configs/dpo.py:llama3_1_8b --config.model.init_from=MODEL --config.data.train=FILE \\
+        --workdir=runs/dpo
 """
 
+from jaxalign.configs.models import PRESETS, at_scale
 from ml_collections import ConfigDict
 
 from jaxalign.stages import default_config
 
 
 def get_config(root: str = "") -> ConfigDict:
-    """`root` is the folder of a quickstart; `quickstart` when empty."""
+    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py."""
+    if root in PRESETS:
+        return large(root)
     root = root or "quickstart"
     config = default_config("dpo")
     config.model.init_from = f"{root}/sft"
@@ -27,4 +36,15 @@ def get_config(root: str = "") -> ConfigDict:
     config.optimizer.warmup_steps = 10
     config.dpo.beta = 0.2
     config.log_every = 10
+    return config
+
+
+def large(name: str) -> ConfigDict:
+    """The stage for a published model."""
+    config = at_scale(default_config("dpo"), name, sequences=2)
+    config.optimizer.learning_rate = 5e-7
+    config.optimizer.schedule = "linear"
+    config.optimizer.warmup_steps = 100
+    config.dpo.beta = 5.0
+    config.dpo.length_normalized = True
     return config

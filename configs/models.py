@@ -7,6 +7,8 @@ parameters. Not a stage: it has no `get_config`.
 import difflib
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jaxalign.errors import ConfigError
 
 Fields = dict[str, Any]
@@ -24,6 +26,30 @@ def preset(name: str) -> Fields:
             f"model preset {name!r} does not exist; did you mean {near[0]!r}? All: {', '.join(PRESETS)}"
         )
     return dict(PRESETS[name])
+
+
+def at_scale(config: ConfigDict, name: str, *, sequences: int = 1, batch_size: int = 128) -> ConfigDict:
+    """Changes a stage's config to one that trains preset `name` on a TPU slice or a node of GPUs.
+
+    Computed in bfloat16, layers recomputed in the backward pass, parameters and batch split over all devices; on more
+    devices than rows, also set config.mesh.tensor or context. `jaxalign plan` says what fits. Data, tokenizer and,
+    but for pretraining, config.model.init_from are to be set.
+
+    Args:
+      sequences: of the longest kind that a row holds, 8,192 tokens each or as many as the model was made for.
+      batch_size: rows of a step.
+    """
+    fields = preset(name)
+    config.model.update(fields)
+    config.model.dtype = "bfloat16"
+    config.model.remat = "full"
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.data.max_length = min(8192, fields["max_length"])
+    config.data.row_length = sequences * config.data.max_length
+    config.batch_size = batch_size
+    config.checkpoint_every = 500
+    return config
 
 
 def _sizes(layers: int, width: int, heads: int, kv_heads: int, mlp: int, head_dim: int = 0) -> Fields:

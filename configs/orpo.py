@@ -5,15 +5,24 @@
 
 On your own data: `--config.data.train=FILE.jsonl --config.data.weights="()" --config.model.init_from=RUN`, rows as for
 configs/reward.py; rows as for configs/sft.py may be mixed in, and are learned by likelihood alone.
+
+A published model, rates as for Mistral-ORPO (arXiv 2403.07691):
+
+    jaxalign plan --config=configs/orpo.py:llama3_1_8b --topology=v5p:4x4x4
+    jaxalign train --config=configs/orpo.py:llama3_1_8b --config.model.init_from=MODEL --config.data.train=FILE \\
+        --workdir=runs/orpo
 """
 
+from jaxalign.configs.models import PRESETS, at_scale
 from ml_collections import ConfigDict
 
 from jaxalign.stages import default_config
 
 
 def get_config(root: str = "") -> ConfigDict:
-    """`root` is the folder of a quickstart; `quickstart` when empty."""
+    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py."""
+    if root in PRESETS:
+        return large(root)
     root = root or "quickstart"
     config = default_config("orpo")
     config.model.init_from = f"{root}/pretrain"
@@ -29,4 +38,13 @@ def get_config(root: str = "") -> ConfigDict:
     config.optimizer.warmup_steps = 20
     config.orpo.coef = 0.5
     config.log_every = 10
+    return config
+
+
+def large(name: str) -> ConfigDict:
+    """The stage for a published model."""
+    config = at_scale(default_config("orpo"), name, sequences=2)
+    config.optimizer.learning_rate = 5e-6
+    config.optimizer.schedule = "inverse_sqrt"
+    config.optimizer.warmup_steps = 200
     return config

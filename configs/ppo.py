@@ -6,15 +6,24 @@
 On your own data: `--config.data.train=FILE.jsonl --config.model.init_from=RUN`, rows {"prompt": ...}, and a reward:
 `--config.ppo.reward_model=RUN`, or any Python function f(prompt, completion) -> float with
 `--config.ppo.reward_model= --config.ppo.reward_function=module:function --config.ppo.critic_init=policy`.
+
+A published model on prompts of 1,024 tokens and answers of 1,024, rates near those of Tülu 3 8B (arXiv 2411.15124):
+
+    jaxalign plan --config=configs/ppo.py:llama3_1_8b --topology=v5p:4x4x4
+    jaxalign train --config=configs/ppo.py:llama3_1_8b --config.model.init_from=MODEL --config.data.train=FILE \\
+        --config.ppo.reward_model=RUN --workdir=runs/ppo
 """
 
+from jaxalign.configs.models import PRESETS, at_scale
 from ml_collections import ConfigDict
 
 from jaxalign.stages import default_config
 
 
 def get_config(root: str = "") -> ConfigDict:
-    """`root` is the folder of a quickstart; `quickstart` when empty."""
+    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py."""
+    if root in PRESETS:
+        return large(root)
     root = root or "quickstart"
     config = default_config("ppo")
     config.model.init_from = f"{root}/sft"
@@ -33,4 +42,19 @@ def get_config(root: str = "") -> ConfigDict:
     config.optimizer.schedule = "linear"
     config.ppo.critic_learning_rate = 1e-3
     config.log_every = 2
+    return config
+
+
+def large(name: str) -> ConfigDict:
+    """The stage for a published model."""
+    config = at_scale(default_config("ppo"), name, batch_size=512)
+    config.data.max_length = 1024  # of a prompt
+    config.data.row_length = 1024
+    config.ppo.sampling.max_new_tokens = 1024
+    config.ppo.reward_model = "runs/reward"
+    config.ppo.critic_init = "reward"
+    config.optimizer.learning_rate = 3e-7
+    config.optimizer.schedule = "linear"
+    config.ppo.critic_learning_rate = 3e-7
+    config.num_steps = 400
     return config

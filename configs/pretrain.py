@@ -6,15 +6,24 @@
 On your own text: `--config.data.train=FILE.jsonl --config.data.tokenizer=FILE.model`, rows {"text": ...}. To
 continue from a trained model: `--config.model.init_from=RUN`. A mixture: several sources, separated by commas,
 in data.train, with their shares of rows in data.weights.
+
+A published size from scratch, 4 million tokens a step, rates as for Llama 3 8B (arXiv 2407.21783):
+
+    jaxalign plan --config=configs/pretrain.py:llama3_1_8b --topology=v5p:4x4x4
+    jaxalign train --config=configs/pretrain.py:llama3_1_8b --config.data.tokenizer=MODEL --config.data.train=FILE \\
+        --workdir=runs/pretrain
 """
 
+from jaxalign.configs.models import PRESETS, at_scale
 from ml_collections import ConfigDict
 
 from jaxalign.stages import default_config
 
 
 def get_config(root: str = "") -> ConfigDict:
-    """`root` is the folder of a quickstart; `quickstart` when empty."""
+    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py."""
+    if root in PRESETS:
+        return large(root)
     root = root or "quickstart"
     config = default_config("pretrain")
     config.model.num_layers = 4
@@ -35,4 +44,14 @@ def get_config(root: str = "") -> ConfigDict:
     config.optimizer.warmup_steps = 40
     config.optimizer.weight_decay = 0.1
     config.log_every = 20
+    return config
+
+
+def large(name: str) -> ConfigDict:
+    """The stage for a published model."""
+    config = at_scale(default_config("pretrain"), name, batch_size=512)
+    config.optimizer.learning_rate = 3e-4
+    config.optimizer.warmup_steps = 2000
+    config.optimizer.final_ratio = 0.01
+    config.optimizer.weight_decay = 0.1
     return config

@@ -5,15 +5,24 @@
 
 On your own data: `--config.data.train=FILE.jsonl --config.model.init_from=RUN`, rows {"prompt", "chosen", "rejected"}
 as text or messages, with an optional "margin"; or {"prompt", "responses": [...], "scores": [...]} for K ranked ones.
+
+A published model, rates as for Tülu 3's reward model (arXiv 2411.15124):
+
+    jaxalign plan --config=configs/reward.py:llama3_1_8b --topology=v5p:4x4x4
+    jaxalign train --config=configs/reward.py:llama3_1_8b --config.model.init_from=MODEL --config.data.train=FILE \\
+        --workdir=runs/reward
 """
 
+from jaxalign.configs.models import PRESETS, at_scale
 from ml_collections import ConfigDict
 
 from jaxalign.stages import default_config
 
 
 def get_config(root: str = "") -> ConfigDict:
-    """`root` is the folder of a quickstart; `quickstart` when empty."""
+    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py."""
+    if root in PRESETS:
+        return large(root)
     root = root or "quickstart"
     config = default_config("reward")
     config.model.init_from = f"{root}/sft"
@@ -27,4 +36,13 @@ def get_config(root: str = "") -> ConfigDict:
     config.optimizer.warmup_steps = 10
     config.reward.centering = 0.01
     config.log_every = 10
+    return config
+
+
+def large(name: str) -> ConfigDict:
+    """The stage for a published model."""
+    config = at_scale(default_config("reward"), name, sequences=2)
+    config.optimizer.learning_rate = 3e-6
+    config.optimizer.schedule = "linear"
+    config.optimizer.warmup_steps = 30
     return config

@@ -6,15 +6,24 @@
 On your own data: `--config.data.train=FILE.jsonl --config.data.weights="()" --config.model.init_from=RUN`, rows
 {"messages": [{"role", "content"}, ...]} (loss on every assistant turn), {"prompt": ..., "completion": ...} (loss on the
 completion) or {"text": ...} (loss on all of it).
+
+A published model, rates as for Tülu 3 8B (arXiv 2411.15124):
+
+    jaxalign plan --config=configs/sft.py:llama3_1_8b --topology=v5p:4x4x4
+    jaxalign train --config=configs/sft.py:llama3_1_8b --config.model.init_from=MODEL --config.data.train=FILE \\
+        --workdir=runs/sft
 """
 
+from jaxalign.configs.models import PRESETS, at_scale
 from ml_collections import ConfigDict
 
 from jaxalign.stages import default_config
 
 
 def get_config(root: str = "") -> ConfigDict:
-    """`root` is the folder of a quickstart; `quickstart` when empty."""
+    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py."""
+    if root in PRESETS:
+        return large(root)
     root = root or "quickstart"
     config = default_config("sft")
     config.model.init_from = f"{root}/pretrain"
@@ -29,4 +38,14 @@ def get_config(root: str = "") -> ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 10
     config.log_every = 10
+    return config
+
+
+def large(name: str) -> ConfigDict:
+    """The stage for a published model."""
+    config = at_scale(default_config("sft"), name)
+    config.num_epochs = 2.0
+    config.optimizer.learning_rate = 5e-6
+    config.optimizer.schedule = "linear"
+    config.optimizer.warmup_steps = 100
     return config

@@ -18,6 +18,10 @@ USAGE = """usage: jaxalign VERB ...
   audit --config=FILE[:ARG] [--config.KEY=VALUE ...] [--show=N] [--json=FILE]
       Show what a stage will really be trained on, token by token, and check it. Exit code 1: do not train on it.
 
+  plan --config=FILE[:ARG] --topology=CHIP:SHAPE [--config.KEY=VALUE ...] [--json=FILE] [--search]
+      Compile every step of a stage for a TPU slice, without one: memory, time and traffic of a chip, and whether it
+      fits. Config files take a published model as ARG: configs/dpo.py:llama3_1_8b. Exit code 1: it does not fit.
+
   evaluate --model=SRC --prompts=FILE --reward=MODULE:FUNCTION [--reference=SRC] [--base=SRC] [--take=N] ...
       Sample an answer to every prompt; print mean reward, KL from the reference, perplexity under the base, length.
 
@@ -50,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         "quickstart": _quickstart,
         "train": _train,
         "audit": _audit,
+        "plan": _plan,
         "evaluate": _evaluate,
         "tokenizer": _tokenizer,
         "generate": _generate,
@@ -135,6 +140,37 @@ def _audit(argv: list[str]) -> int:
     if args.json:
         write_json(found, args.json)
     return 1 if found.problems else 0
+
+
+def _plan(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("jaxalign plan", allow_abbrev=False)
+    parser.add_argument(
+        "--topology", required=True, help="v5p:4x4x4, 2*v5e:16x16, or h200:8 (estimates only)"
+    )
+    parser.add_argument(
+        "--search", action="store_true", help="try mesh shapes, microbatches and remat policies"
+    )
+    parser.add_argument("--budget", type=int, default=6, help="programs that --search compiles (default: 6)")
+    parser.add_argument("--json", help="write all numbers here")
+    args, rest = parser.parse_known_args(argv)
+    # Before libtpu is loaded: nothing is run, so no TPU is looked for, and one that is here stays free.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+    import jax
+    from rich.console import Console
+
+    from jaxalign.config import parse_flags
+    from jaxalign.plan.report import print_plan
+    from jaxalign.stages import parse_config
+    from jaxalign.verbs.plan import run_plan, write_json
+
+    jax.config.update("jax_platforms", "cpu")
+    config = parse_config(parse_flags(rest, workdir=False)[0])
+    found = run_plan(config, args.topology, search=args.search, budget=args.budget)
+    print_plan(found, Console())
+    if args.json:
+        write_json(found, args.json)
+    return 0 if all(step["fits"] for step in found["steps"]) else 1
 
 
 def _evaluate(argv: list[str]) -> None:

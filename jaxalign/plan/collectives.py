@@ -1,0 +1,207 @@
+"""What devices send each other in a compiled program: how much, over which mesh axes, and whether it must be."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxalign.plan.hlo import Program, schedules, with_fusions
+
+KINDS = (
+    "all-gather",
+    "reduce-scatter",
+    "all-reduce",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective, which runs `times` a step over groups of `group` devices along `axes` of the mesh."""
+
+    kind: str
+    axes: tuple[str, ...]  # ("?",) where the groups are along no axes of the mesh
+    group: int
+    payload: float  # bytes of the whole array of one group: gathered, reduced or exchanged
+    times: int
+    op_name: str
+
+    @property
+    def sent(self) -> float:
+        """Bytes that one device sends in a step, by the ring algorithms.
+
+        Of n devices each sends (n - 1)/n of the array in a gather, a reduce-scatter or an exchange, twice that in an
+        all-reduce, and what it holds in a permutation.
+        """
+        share = 1.0 if self.kind == "collective-permute" else (self.group - 1) / self.group
+        return self.times * self.payload * share * (2 if self.kind == "all-reduce" else 1)
+
+
+def find_collectives(program: Program, mesh: Mesh, *, unknown_trips: int = 1) -> list[Collective]:
+    """The collectives of a program that was compiled for `mesh`; those within one device are left out."""
+    out = []
+    for computation, times in schedules(program, unknown_trips=unknown_trips):
+        chained = set()
+        for x, owner in with_fusions(program, computation):
+            kind = x.opcode.removesuffix("-start")
+            if kind not in KINDS:
+                continue
+            # A collective that is cut into steps between products stands in the fusion of each step.
+            if chain := re.search(r'chain_id="?(\d+)', x.attributes):
+                if chain[1] in chained:
+                    continue
+                chained.add(chain[1])
+            groups = parse_groups(x.attributes, mesh.size)
+            if groups.shape[1] == 1:
+                continue
+            operands = sum(a.bytes for name in x.operands if name in owner for a in owner[name].results)
+            results = sum(a.bytes for a in x.results)
+            if kind == "all-gather":
+                payload = operands * groups.shape[1]
+            elif x.opcode != kind and kind != "all-reduce":
+                payload = operands  # the result of a start holds the operand, too
+            else:
+                payload = operands or results
+            if kind == "all-reduce" and owner is not computation and _scatters(owner):
+                kind = "reduce-scatter"  # the TPU compiler's form: an all-reduce and a slice, fused
+            axes = axes_of(groups, mesh)
+            out.append(Collective(kind, axes, groups.shape[1], payload, times, x.op_name))
+    return out
+
+
+def _scatters(fusion: Mapping) -> bool:
+    root = next(x for x in fusion.values() if x.root)
+    last = [fusion[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    return any(x.opcode == "dynamic-slice" for x in last)
+
+
+def parse_groups(attributes: str, size: int) -> np.ndarray:
+    """The groups of a collective as [groups, devices of a group], devices counted along the flattened mesh.
+
+    XLA writes {{0,1},{2,3}}, or [2,2]<=[4] and [2,2]<=[2,2]T(1,0) (an iota reshaped, transposed, reshaped), or
+    mesh['a'=2,'b'=2] {'b'}; a permutation has source_target_pairs, each of which is a group here.
+
+    Raises:
+      ValueError: it is written in none of these ways.
+    """
+    if found := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", attributes):
+        return _lists(found[1])
+    if found := re.search(r"replica_groups=\{(\{[\d,{} ]*\})?\}", attributes):
+        return _lists(found[1]) if found[1] else np.arange(size).reshape(1, size)
+    iota = r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
+    if found := re.search(rf"replica_groups={iota}", attributes):
+        return _iota(found[2], found[3]).reshape(_numbers(found[1]))
+    pattern = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\[.*?\](?:T\([\d,]+\))?)\))? \{([^}]*)\}"
+    if found := re.search(pattern, attributes):
+        axes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", found[1])}
+        ids = np.arange(size)
+        if found[2]:
+            order = re.search(r"(?:\[[\d,]+\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", found[2])
+            ids = _iota(order[1], order[2])
+        return _mesh_groups(ids, axes, found[3])
+    raise ValueError(f"groups of a collective in an unknown form: {attributes[:300]}")
+
+
+def _mesh_groups(ids: np.ndarray, axes: dict[str, int], chosen: str) -> np.ndarray:
+    # 'a':(m)k is a part of axis a: of its index, written as (m, k, rest), the middle digit.
+    sizes: list[int] = []
+    last: list[int] = []
+    wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen)
+    for name, size in axes.items():
+        parts = [(int(pre), int(n)) if n else (1, size) for axis, pre, n in wanted if axis == name]
+        done = 1
+        for pre, n in sorted(parts):
+            sizes += [pre // done, n]
+            last.append(len(sizes) - 1)
+            done = pre * n
+        sizes.append(size // done)
+    first = [at for at in range(len(sizes)) if at not in last]
+    cube = ids.reshape(sizes).transpose(first + last)
+    return cube.reshape(-1, int(np.prod([sizes[at] for at in last])))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
+def _iota(shape: str, order: str | None) -> np.ndarray:
+    cube = np.arange(int(np.prod(_numbers(shape)))).reshape(_numbers(shape))
+    return (cube.transpose(_numbers(order)) if order else cube).reshape(-1)
+
+
+def _lists(text: str) -> np.ndarray:
+    return np.array([_numbers(group) for group in re.findall(r"\{([\d,]+)\}", text)])
+
+
+def axes_of(groups: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
+    """The mesh axes that vary within groups [G, n]; ("?",) when the groups are not exactly those of whole axes.
+
+    A permutation's pairs need only stay on the axes.
+    """
+    where = np.stack(np.unravel_index(groups, mesh.devices.shape), axis=-1)
+    varying = np.any(where != where[:, :1], axis=(0, 1))
+    axes = tuple(name for name, moves in zip(mesh.axis_names, varying, strict=True) if moves)
+    whole = int(np.prod([mesh.shape[name] for name in axes]))
+    return axes if groups.shape[1] in (2, whole) else ("?",)
+
+
+def sent_by(collectives: Sequence[Collective], what: str) -> dict[str, float]:
+    """Bytes that a device sends, summed by `kind` or by `axes` (joined with +)."""
+    out: dict[str, float] = {}
+    for x in collectives:
+        key = x.kind if what == "kind" else "+".join(x.axes)
+        out[key] = out.get(key, 0.0) + x.sent
+    return out
+
+
+def needless_gathers(
+    collectives: Sequence[Collective], parameters: Mapping[str, float], *, passes: int, least: float = 2**20
+) -> list[str]:
+    """Warnings about what is gathered more often than it is used, or need not be gathered at all.
+
+    Args:
+      parameters: bytes of each parameter, as it is computed with, on the devices of one gather; by path.
+      passes: how often a step may gather one: forward and backward, for every microbatch and model.
+      least: arrays of fewer bytes a step are left alone.
+    """
+    gathered: dict[str, float] = {}
+    others: dict[tuple[str, str], float] = {}
+    for x in collectives:
+        if x.kind != "all-gather":
+            continue
+        name = parameter_of(x, parameters)
+        if name:
+            gathered[name] = gathered.get(name, 0.0) + x.payload * x.times
+        elif "context" not in x.axes:  # whose devices do gather the keys of their rows
+            key = (x.op_name or "an array without a name", "+".join(x.axes))
+            others[key] = others.get(key, 0.0) + x.payload * x.times
+    out = []
+    for name, size in gathered.items():
+        times = size / parameters[name]
+        if size > least and times > passes * 1.01:
+            out.append(f"{name} is gathered {times:.3g} times a step; {passes} would do")
+    for (name, axes), size in sorted(others.items(), key=lambda item: -item[1]):
+        if size > least:
+            out.append(
+                f"{size / 2**20:,.0f} MiB a step that are no parameter are gathered over {axes}: {name}"
+            )
+    return out
+
+
+def parameter_of(x: Collective, parameters: Mapping[str, float]) -> str:
+    """The parameter that a gather is of: by the module in its name, or a table by its size; "" for none."""
+    for path in parameters:
+        module, _, leaf = path.rpartition("/")
+        if module and leaf and re.search(rf"(^|/){re.escape(module)}/", x.op_name):
+            return path
+    tables = [name for name in ("unembedding", "embedding") if name in parameters]
+    if "Transformer)/" in x.op_name:
+        tables.reverse()
+    for name in tables:
+        if x.payload in (parameters[name], 2 * parameters[name]):  # in the compute type, or in float32
+            return name
+    return ""

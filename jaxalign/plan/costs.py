@@ -1,0 +1,201 @@
+"""FLOPs and bytes of a compiled program, with what stands in loops counted as often as it runs.
+
+XLA's own `cost_analysis` counts the body of a loop once, and a Pallas kernel not at all.
+"""
+
+import math
+import re
+
+from jaxalign.plan.hlo import Array, Computation, Instruction, Program, schedules, with_fusions
+
+# Matrix products of T x T x d that each of splash attention's kernels does: scores and output forward; backward the
+# scores again, dP and dQ in one kernel, and the scores again, dP, dV and dK in another.
+_SPLASH = {"fwd": 2, "dq": 3, "dkv": 4}
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "iota",
+    "partition-id",
+    "replica-id",
+}
+
+
+def count_flops(program: Program, *, window: int = 0, unknown_trips: int = 1) -> dict[str, float]:
+    """FLOPs that one device does: `matmul` in products of matrices, `attention` in splash attention's kernels.
+
+    A multiplication and an addition are two; all else (norms, softmax, the optimizer) is not counted: it is bound by
+    memory. Attention is counted causal, a pair of tokens once, and within `window` when all layers have one.
+    """
+    total = {"matmul": 0.0, "attention": 0.0}
+    for computation, times in schedules(program, unknown_trips=unknown_trips):
+        for x, owner in with_fusions(program, computation):
+            if x.opcode == "dot":
+                total["matmul"] += times * dot_flops(x, owner)
+            elif x.opcode == "convolution":
+                total["matmul"] += times * convolution_flops(x, owner)
+            elif x.opcode == "custom-call":
+                total["attention"] += times * splash_flops(x, owner, window)
+    return total
+
+
+def dot_flops(x: Instruction, owner: Computation) -> float:
+    """2 * (size of the result) * (size of the contracted dimensions)."""
+    left = owner[x.operands[0]].results[0].shape
+    listed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", x.attributes)
+    contracted = [int(n) for n in listed[1].split(",") if n] if listed else []
+    return 2.0 * math.prod(x.results[0].shape) * math.prod(left[n] for n in contracted)
+
+
+def convolution_flops(x: Instruction, owner: Computation) -> float:
+    """2 * output features * input features * the places where kernel and input meet.
+
+    The TPU compiler writes products of matrices as convolutions whose padding lets each output meet one place of
+    the kernel: places in the padding, or between dilated elements, are not counted.
+    """
+    left, kernel, out = (
+        shape for shape in (*(owner[n].results[0].shape for n in x.operands[:2]), x.results[0].shape)
+    )
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", x.attributes)
+    window = _window(x.attributes)
+    left_labels, kernel_labels, out_labels = labels[1], labels[2], labels[3]
+    batch, features = out[out_labels.index("b")], out[out_labels.index("f")]
+    inputs = kernel[kernel_labels.index("i")]  # already divided by feature_group_count
+    groups = int(re.search(r"batch_group_count=(\d+)", x.attributes + " batch_group_count=1")[1])
+    meeting = 1
+    for at, digit in enumerate(sorted(c for c in out_labels if c.isdigit())):
+        sizes = (
+            left[left_labels.index(digit)],
+            kernel[kernel_labels.index(digit)],
+            out[out_labels.index(digit)],
+        )
+        meeting *= _meetings(*sizes, window, at)
+    return 2.0 * batch * features * inputs * meeting / groups
+
+
+def _window(attributes: str) -> dict[str, list]:
+    found = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = dict(part.split("=") for part in found[1].split()) if found else {}
+    out: dict[str, list] = {
+        "pad": [tuple(map(int, p.split("_"))) for p in fields.get("pad", "").split("x") if p]
+    }
+    for key in ("stride", "lhs_dilate", "rhs_dilate"):
+        out[key] = [int(n) for n in fields.get(key, "").split("x") if n]
+    return out
+
+
+def _meetings(size: int, kernel: int, out: int, window: dict[str, list], at: int) -> int:
+    def of(key: str, default: int) -> int:
+        return window[key][at] if window[key] else default
+
+    low = window["pad"][at][0] if window["pad"] else 0
+    stride, spread, reach = of("stride", 1), of("lhs_dilate", 1), of("rhs_dilate", 1)
+    last = (size - 1) * spread
+    count = 0
+    for k in range(kernel):
+        first = k * reach - low  # where this place of the kernel meets the input for output 0
+        if spread == 1:
+            begin, end = max(0, -(first // stride)), min(out - 1, (last - first) // stride)
+            count += max(0, end - begin + 1)
+        else:
+            count += sum(
+                0 <= first + o * stride <= last and (first + o * stride) % spread == 0 for o in range(out)
+            )
+    return count
+
+
+def splash_flops(x: Instruction, owner: Computation, window: int) -> float:
+    """Of one of splash attention's kernels, by its operands q [B, H, T, d] and k [B, K, S, d]; 0 of other calls.
+
+    The compiler leaves B out where it is 1.
+    """
+    found = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", x.name)
+    if not found or "tpu_custom_call" not in x.attributes:
+        return 0.0
+    operands = [owner[name].results[0] for name in x.operands]
+    q, k = [operand.shape for operand in operands if operand.dtype in ("bf16", "f16", "f32")][:2]
+    T, S = q[-2], k[-2]
+    # With the context axis a device has T of the S queries; over all devices the pairs are those of S x S.
+    return 2.0 * _SPLASH[found[1]] * math.prod(q[:-2]) * q[-1] * visible_pairs(S, window) * T / S
+
+
+def visible_pairs(length: int, window: int = 0) -> float:
+    """Pairs of a token and one that it may see, in a sequence: each counted once."""
+    near = min(window or length, length)
+    return near * (near + 1) / 2 + (length - near) * near
+
+
+def count_bytes(program: Program, *, unknown_trips: int = 1) -> float:
+    """Bytes that one device moves to and from its main memory: what each kernel reads and writes there.
+
+    An approximation: operands and results of every fusion, product, copy and collective, by their sizes without
+    padding. A slice of a larger array, such as one layer of stacked parameters, counts as the slice.
+    """
+    total = 0.0
+    for computation, times in schedules(program, unknown_trips=unknown_trips):
+        for x in computation.values():
+            if x.opcode in _FREE or x.opcode.endswith("-done") or 'AllocateBuffer"' in x.attributes:
+                continue
+            total += times * _instruction_bytes(program, x, computation)
+    return total
+
+
+def _hbm(arrays: list[Array]) -> float:
+    return sum(x.bytes for x in arrays if x.in_hbm)
+
+
+def _instruction_bytes(program: Program, x: Instruction, owner: Computation) -> float:
+    operands = [owner[name] for name in x.operands if name in owner]
+    if x.opcode in ("dynamic-slice", "gather", "slice"):
+        return 2 * _hbm(x.results)
+    if x.opcode in ("dynamic-update-slice", "scatter"):
+        return 2 * _hbm(operands[1 if x.opcode == "dynamic-update-slice" else -1].results)
+    if x.opcode != "fusion":
+        results = x.results[:1] if x.opcode.endswith("-start") else x.results
+        return _hbm(results) + sum(_hbm(operand.results) for operand in operands)
+    inner = program.computations[x.attribute("calls")]
+    parameters = {int(p.inside): p for p in inner.values() if p.opcode == "parameter"}
+    if "AsyncCollective" in "".join(y.attributes for y in inner.values() if y.opcode == "custom-call"):
+        return 0.0  # a collective in steps: what it moves is counted by `collectives`
+    read = sum(_read(parameters[i], operand, inner) for i, operand in enumerate(operands) if i in parameters)
+    root = next(y for y in inner.values() if y.root)
+    roots = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    return read + sum(_written(r, result, inner) for r, result in zip(roots, x.results, strict=False))
+
+
+def _read(parameter: Instruction, operand: Instruction, inner: Computation) -> float:
+    whole = _hbm(operand.results)
+    users = _users(parameter.name, inner)
+    if not whole or not users:
+        return 0.0
+    parts = 0.0
+    for y in users:
+        if y.opcode in ("dynamic-slice", "gather"):
+            parts += sum(r.bytes for r in y.results)
+        elif not (y.opcode == "dynamic-update-slice" and y.operands[0] == parameter.name):
+            return whole
+    return min(whole, parts)
+
+
+def _users(name: str, inner: Computation) -> list[Instruction]:
+    out = []
+    for y in inner.values():
+        if name in y.operands:
+            out += _users(y.name, inner) if y.opcode == "bitcast" else [y]
+    return out
+
+
+def _written(root: Instruction, result: Array, inner: Computation) -> float:
+    if not result.in_hbm:
+        return 0.0
+    while root.opcode == "bitcast":
+        root = inner[root.operands[0]]
+    if root.opcode == "dynamic-update-slice":
+        return inner[root.operands[1]].results[0].bytes
+    return result.bytes

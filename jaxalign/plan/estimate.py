@@ -1,0 +1,108 @@
+"""Memory and time of a step from shapes alone: for devices that cannot be compiled for, and to prune a search."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from jaxalign.models import ModelConfig
+from jaxalign.parallel.sharding import shards
+from jaxalign.plan.chips import Topology
+from jaxalign.plan.programs import FROZEN, OPTIMIZER, PARAMETERS, Step, bytes_per_device
+from jaxalign.plan.roofline import bounds, mfu_bound
+from jaxalign.training.config import Config
+
+
+def estimate(
+    step: Step, model: ModelConfig, config: Config, mesh: AbstractMesh, topology: Topology
+) -> dict[str, Any]:
+    """What `measure` reports, but by arithmetic; without what only a compiler can know, and without warnings.
+
+    Temporaries are the saved activations, one layer's worth of others, gradients in float32, and the gathered output
+    matrix with its float32 gradient. Traffic of the memory is that of weights, optimizer and saved activations.
+    Traffic between chips is the gathers of parameters and the scatter of gradients along fsdp, and along tensor two
+    all-reduces of the activations a layer and pass.
+    """
+    trains = OPTIMIZER in step.kinds
+    parts = config.num_microbatches if trains else 1
+    item = jnp.dtype(model.dtype).itemsize
+    tensor, context = mesh.shape["tensor"], mesh.shape["context"]
+    tokens = step.tokens / (shards(mesh, "batch") * context * parts)  # of a chip and microbatch
+    weights = sum(math.prod(x.shape) for x in _leaves(step.parameters)) * item / tensor
+    memory: dict[str, float] = {
+        kind: float(bytes_per_device(step.kinds.get(kind))) for kind in (PARAMETERS, OPTIMIZER, FROZEN)
+    }
+    layer, kept = _activations(model, tensor)
+    saved = tokens * kept * model.num_layers * item if trains else 0.0
+    gradients = memory[PARAMETERS] + 6 * model.vocab_size * model.embed_dim / tensor if trains else 0.0
+    cache = 0.0
+    if step.loop_trips > 1:
+        heads = model.num_kv_heads / tensor
+        cache = 2 * tokens * model.num_layers * heads * model.head_dim * item
+    memory["temporaries"] = saved + gradients + cache + tokens * layer * item
+    memory["elsewhere"] = float(bytes_per_device(step.beside))
+    memory["total"] = sum(memory.values())
+
+    again = 4 / 3 if trains and model.remat == "full" else 1.0
+    flops = step.model_flops / mesh.size * again
+    passes = step.passes * (1.5 if trains and model.remat == "full" else 1.0)
+    whole = step.loop_trips > 1  # decoding reads the weights for every token
+    traffic = (
+        weights * passes
+        + 2 * memory[OPTIMIZER]
+        + 2 * saved * parts
+        + (cache * step.loop_trips if whole else 0)
+    )
+    sent = {"fsdp": weights * (passes + (parts if trains else 0)) * _share(mesh.shape["fsdp"])}
+    reduced = 2 * tokens * model.embed_dim * item * model.num_layers * 2 * _share(tensor)
+    sent["tensor"] = reduced * parts * (3 if trains else 1)
+    sent = {axis: size for axis, size in sent.items() if size}
+    bandwidth = {axis: _bandwidth(topology, mesh.shape[axis]) for axis in sent}
+    times = bounds(topology.chip, flops, traffic, sent, bandwidth)
+    over = memory["total"] - topology.chip.hbm
+    return {
+        "name": step.name,
+        "fits": over <= 0,
+        "over_bytes": max(0.0, over),
+        "memory": memory,
+        "flops": {"all": flops},
+        "model_flops": step.model_flops / mesh.size,
+        "hbm_bytes": traffic,
+        "sent_by_axes": sent,
+        "axes_bandwidth": bandwidth,
+        "seconds": times,
+        "bound_by": max(times, key=times.get),
+        "mfu_bound": mfu_bound(topology.chip, step.model_flops / mesh.size, times),
+        "tokens": step.tokens,
+    }
+
+
+def _leaves(tree: Any) -> list:
+    return [x for branch in tree.values() for x in _leaves(branch)] if isinstance(tree, dict) else [tree]
+
+
+def _share(n: int) -> float:
+    return (n - 1) / n
+
+
+def _activations(model: ModelConfig, tensor: int) -> tuple[float, float]:
+    """Numbers a token of one layer that exist while it runs, and that are kept for the backward pass."""
+    width = model.mlp_dim * (model.experts_per_token if model.num_experts else 1) / tensor
+    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim / tensor
+    layer = 8 * model.embed_dim + heads + 4 * width
+    products = 2 * model.embed_dim + heads + 2 * width
+    return layer, {"full": model.embed_dim, "none": layer}.get(model.remat, model.embed_dim + products)
+
+
+def _bandwidth(topology: Topology, size: int) -> float:
+    chip = topology.chip
+    if not chip.torus:
+        return chip.link
+    # The dimensions that an axis of this size would fill, largest first, a whole one being a ring.
+    links, left = 0, size
+    for side in sorted(topology.shape, reverse=True):
+        if left > 1:
+            links += 2 if left >= side and side % chip.ring == 0 else 1
+            left = -(-left // side)
+    return chip.link * max(links, 1)

@@ -1,0 +1,93 @@
+"""Compiles a step for a mesh and says what it takes: memory, arithmetic, traffic, and so the least time."""
+
+import re
+import time
+from typing import Any
+
+from jax.errors import JaxRuntimeError
+from jax.sharding import Mesh
+
+from jaxalign import parallel
+from jaxalign.models import ModelConfig
+from jaxalign.parallel.sharding import Rules
+from jaxalign.plan import hlo
+from jaxalign.plan.chips import Topology
+from jaxalign.plan.collectives import find_collectives, needless_gathers, sent_by
+from jaxalign.plan.costs import count_bytes, count_flops
+from jaxalign.plan.programs import FROZEN, OPTIMIZER, PARAMETERS, Step, bytes_per_device, gather_bytes
+from jaxalign.plan.roofline import axis_bandwidth, bounds, mfu_bound
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+OUT_OF_MEMORY = (
+    "more chips, a larger config.mesh.fsdp or tensor, more config.num_microbatches, or "
+    "config.model.remat='full'"
+)
+
+
+def measure(step: Step, model: ModelConfig, mesh: Mesh, rules: Rules, topology: Topology) -> dict[str, Any]:
+    """What `jaxalign plan` reports of one step, all numbers of one chip unless they say otherwise; JSON-able.
+
+    A step that does not fit is reported as such, with what the compiler says of it.
+    """
+    begin = time.perf_counter()
+    try:
+        with parallel.use_mesh(mesh, rules):
+            compiled = step.function.lower(*step.arguments, **step.keywords).compile()
+    except JaxRuntimeError as error:
+        return _failed(step, topology, error)
+    seconds = time.perf_counter() - begin
+    program = hlo.parse(compiled.as_text())
+    window = model.window if all(model.local_layers) else 0
+    flops = count_flops(program, window=window, unknown_trips=step.loop_trips)
+    traffic = count_bytes(program, unknown_trips=step.loop_trips)
+    collectives = find_collectives(program, mesh, unknown_trips=step.loop_trips)
+    sent = sent_by(collectives, "axes")
+    bandwidth = {axes: axis_bandwidth(mesh, tuple(axes.split("+")), topology) for axes in sent}
+    times = bounds(topology.chip, sum(flops.values()), traffic, sent, bandwidth)
+    memory = split_memory(step, compiled.memory_analysis())
+    over = memory["total"] - topology.chip.hbm
+    return {
+        "name": step.name,
+        "fits": over <= 0,
+        "over_bytes": max(0.0, over),
+        "memory": memory,
+        "flops": flops,
+        "model_flops": step.model_flops / mesh.size,
+        "hbm_bytes": traffic,
+        "sent_by_kind": sent_by(collectives, "kind"),
+        "sent_by_axes": sent,
+        "axes_bandwidth": bandwidth,
+        "seconds": times,
+        "bound_by": max(times, key=times.get),
+        "mfu_bound": mfu_bound(topology.chip, step.model_flops / mesh.size, times),
+        "tokens": step.tokens,
+        "warnings": needless_gathers(
+            collectives, gather_bytes(step.parameters, model.dtype), passes=step.passes
+        ),
+        "compile_seconds": seconds,
+    }
+
+
+def split_memory(step: Step, analysis: Any) -> dict[str, float]:
+    """Bytes of HBM on one chip, from the compiler's own analysis, the arguments split by what they are.
+
+    `batch and padding` is what is left of the arguments; `temporaries` are activations, gradients and scratch space;
+    `elsewhere` what the run keeps in memory beside this program. `total` is the sum of all others.
+    """
+    parts = {kind: float(bytes_per_device(step.kinds.get(kind))) for kind in (PARAMETERS, OPTIMIZER, FROZEN)}
+    # An argument that a program does not read is no argument of it, but lies in memory all the same.
+    parts["batch and padding"] = max(0.0, analysis.argument_size_in_bytes - sum(parts.values()))
+    parts["temporaries"] = float(analysis.temp_size_in_bytes)
+    parts["results"] = float(analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
+    parts["program"] = float(analysis.generated_code_size_in_bytes)
+    parts["elsewhere"] = float(bytes_per_device(step.beside))
+    return parts | {"total": sum(parts.values())}
+
+
+def _failed(step: Step, topology: Topology, error: JaxRuntimeError) -> dict[str, Any]:
+    text = str(error)
+    needed = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", text)
+    if not needed:
+        raise error
+    used, room = (float(needed[at]) * _UNITS[needed[at + 1]] for at in (1, 3))
+    return {"name": step.name, "fits": False, "over_bytes": used - room, "error": text.splitlines()[0][:500]}

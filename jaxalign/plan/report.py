@@ -1,0 +1,68 @@
+"""A plan as a table for the terminal."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxalign.plan.chips import GIB
+from jaxalign.plan.measure import OUT_OF_MEMORY
+
+
+def print_plan(plan: Mapping[str, Any], console: Console) -> None:
+    """What is planned, a column for each step, and warnings."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1) or "one device"
+    console.print(
+        f"{plan['stage']}, {plan['parameters'] / 1e9:.2f} billion parameters, on {plan['topology']} "
+        f"({plan['chips']} chips: {mesh}), remat {plan['remat']}, {plan['num_microbatches']} microbatches",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if not plan["compiled"]:
+        console.print(
+            "estimated from shapes; nothing was compiled: rough where memory is close to full",
+            highlight=False,
+        )
+    whole = [step for step in plan["steps"] if "memory" in step]
+    table = Table(show_edge=False)
+    table.add_column("of one chip")
+    for step in whole:
+        table.add_column(step["name"], justify="right")
+    for label, cells in _rows(whole, plan["chip"]):
+        table.add_row(label, *cells)
+    if whole:
+        console.print(table)
+    for line in problem_lines(plan):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _rows(steps: list[dict[str, Any]], chip: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    def listed(key: str, label: str, unit: float, digits: int) -> Iterator[tuple[str, list[str]]]:
+        for name in dict.fromkeys(name for step in steps for name in step.get(key, ())):
+            yield label.format(name), [f"{step[key].get(name, 0) / unit:.{digits}f}" for step in steps]
+
+    yield from listed("memory", "{}, GiB", GIB, 2)
+    yield f"of {chip['hbm'] / GIB:.0f} GiB", ["fits" if step["fits"] else "DOES NOT FIT" for step in steps]
+    yield from listed("flops", "TFLOP, {}", 1e12, 2)
+    yield "TFLOP of the model", [f"{step['model_flops'] / 1e12:.2f}" for step in steps]
+    yield "HBM traffic, GB", [f"{step['hbm_bytes'] / 1e9:.1f}" for step in steps]
+    yield from listed("sent_by_kind", "sent by {}, GB", 1e9, 2)
+    yield from listed("sent_by_axes", "sent along {}, GB", 1e9, 2)
+    yield from listed("seconds", "least time by {}, s", 1, 3)
+    yield "bound by", [step["bound_by"] for step in steps]
+    yield "MFU at most", [f"{step['mfu_bound']:.1%}" for step in steps]
+    if all("compile_seconds" in step for step in steps):
+        yield "compiled in, s", [f"{step['compile_seconds']:.0f}" for step in steps]
+
+
+def problem_lines(plan: Mapping[str, Any]) -> Iterator[str]:
+    """What does not fit, and by how much; and what is gathered for nothing."""
+    for step in plan["steps"]:
+        if not step["fits"]:
+            yield (
+                f"PROBLEM: {step['name']} needs {step['over_bytes'] / GIB:.2f} GiB more than a chip of "
+                f"{plan['topology']} has; try {OUT_OF_MEMORY}"
+            )
+        for warning in step.get("warnings", ()):
+            yield f"WARNING: {step['name']}: {warning}"

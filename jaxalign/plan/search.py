@@ -1,0 +1,60 @@
+"""Which meshes, microbatches and remat policies are worth compiling."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jaxalign.errors import ConfigError
+from jaxalign.plan.chips import Topology
+from jaxalign.training.config import Config
+
+SLACK = 1.15  # An estimate this much above the memory may still fit: it knows nothing of fusion.
+REMAT = ("none", "dots_no_batch", "full")
+
+
+def candidates(config: Config, topology: Topology) -> Iterator[Config]:
+    """Configs that differ in mesh, microbatches and remat: fsdp takes what tensor, context and expert leave."""
+    chips = topology.size
+    for tensor in _powers(min(8, chips)):
+        for context in _powers(min(8, chips // tensor)):
+            for expert in _powers(chips // (tensor * context)) if config.model.num_experts else [1]:
+                sizes = {"tensor": tensor, "context": context, "expert": expert}
+                mesh = dataclasses.replace(config.mesh, data=topology.slices, fsdp=-1, **sizes)
+                for parts in _powers(min(8, config.batch_size)):
+                    if config.batch_size % parts:
+                        continue
+                    for remat in REMAT:
+                        model = dataclasses.replace(config.model, remat=remat)
+                        yield dataclasses.replace(config, mesh=mesh, model=model, num_microbatches=parts)
+
+
+def _powers(most: int) -> list[int]:
+    return [2**n for n in range(most.bit_length()) if 2**n <= most]
+
+
+def rank(configs: Iterator[Config], look: Callable[[Config], dict[str, Any]]) -> list[Config]:
+    """Those that may fit by estimate, the fastest by its bounds first; ones that the mesh cannot divide are left out.
+
+    Raises:
+      ConfigError: none is left.
+    """
+    found, misfits = [], []
+    for config in configs:
+        try:
+            plan = look(config)
+        except ConfigError as error:
+            misfits.append(str(error))
+            continue
+        hbm = plan["chip"]["hbm"]
+        worst = max(step["memory"]["total"] for step in plan["steps"])
+        if worst <= SLACK * hbm:
+            seconds = sum(max(step["seconds"].values()) for step in plan["steps"])
+            # Between equals less communication wins: what a bound hides may not be hidden in fact.
+            sent = sum(sum(step["sent_by_axes"].values()) for step in plan["steps"])
+            found.append((round(seconds, 3), sent, len(found), config))
+    if not found:
+        why = f"; of some the sizes do not divide, as: {misfits[0]}" if misfits else ""
+        raise ConfigError(
+            f"--search: nothing fits by estimate; use more chips or a smaller config.batch_size{why}"
+        )
+    return [entry[-1] for entry in sorted(found, key=lambda entry: entry[:3])]

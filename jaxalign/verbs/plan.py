@@ -1,0 +1,103 @@
+"""What `jaxalign plan` does: every step of a stage compiled for a slice that is not here."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from jax.sharding import AbstractMesh, AxisType
+
+from jaxalign import parallel
+from jaxalign.models.params import count_params
+from jaxalign.parallel.mesh import mesh_shape
+from jaxalign.plan.chips import Topology, describe_devices, parse_topology
+from jaxalign.plan.estimate import estimate
+from jaxalign.plan.measure import measure
+from jaxalign.plan.programs import stage_steps
+from jaxalign.plan.search import candidates, rank
+from jaxalign.training.config import Config
+
+
+def run_plan(config: Config, topology: str, *, search: bool = False, budget: int = 6) -> dict[str, Any]:
+    """Everything that `jaxalign plan` prints, JSON-able: of the config as it is, or of the best that a search finds.
+
+    Raises:
+      ConfigError: no such topology, no compiler for it, or sizes that do not divide by the mesh.
+    """
+    where = parse_topology(topology)
+    look = compiled_plan if where.chip.torus else estimated_plan
+    return searched(config, where, look, budget) if search else look(config, where)
+
+
+def compiled_plan(config: Config, topology: Topology) -> dict[str, Any]:
+    """Every step compiled for the slice."""
+    mesh = parallel.make_mesh(config.mesh, describe_devices(topology))
+    rules = parallel.parse_rules(config.mesh.rules)
+    model, steps = stage_steps(config, mesh)
+    measured = [measure(step, model, mesh, rules, topology) for step in steps]
+    return _head(config, topology, model, mesh, steps) | {"compiled": True, "steps": measured}
+
+
+def estimated_plan(config: Config, topology: Topology) -> dict[str, Any]:
+    """Every step by arithmetic on shapes alone, as for GPUs, for which nothing compiles without one."""
+    kinds = (AxisType.Auto,) * len(parallel.AXES)
+    mesh = AbstractMesh(mesh_shape(config.mesh, topology.size), parallel.AXES, axis_types=kinds)
+    model, steps = stage_steps(config, mesh, "tpu" if topology.chip.torus else "gpu")
+    estimated = [estimate(step, model, config, mesh, topology) for step in steps]
+    return _head(config, topology, model, mesh, steps) | {"compiled": False, "steps": estimated}
+
+
+def searched(config: Config, topology: Topology, look: Callable, budget: int) -> dict[str, Any]:
+    """The best of `budget` looks at the candidates that are promising by estimate; `tried` lists them all."""
+    promising = rank(candidates(config, topology), lambda candidate: estimated_plan(candidate, topology))
+    tried = []
+    for candidate in promising[:budget]:
+        tried.append(look(candidate, topology))
+        print(summary_line(tried[-1]), flush=True)
+    best = max(tried, key=score)
+    return best | {"tried": [{key: plan[key] for key in plan if key != "model"} for plan in tried]}
+
+
+def score(plan: dict[str, Any]) -> tuple[bool, float]:
+    """Fitting plans first, then by the MFU that their slowest bounds allow over all steps together."""
+    return all(step["fits"] for step in plan["steps"]), overall_mfu(plan)
+
+
+def overall_mfu(plan: dict[str, Any]) -> float:
+    """The MFU bound of all steps one after another; 0 where one did not compile."""
+    steps = plan["steps"]
+    if any("seconds" not in step for step in steps):
+        return 0.0
+    seconds = sum(max(step["seconds"].values()) for step in steps)
+    return sum(step["model_flops"] for step in steps) / (plan["chip"]["flops"] * seconds)
+
+
+def summary_line(plan: dict[str, Any]) -> str:
+    """A candidate of a search in one line."""
+    mesh = " ".join(f"{axis}={size}" for axis, size in plan["mesh"].items() if size > 1) or "one device"
+    fits = "fits" if score(plan)[0] else "does not fit"
+    return (
+        f"{mesh} num_microbatches={plan['num_microbatches']} remat={plan['remat']}: {fits}, "
+        f"MFU at most {overall_mfu(plan):.1%}"
+    )
+
+
+def _head(config: Config, topology: Topology, model: Any, mesh: Any, steps: list) -> dict[str, Any]:
+    return {
+        "stage": config.stage,
+        "topology": topology.name,
+        "chips": topology.size,
+        "chip": dataclasses.asdict(topology.chip),
+        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+        "model": dataclasses.asdict(model),
+        "parameters": count_params(steps[0].parameters),
+        "remat": model.remat,
+        "batch_size": config.batch_size,
+        "num_microbatches": config.num_microbatches,
+    }
+
+
+def write_json(found: dict[str, Any], path: str) -> None:
+    """All numbers of a plan, or of a search."""
+    pathlib.Path(path).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
