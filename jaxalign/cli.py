@@ -155,7 +155,7 @@ def _plan(argv: list[str]) -> int:
     args, rest = parser.parse_known_args(argv)
     # Before libtpu is loaded: nothing is run, so no TPU is looked for, and one that is here stays free.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_ACCELERATOR_TYPE": "v5p-8"}
     import jax
     from rich.console import Console
 

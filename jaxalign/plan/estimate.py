@@ -22,7 +22,7 @@ def estimate(
     Temporaries are the saved activations, one layer's worth of others, gradients in float32, and the gathered output
     matrix with its float32 gradient. Traffic of the memory is that of weights, optimizer and saved activations.
     Traffic between chips is the gathers of parameters and the scatter of gradients along fsdp, and along tensor two
-    all-reduces of the activations a layer and pass.
+    all-reduces of the activations a layer and pass; along context, the keys and values of whole rows.
     """
     trains = OPTIMIZER in step.kinds
     parts = config.num_microbatches if trains else 1
@@ -57,6 +57,8 @@ def estimate(
     sent = {"fsdp": weights * (passes + (parts if trains else 0)) * _share(mesh.shape["fsdp"])}
     reduced = 2 * tokens * model.embed_dim * item * model.num_layers * 2 * _share(tensor)
     sent["tensor"] = reduced * parts * (3 if trains else 1)
+    keys = 2 * model.num_kv_heads * model.head_dim / tensor * tokens * context * item * model.num_layers
+    sent["context"] = keys * _share(context) * parts * (3 if trains else 1)
     sent = {axis: size for axis, size in sent.items() if size}
     bandwidth = {axis: _bandwidth(topology, mesh.shape[axis]) for axis in sent}
     times = bounds(topology.chip, flops, traffic, sent, bandwidth)

@@ -33,7 +33,7 @@ def _powers(most: int) -> list[int]:
 
 
 def rank(configs: Iterator[Config], look: Callable[[Config], dict[str, Any]]) -> list[Config]:
-    """Those that may fit by estimate, the fastest by its bounds first; ones that the mesh cannot divide are left out.
+    """Those that may fit by estimate, surely fitting and fast ones first; without those that the mesh cannot divide.
 
     Raises:
       ConfigError: none is left.
@@ -51,10 +51,10 @@ def rank(configs: Iterator[Config], look: Callable[[Config], dict[str, Any]]) ->
             seconds = sum(max(step["seconds"].values()) for step in plan["steps"])
             # Between equals less communication wins: what a bound hides may not be hidden in fact.
             sent = sum(sum(step["sent_by_axes"].values()) for step in plan["steps"])
-            found.append((round(seconds, 3), sent, len(found), config))
+            found.append((worst > hbm, round(seconds, 3), sent, len(found), config))
     if not found:
         why = f"; of some the sizes do not divide, as: {misfits[0]}" if misfits else ""
         raise ConfigError(
             f"--search: nothing fits by estimate; use more chips or a smaller config.batch_size{why}"
         )
-    return [entry[-1] for entry in sorted(found, key=lambda entry: entry[:3])]
+    return [entry[-1] for entry in sorted(found, key=lambda entry: entry[:4])]

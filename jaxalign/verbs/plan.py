@@ -9,6 +9,7 @@ from typing import Any
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxalign import parallel
+from jaxalign.errors import ConfigError
 from jaxalign.models.params import count_params
 from jaxalign.parallel.mesh import mesh_shape
 from jaxalign.plan.chips import Topology, describe_devices, parse_topology
@@ -32,11 +33,22 @@ def run_plan(config: Config, topology: str, *, search: bool = False, budget: int
 
 def compiled_plan(config: Config, topology: Topology) -> dict[str, Any]:
     """Every step compiled for the slice."""
-    mesh = parallel.make_mesh(config.mesh, describe_devices(topology))
+    mesh = _mesh(config, topology)
     rules = parallel.parse_rules(config.mesh.rules)
     model, steps = stage_steps(config, mesh)
     measured = [measure(step, model, mesh, rules, topology) for step in steps]
     return _head(config, topology, model, mesh, steps) | {"compiled": True, "steps": measured}
+
+
+def _mesh(config: Config, topology: Topology) -> Any:
+    try:
+        return parallel.make_mesh(config.mesh, describe_devices(topology))
+    except NotImplementedError as error:  # what JAX says of axes that do not follow the torus
+        sides = " x ".join(map(str, topology.shape))
+        raise ConfigError(
+            f"config.mesh: its axes cannot be laid on the {sides} chips of {topology.name}: each must be a product of "
+            f"some of these sides"
+        ) from error
 
 
 def estimated_plan(config: Config, topology: Topology) -> dict[str, Any]:
@@ -48,12 +60,20 @@ def estimated_plan(config: Config, topology: Topology) -> dict[str, Any]:
     return _head(config, topology, model, mesh, steps) | {"compiled": False, "steps": estimated}
 
 
-def searched(config: Config, topology: Topology, look: Callable, budget: int) -> dict[str, Any]:
+def searched(
+    config: Config, topology: Topology, look: Callable[[Config, Topology], dict[str, Any]], budget: int
+) -> dict[str, Any]:
     """The best of `budget` looks at the candidates that are promising by estimate; `tried` lists them all."""
     promising = rank(candidates(config, topology), lambda candidate: estimated_plan(candidate, topology))
     tried = []
-    for candidate in promising[:budget]:
-        tried.append(look(candidate, topology))
+    for candidate in promising:
+        if len(tried) == budget:
+            break
+        try:
+            tried.append(look(candidate, topology))
+        except ConfigError as error:  # a mesh that the estimate allowed and the slice does not
+            print(error, flush=True)
+            continue
         print(summary_line(tried[-1]), flush=True)
     best = max(tried, key=score)
     return best | {"tried": [{key: plan[key] for key in plan if key != "model"} for plan in tried]}

@@ -1,0 +1,19 @@
+"""Describing a TPU slice: before libtpu is loaded it is told to look for no TPU."""
+
+import importlib.util
+import os
+
+import pytest
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("TPU_WORKER_ID", "0")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+
+@pytest.fixture
+def tpu():
+    """Skips a test where the compiler for TPUs is not installed."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: pip install 'jaxalign[plan]'")

@@ -1,0 +1,94 @@
+"""Topologies by name, what is wrong with those that do not exist, and the bounds of a step's time."""
+
+import importlib.util
+import math
+
+import pytest
+
+from jaxalign import parallel
+from jaxalign.errors import ConfigError
+from jaxalign.plan.chips import CHIPS, describe_devices, parse_topology, slice_shapes
+from jaxalign.plan.roofline import axis_bandwidth, bounds, mfu_bound
+from jaxalign.training.flops import PEAK_FLOPS
+
+
+@pytest.mark.parametrize(
+    ("text", "chips", "slices"),
+    [("v5p:4x4x4", 64, 1), ("2*v5e:16x16", 512, 2), ("v4:2x2x1", 4, 1), ("v6e:1x1", 1, 1), ("h200:8", 8, 1)],
+)
+def test_names(text, chips, slices):
+    topology = parse_topology(text)
+    assert (topology.size, topology.slices) == (chips, slices)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("v5p-64", "write CHIP:SHAPE"),
+        ("v5q:4x4x4", "did you mean v5p"),
+        ("v5e:3x3", "there are 1x1, 2x2, 2x4"),
+        ("v5p:4x4", "4x4x4"),
+        ("v4:4x2x2", "there are 2x2x1"),
+        ("2*h200:8", "write h200:N"),
+        ("0*v5e:2x2", "0 slices"),
+    ],
+)
+def test_what_does_not_exist_names_what_does(text, message):
+    with pytest.raises(ConfigError, match=r"--topology='") as error:
+        parse_topology(text)
+    assert message in str(error.value)
+
+
+def test_slices_are_those_of_the_largest_pod_and_no_more():
+    assert max(map(math.prod, slice_shapes(CHIPS["v4"]))) == 4096
+    assert (16, 16, 24) in slice_shapes(CHIPS["v5p"]) and (16, 16, 16) in slice_shapes(CHIPS["v4"])
+    assert math.prod(slice_shapes(CHIPS["v5e"])[-1]) == 256
+
+
+def test_peaks_are_those_that_mfu_is_measured_by():
+    named = {"TPU v4": "v4", "TPU v5e": "v5e", "TPU v5p": "v5p", "TPU v6e": "v6e", "NVIDIA A100": "a100"}
+    named |= {"NVIDIA H100": "h100", "NVIDIA H200": "h200"}
+    assert {kind: CHIPS[name].flops for kind, name in named.items()} == {
+        kind: PEAK_FLOPS[kind] for kind in named
+    }
+
+
+def test_without_a_compiler_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'jaxalign\[plan\]'"):
+        describe_devices(parse_topology("v5e:2x2"))
+
+
+def test_devices_are_whole_chips(tpu):
+    for name in ("v4:2x2x1", "v5e:1x1", "v5p:2x2x2", "2*v5e:2x2"):
+        topology = parse_topology(name)
+        assert len(describe_devices(topology)) == topology.size
+
+
+def mesh_of(name, **axes):
+    return parallel.make_mesh(parallel.MeshConfig(data=1, **axes), describe_devices(parse_topology(name)))
+
+
+def test_bandwidth_follows_the_torus(tpu):
+    """A whole v5p cube is three rings of two directions; two neighbours share one link; slices share the network."""
+    link = CHIPS["v5p"].link
+    cube = parse_topology("v5p:4x4x4")
+    assert axis_bandwidth(mesh_of("v5p:4x4x4", fsdp=64), ("fsdp",), cube) == 6 * link
+    assert axis_bandwidth(mesh_of("v5p:4x4x4", fsdp=16, tensor=4), ("tensor",), cube) == 2 * link
+    small = parse_topology("v5p:2x2x2")
+    assert axis_bandwidth(mesh_of("v5p:2x2x2", fsdp=4, tensor=2), ("tensor",), small) == link
+    assert (
+        axis_bandwidth(mesh_of("v5e:2x2", fsdp=4), ("fsdp",), parse_topology("v5e:2x2"))
+        == 2 * CHIPS["v5e"].link
+    )
+    two = parse_topology("2*v5e:2x2")
+    mesh = parallel.make_mesh(parallel.MeshConfig(data=2, fsdp=4), describe_devices(two))
+    assert axis_bandwidth(mesh, ("data",), two) == CHIPS["v5e"].network
+    assert axis_bandwidth(mesh, ("fsdp",), two) == 2 * CHIPS["v5e"].link
+
+
+def test_the_slowest_resource_bounds():
+    chip = CHIPS["v5e"]
+    times = bounds(chip, 197e12, 819e9 / 2, {"fsdp": 100e9, "tensor": 10e9}, {"fsdp": 50e9, "tensor": 50e9})
+    assert times == {"compute": 1.0, "hbm": 0.5, "ici": 2.0}
+    assert mfu_bound(chip, 197e12 * 0.75, times) == 0.375

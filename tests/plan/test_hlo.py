@@ -1,0 +1,169 @@
+"""Counts on small programs whose answers are known, compiled for the CPU."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxalign import parallel
+from jaxalign.plan import hlo
+from jaxalign.plan.collectives import axes_of, find_collectives, needless_gathers, parse_groups, sent_by
+from jaxalign.plan.costs import convolution_flops, count_bytes, count_flops, visible_pairs
+
+M, K, N = 64, 32, 48
+
+
+def compiled(function, *arguments):
+    return hlo.parse(jax.jit(function).lower(*arguments).compile().as_text())
+
+
+def test_a_product_of_matrices():
+    program = compiled(jnp.matmul, jnp.ones((M, K)), jnp.ones((K, N)))
+    assert count_flops(program) == {"matmul": 2 * M * K * N, "attention": 0}
+
+
+def test_a_scan_counts_every_turn():
+    def chain(x, weights):
+        def turn(x, w):
+            return jax.lax.scan(lambda y, _: (jnp.tanh(y @ w), None), x, length=3)[0], None
+
+        return jax.lax.scan(turn, x, weights)[0]
+
+    program = compiled(chain, jnp.ones((M, K)), jnp.ones((5, K, K)))
+    assert count_flops(program)["matmul"] == 5 * 3 * 2 * M * K * K
+
+
+def test_a_loop_that_depends_on_data_runs_as_often_as_said():
+    def until(x, w):
+        return jax.lax.while_loop(lambda x: jnp.sum(x) < 1e6, lambda x: x @ w, x)
+
+    program = compiled(until, jnp.ones((K, K)), jnp.ones((K, K)))
+    assert count_flops(program, unknown_trips=7)["matmul"] == 7 * 2 * K**3
+
+
+def test_bytes_of_a_slice_are_those_of_the_slice():
+    def total(stack):
+        return jax.lax.scan(lambda s, x: (s + jnp.tanh(x).sum(), None), 0.0, stack)[0]
+
+    layers = jnp.ones((16, 256, 256))
+    # A layer is read, its tanh written and read again; the whole stack in every turn would be 16 times as much.
+    assert layers.nbytes <= count_bytes(compiled(total, layers)) <= 3.2 * layers.nbytes
+
+
+def convolution(left, kernel, out, attributes):
+    array = "%{} = f32[{}]{{}} parameter({})"
+    text = (
+        "ENTRY %main () -> f32[] {\n  " + array.format("a", left, 0) + "\n  " + array.format("b", kernel, 1)
+    )
+    text += f"\n  ROOT %c = f32[{out}]{{}} convolution(%a, %b), {attributes}\n}}\n"
+    owner = hlo.parse(text).computations["main"]
+    return convolution_flops(owner["c"], owner)
+
+
+def test_products_in_the_form_of_convolutions():
+    """As the TPU compiler writes them: rows as a spatial dimension, heads as a kernel that only padding lets slide."""
+    assert (
+        convolution("4,8,16", "16,32,1", "4,8,32", "window={size=1}, dim_labels=0bf_io0->0bf")
+        == 2 * 4 * 8 * 16 * 32
+    )
+    heads = "window={size=1x2 pad=0_0x1_1 rhs_reversal=0x1}, dim_labels=0bf1_i1o0->0b1f"
+    assert convolution("4,8,16,1", "16,2,32,1", "4,8,2,32", heads) == 2 * 4 * 8 * 16 * 2 * 32
+    summed = "window={size=4}, dim_labels=0fb_0io->bf0"
+    assert convolution("4,8,16", "4,8,32", "16,32,1", summed) == 2 * 4 * 8 * 16 * 32
+
+
+def test_padding_and_dilation_of_a_real_convolution_are_no_work():
+    x, kernel = jnp.ones((1, 1, 10)), jnp.ones((1, 1, 3))
+    program = compiled(lambda x, k: jax.lax.conv_general_dilated(x, k, (1,), "SAME"), x, kernel)
+    found = [i for c in program.computations.values() for i in c.values() if i.opcode == "convolution"]
+    if found:  # else the CPU compiler made something else of it
+        assert count_flops(program)["matmul"] == 2 * (3 * 10 - 2)
+
+
+def test_pairs_are_counted_once_and_within_the_window():
+    seen = np.tril(np.ones((50, 50)))
+    assert visible_pairs(50) == seen.sum()
+    assert visible_pairs(50, 8) == (seen - np.tril(seen, -8)).sum()
+    assert visible_pairs(50, 100) == seen.sum()
+
+
+@pytest.fixture
+def cube():
+    return parallel.make_mesh(parallel.MeshConfig(data=1, fsdp=2, context=2, tensor=2), jax.devices()[:8])
+
+
+def place(mesh, shape, *spec):
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def collectives(mesh, function, *arguments, out):
+    shardings = NamedSharding(mesh, PartitionSpec(*out))
+    text = jax.jit(function, out_shardings=shardings).lower(*arguments).compile().as_text()
+    return find_collectives(hlo.parse(text), mesh)
+
+
+@pytest.mark.parametrize("axis", ["fsdp", "context", "tensor"])
+def test_a_gather_is_told_by_axis_and_bytes(cube, axis):
+    found = collectives(cube, lambda x: x, place(cube, (64, 32), axis), out=())
+    assert [(x.kind, x.axes, x.group, x.times) for x in found] == [("all-gather", (axis,), 2, 1)]
+    assert found[0].payload == 64 * 32 * 4 and found[0].sent == 64 * 32 * 4 / 2
+
+
+def test_sums_over_two_axes(cube):
+    """A contraction over two split dimensions; an all-reduce sends twice its share."""
+    x = place(cube, (64, 32), ("fsdp", "tensor"), None)
+    found = collectives(cube, lambda x: x.T @ x, x, out=())
+    assert sent_by(found, "axes") == {"fsdp+tensor": 2 * 32 * 32 * 4 * 3 / 4}
+    assert sent_by(found, "kind") == {"all-reduce": 2 * 32 * 32 * 4 * 3 / 4}
+
+
+def test_collectives_in_a_scan_count_every_turn(cube):
+    whole = NamedSharding(cube, PartitionSpec())
+
+    def turns(x, weights):
+        def turn(x, w):
+            return jax.lax.with_sharding_constraint(jnp.tanh(x @ w), whole), None
+
+        return jax.lax.scan(turn, x, weights)[0]
+
+    found = collectives(
+        cube, turns, place(cube, (8, 32)), place(cube, (6, 32, 32), None, "fsdp", None), out=()
+    )
+    assert {x.axes for x in found} == {("fsdp",)} and 6 in {x.times for x in found}
+
+
+def test_groups_in_all_their_forms():
+    by_list = parse_groups("replica_groups={{0,2},{1,3}}", 4)
+    by_iota = parse_groups("replica_groups=[2,2]<=[2,2]T(1,0)", 4)
+    by_mesh = parse_groups("replica_groups=mesh['a'=2,'b'=2] {'a'}", 4)
+    assert by_list.tolist() == by_iota.tolist() == by_mesh.tolist() == [[0, 2], [1, 3]]
+    assert parse_groups("replica_groups={}", 4).tolist() == [[0, 1, 2, 3]]
+    swapped = parse_groups("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", 4)
+    assert swapped.tolist() == [[0, 2], [1, 3]]
+    part = parse_groups("replica_groups=mesh['a'=8] {'a':(2)2}", 8)
+    assert part.tolist() == [[0, 2], [1, 3], [4, 6], [5, 7]]
+    assert parse_groups("source_target_pairs={{0,1},{1,0}}", 4).tolist() == [[0, 1], [1, 0]]
+    with pytest.raises(ValueError, match="unknown form"):
+        parse_groups("replica_groups=?", 4)
+
+
+def test_groups_that_follow_no_axis(cube):
+    assert axes_of(np.array([[0, 1, 2, 4], [3, 5, 6, 7]]), cube) == ("?",)
+
+
+def test_needless_gathers_are_named(cube):
+    gather = find_collectives(
+        hlo.parse(
+            "ENTRY %main () -> f32[] {\n  %p = f32[512,1024]{} parameter(0)\n"
+            "  ROOT %g = f32[1024,1024]{} all-gather(%p), replica_groups=[4,2]<=[2,2,2]T(2,1,0), "
+            'metadata={op_name="jit(f)/layers/mlp/up/dot_general"}\n}\n'
+        ),
+        cube,
+    )
+    size = {"layers/mlp/up/kernel": 4.0 * 2**20}
+    assert needless_gathers(gather, size, passes=1) == []
+    assert (
+        "up/kernel is gathered 2 times a step; 1 would do" in needless_gathers(gather * 2, size, passes=1)[0]
+    )
+    assert "no parameter" in needless_gathers(gather, {"layers/mlp/down/kernel": 1.0}, passes=1)[0]

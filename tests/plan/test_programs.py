@@ -1,0 +1,203 @@
+"""Every stage's programs: what they hold, that they compile for a slice, and that their counts are right."""
+
+import json
+import math
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+from jaxalign.configs.models import PRESETS
+
+from jaxalign import parallel
+from jaxalign.config import load_config
+from jaxalign.errors import ConfigError
+from jaxalign.parallel.mesh import mesh_shape
+from jaxalign.plan import hlo
+from jaxalign.plan.chips import describe_devices, parse_topology
+from jaxalign.plan.costs import count_flops
+from jaxalign.plan.measure import measure, split_memory
+from jaxalign.plan.programs import FROZEN, OPTIMIZER, PARAMETERS, bytes_per_device, stage_steps
+from jaxalign.plan.report import problem_lines
+from jaxalign.stages import OPTIONS, default_config, parse_config
+from jaxalign.training.flops import matmul_params
+from jaxalign.verbs.plan import run_plan, write_json
+
+STAGES = list(OPTIONS)
+
+
+def tiny(stage, **model):
+    config = default_config(stage)
+    sizes = {"vocab_size": 1024, "embed_dim": 256, "num_kv_heads": 2, "head_dim": 128, "mlp_dim": 512}
+    config.model.update(sizes | {"num_layers": 3, "dtype": "bfloat16", "tie_embeddings": False} | model)
+    config.batch_size = 8
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.data.max_length = 256
+    config.data.row_length = 512
+    if stage == "ppo":
+        config.ppo.reward_model = "a/run"
+        config.ppo.sampling.max_new_tokens = 128
+    return config
+
+
+def abstract_mesh(config, chips):
+    kinds = (AxisType.Auto,) * len(parallel.AXES)
+    return AbstractMesh(mesh_shape(config.mesh, chips), parallel.AXES, axis_types=kinds)
+
+
+def steps_of(values, chips=4):
+    config = parse_config(values)
+    return stage_steps(config, abstract_mesh(config, chips), "tpu")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_presets_are_whole_configs(stage):
+    for name in PRESETS:
+        config = parse_config(load_config(stage, name))
+        assert config.model.embed_dim == PRESETS[name]["embed_dim"] and config.model.dtype == "bfloat16"
+        assert config.model.init_from == "" and config.mesh.fsdp == -1
+        assert config.data.max_length <= min(8192, PRESETS[name]["max_length"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_another_argument_is_a_quickstart(stage):
+    config = load_config(stage, "my/root")
+    assert config.data.train.startswith("my/root/data/") and config.model.dtype == "float32"
+
+
+def test_parameters_of_a_chip_are_the_published_number():
+    """8,030,261,248 parameters of Llama 3.1 8B in float32, and Adam's two moments, split over 64 chips."""
+    model, (step,) = steps_of(load_config("dpo", "llama3_1_8b"), chips=64)
+    norms = 4096 * (2 * 32 + 1)  # a norm is on every chip
+    a_chip = 4 * ((8_030_261_248 - norms) // 64 + norms)
+    assert bytes_per_device(step.kinds[PARAMETERS]) == a_chip == bytes_per_device(step.kinds[FROZEN])
+    assert bytes_per_device(step.kinds[OPTIMIZER]) == 2 * a_chip + 8  # and two counts
+    assert step.tokens == 128 * 16_384
+    assert model.attention == "splash"
+
+
+def test_model_flops_are_six_a_parameter_and_token_and_the_pairs():
+    model, (step,) = steps_of(tiny("sft"))
+    tokens, pairs = 8 * 512, 8 * 2 * 256 * 257 / 2
+    assert step.model_flops == 6 * matmul_params(model) * tokens + 12 * 3 * 4 * 128 * pairs
+    _, (dpo,) = steps_of(tiny("dpo"))
+    assert dpo.model_flops == pytest.approx(step.model_flops * 4 / 3)  # and the reference forward
+
+
+def test_ppo_counts_what_lies_beside_each_program():
+    """Whichever program runs, a run holds policy, critic, both their optimizers, reference and reward model."""
+    _, steps = steps_of(tiny("ppo"))
+    assert [step.name for step in steps] == ["rollout", "score", "policy update", "value update"]
+    held = {sum(bytes_per_device(tree) for tree in (*step.kinds.values(), step.beside)) for step in steps}
+    assert max(held) - min(held) <= 16  # the counts of the states, which are no part of a kind
+    one = bytes_per_device(steps[0].kinds[PARAMETERS])
+    assert max(held) == pytest.approx((2 + 2 + 4) * one, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"mesh": {"tensor": 4, "fsdp": 1}, "model": {"num_kv_heads": 2}},
+            "config.model.num_kv_heads=2 is not divis",
+        ),
+        (
+            {"batch_size": 6},
+            "config.batch_size / config.num_microbatches=6 is not divisible by config.mesh.fsdp=4",
+        ),
+        ({"mesh": {"tensor": 3}}, "a multiple of 3 devices, but there are 4"),
+        ({"model": {"vocab_size": 0}}, "config.model.vocab_size=0"),
+        ({"mesh": {"expert": 4, "fsdp": 1}, "model": {"num_experts": 6}}, "config.model.num_experts=6"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_named(change, message):
+    values = tiny("sft")
+    values.update(change)
+    with pytest.raises(ConfigError) as error:
+        steps_of(values)
+    assert message in str(error.value)
+
+
+def test_flops_of_a_step_are_the_analytic_ones_and_remat_adds_a_forward_pass():
+    """Attention as plain products over all pairs, which is what the CPU is given to compile."""
+    mesh = parallel.make_mesh(parallel.MeshConfig(data=1, fsdp=4), jax.devices()[:4])
+    counted = {}
+    for remat in ("none", "full"):
+        config = parse_config(tiny("sft", dtype="float32", remat=remat, attention="xla"))
+        model, (step,) = stage_steps(config, mesh, "cpu")
+        with parallel.use_mesh(mesh):
+            compiled = step.function.lower(*step.arguments).compile()
+        counted[remat] = count_flops(hlo.parse(compiled.as_text()))["matmul"]
+        memory = split_memory(step, compiled.memory_analysis())
+        assert memory["total"] == pytest.approx(sum(v for k, v in memory.items() if k != "total"))
+        arguments = memory[PARAMETERS] + memory[OPTIMIZER] + memory["batch and padding"]
+        assert arguments == compiled.memory_analysis().argument_size_in_bytes
+    tokens = 8 * 512
+    attention = 12 * 3 * 4 * 128 * 8 * 512 * 512
+    assert counted["none"] == pytest.approx((6 * matmul_params(model) * tokens + attention) / 4, rel=0.02)
+    layers = matmul_params(model) - 1024 * 256
+    again = (2 * layers * tokens + attention / 3) / 4
+    assert counted["full"] - counted["none"] == pytest.approx(again, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_compiles_for_a_slice(tpu, stage, tmp_path, capsys):
+    found = run_plan(parse_config(tiny(stage)), "v5e:2x2")
+    write_json(found, tmp_path / "plan.json")
+    assert json.loads((tmp_path / "plan.json").read_text())["steps"] == found["steps"]
+    assert found["mesh"]["fsdp"] == 4 and found["chips"] == 4 and found["compiled"]
+    for step in found["steps"]:
+        assert step["fits"] and 0 < step["mfu_bound"] <= 1
+        assert step["memory"]["total"] == pytest.approx(
+            sum(v for k, v in step["memory"].items() if k != "total")
+        )
+        assert set(step["seconds"]) == {"compute", "hbm", "ici"} and min(step["seconds"].values()) > 0
+        assert set(step["sent_by_axes"]) == {"fsdp"}
+        assert sum(step["sent_by_kind"].values()) == pytest.approx(step["sent_by_axes"]["fsdp"])
+
+
+@pytest.mark.slow
+def test_flops_compiled_for_a_slice_are_the_analytic_ones(tpu):
+    """Products to the FLOP but for the logits' second pass, and splash attention's two kernels' worth of repeats."""
+    config = parse_config(tiny("sft") | {})
+    topology = parse_topology("v5e:2x2")
+    mesh = parallel.make_mesh(config.mesh, describe_devices(topology))
+    model, (step,) = stage_steps(config, mesh)
+    found = measure(step, model, mesh, parallel.RULES, topology)
+    tokens = 8 * 512
+    exact = 6 * matmul_params(model) * tokens / 4
+    logits = 2 * 1024 * 256 * tokens / 4
+    assert 0.99 * exact <= found["flops"]["matmul"] <= 1.01 * (exact + logits)
+    assert found["flops"]["attention"] == 9 * 2 * 3 * 4 * 128 * 8 * 512 * 513 / 2 / 4
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_says_by_how_much_and_what_to_change(tpu):
+    values = tiny("sft", embed_dim=4096, mlp_dim=16_384, num_layers=32, vocab_size=32_768)
+    found = run_plan(parse_config(values), "v5e:2x2")
+    assert not found["steps"][0]["fits"] and found["steps"][0]["over_bytes"] > 2**30
+    (line,) = (line for line in problem_lines(found) if line.startswith("PROBLEM"))
+    assert "update needs" in line and "config.mesh.fsdp" in line
+
+
+def test_gpus_are_estimated_and_say_so():
+    found = run_plan(parse_config(load_config("sft", "llama3_2_1b")), "h200:8")
+    (step,) = found["steps"]
+    assert not found["compiled"] and step["memory"][PARAMETERS] == pytest.approx(
+        4 * 1_235_814_400 / 8, rel=1e-3
+    )
+    # Layers recomputed: a third more than the model's own.
+    assert step["flops"]["all"] == pytest.approx(step["model_flops"] * 4 / 3)
+    assert step["mfu_bound"] == pytest.approx(0.75)
+
+
+def test_a_search_orders_by_the_bounds_and_names_the_best(capsys):
+    """By estimate on GPUs: 8 billion parameters in training state fit on 8 of them only when split."""
+    values = load_config("sft", "llama3_1_8b")
+    values.batch_size = 32
+    found = run_plan(parse_config(values), "h200:8", search=True, budget=3)
+    assert len(found["tried"]) == 3 and found["steps"][0]["fits"]
+    assert found["steps"][0]["mfu_bound"] == max(plan["steps"][0]["mfu_bound"] for plan in found["tried"])
+    assert math.prod(found["mesh"].values()) == 8
+    assert "fits, MFU at most" in capsys.readouterr().out
