@@ -48,9 +48,10 @@ def get_config(root: str = "") -> ConfigDict:
 def large(name: str) -> ConfigDict:
     """The stage for a published model."""
     config = at_scale(default_config("ppo"), name, batch_size=512)
-    config.data.max_length = 1024  # of a prompt
-    config.data.row_length = 1024
-    config.ppo.sampling.max_new_tokens = 1024
+    length = min(1024, config.data.max_length // 2)
+    config.data.max_length = length  # of a prompt
+    config.data.row_length = length
+    config.ppo.sampling.max_new_tokens = length
     config.ppo.reward_model = "runs/reward"
     config.ppo.critic_init = "reward"
     config.optimizer.learning_rate = 3e-7

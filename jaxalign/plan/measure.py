@@ -8,6 +8,7 @@ from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 
 from jaxalign import parallel
+from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig
 from jaxalign.parallel.sharding import Rules
 from jaxalign.plan import hlo
@@ -28,6 +29,9 @@ def measure(step: Step, model: ModelConfig, mesh: Mesh, rules: Rules, topology: 
     """What `jaxalign plan` reports of one step, all numbers of one chip unless they say otherwise; JSON-able.
 
     A step that does not fit is reported as such, with what the compiler says of it.
+
+    Raises:
+      ConfigError: the compiler refuses the step for another reason; names both.
     """
     begin = time.perf_counter()
     try:
@@ -88,6 +92,8 @@ def _failed(step: Step, topology: Topology, error: JaxRuntimeError) -> dict[str,
     text = str(error)
     needed = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", text)
     if not needed:
-        raise error
+        raise ConfigError(
+            f"{step.name}: the compiler refuses it on {topology.name}: {text.splitlines()[0][:500]}"
+        ) from error
     used, room = (float(needed[at]) * _UNITS[needed[at + 1]] for at in (1, 3))
     return {"name": step.name, "fits": False, "over_bytes": used - room, "error": text.splitlines()[0][:500]}

@@ -188,6 +188,8 @@ def ppo_steps(run: Run) -> list[Step]:
     critic = abstract_train_state(scalar, optimizer, run.mesh)
     judge = scalar if options.reward_model else None
     frozen = {"reference": params, "reward": judge}
+    # A moving reference and averaged weights are further copies in the state.
+    copies = [params] * (bool(options.reference_rate) + bool(options.average_decay))
     whole = jax.ShapeDtypeStruct((), jnp.int32, sharding=run.replicated)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=run.replicated)
     prompts = PromptBatch(*([_rows(run, E, P)] * 3), _rows(run, E))
@@ -220,7 +222,7 @@ def ppo_steps(run: Run) -> list[Step]:
             sampled,
             keywords={"sampling": options.sampling, "stop_ids": (0,)},
             kinds={PARAMETERS: params},
-            beside={"policy": policy.opt_state, "critic": critic, "frozen": frozen},
+            beside={"policy": policy.opt_state, "critic": critic, "frozen": frozen, "copies": copies},
             passes=N + 1,
             loop_trips=N,
         ),
@@ -230,7 +232,7 @@ def ppo_steps(run: Run) -> list[Step]:
             (params, scalar, params, judge, prompts, done),
             judged,
             kinds={PARAMETERS: (params, scalar), FROZEN: frozen},
-            beside={"policy": policy.opt_state, "critic": critic.opt_state},
+            beside={"policy": policy.opt_state, "critic": critic.opt_state, "copies": copies},
             passes=3 + bool(judge),
         ),
         step(
@@ -239,7 +241,7 @@ def ppo_steps(run: Run) -> list[Step]:
             (policy, _episodes(run, part, P + N), None, whole),
             work(model, part, False, 3),
             kinds={PARAMETERS: policy.params, OPTIMIZER: policy.opt_state},
-            beside={"critic": critic, "frozen": frozen},
+            beside={"critic": critic, "frozen": frozen, "copies": copies},
             tokens=part * (P + N),
             passes=2 * micro,
         ),
@@ -249,7 +251,7 @@ def ppo_steps(run: Run) -> list[Step]:
             (critic, _episodes(run, part, P + N), whole),
             work(model, part, True, 3),
             kinds={PARAMETERS: critic.params, OPTIMIZER: critic.opt_state},
-            beside={"policy": policy, "frozen": frozen},
+            beside={"policy": policy, "frozen": frozen, "copies": copies},
             tokens=part * (P + N),
             passes=2 * micro,
             parameters=scalar["transformer"],

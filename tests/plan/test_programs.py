@@ -56,7 +56,8 @@ def test_presets_are_whole_configs(stage):
         config = parse_config(load_config(stage, name))
         assert config.model.embed_dim == PRESETS[name]["embed_dim"] and config.model.dtype == "bfloat16"
         assert config.model.init_from == "" and config.mesh.fsdp == -1
-        assert config.data.max_length <= min(8192, PRESETS[name]["max_length"])
+        new = config.options.sampling.max_new_tokens if stage == "ppo" else 0
+        assert config.data.max_length + new <= min(8192, PRESETS[name]["max_length"])
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -160,7 +161,7 @@ def test_every_stage_compiles_for_a_slice(tpu, stage, tmp_path, capsys):
 @pytest.mark.slow
 def test_flops_compiled_for_a_slice_are_the_analytic_ones(tpu):
     """Products to the FLOP but for the logits' second pass, and splash attention's two kernels' worth of repeats."""
-    config = parse_config(tiny("sft") | {})
+    config = parse_config(tiny("sft"))
     topology = parse_topology("v5e:2x2")
     mesh = parallel.make_mesh(config.mesh, describe_devices(topology))
     model, (step,) = stage_steps(config, mesh)
