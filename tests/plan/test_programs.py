@@ -119,6 +119,7 @@ def test_sizes_that_do_not_divide_are_named(change, message):
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_flops_of_a_step_are_the_analytic_ones_and_remat_adds_a_forward_pass():
     """Attention as plain products over all pairs, which is what the CPU is given to compile."""
     mesh = parallel.make_mesh(parallel.MeshConfig(data=1, fsdp=4), jax.devices()[:4])
@@ -193,6 +194,7 @@ def test_gpus_are_estimated_and_say_so():
     assert step["mfu_bound"] == pytest.approx(0.75)
 
 
+@pytest.mark.slow
 def test_a_search_orders_by_the_bounds_and_names_the_best(capsys):
     """By estimate on GPUs: 8 billion parameters in training state fit on 8 of them only when split."""
     values = load_config("sft", "llama3_1_8b")
