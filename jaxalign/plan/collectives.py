@@ -180,6 +180,12 @@ def needless_gathers(
             key = (x.op_name or "an array without a name", "+".join(x.axes))
             others[key] = others.get(key, 0.0) + x.payload * x.times
     out = []
+    # The compiler's own all-reduces, of zeros with each device's part written in, have no name from the program.
+    summed = sum(x.payload * x.times for x in collectives if x.kind == "all-reduce" and not x.op_name)
+    if summed > least:
+        out.append(
+            f"{summed / 2**20:,.0f} MiB a step are gathered by all-reduces, which send twice as much as gathers"
+        )
     for name, size in gathered.items():
         times = size / parameters[name]
         if size > least and times > passes * 1.01:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 
+import jax
 import pytest
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -17,3 +18,5 @@ def tpu():
     """Skips a test where the compiler for TPUs is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install 'jaxalign[plan]'")
+    with jax.default_matmul_precision("default"):  # the kernels have no other for bfloat16
+        yield
