@@ -90,7 +90,9 @@ def split_memory(step: Step, analysis: Any) -> dict[str, float]:
 
 def _failed(step: Step, topology: Topology, error: JaxRuntimeError) -> dict[str, Any]:
     text = str(error)
-    needed = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", text)
+    size = r"([\d.]+)([KMGT]?)"
+    forms = rf"Used {size} of {size} hbm", rf"\({size}\) exceeds available HBM \({size}\)"
+    needed = next((found for form in forms if (found := re.search(form, text))), None)
     if not needed:
         raise ConfigError(
             f"{step.name}: the compiler refuses it on {topology.name}: {text.splitlines()[0][:500]}"
