@@ -87,7 +87,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _quickstart(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("jaxalign quickstart")
-    parser.add_argument("--workdir", default="quickstart", help="folder for everything (default: quickstart)")
+    parser.add_argument(
+        "--workdir", help="folder for everything (default: quickstart, or quickstart-fast with --fast)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fast", action="store_true", help="a smoke version; its numbers mean nothing")
     args = parser.parse_args(argv)
@@ -97,7 +99,8 @@ def _quickstart(argv: list[str]) -> None:
 
     if args.fast:  # which would otherwise spend most of its minute on compiling well what runs briefly
         jax.config.update("jax_disable_most_optimizations", True)
-    quickstart(args.workdir, fast=args.fast, seed=args.seed)
+    workdir = args.workdir or ("quickstart-fast" if args.fast else "quickstart")
+    quickstart(workdir, fast=args.fast, seed=args.seed)
 
 
 def _train(argv: list[str]) -> None:

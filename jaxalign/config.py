@@ -9,6 +9,7 @@ import difflib
 import importlib
 import os
 import re
+import sys
 import types
 import typing
 from typing import Any
@@ -81,13 +82,20 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
     if isinstance(value, ConfigDict) and dict in kinds:
         return value.to_dict()
     if tuple in kinds and isinstance(value, list | tuple):
-        return tuple(value)
+        return _items(value, options[kinds.index(tuple)], path)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
         names = " or ".join(kind.__name__ for kind in kinds if kind is not types.NoneType)
         raise ConfigError(f"{path}={value!r} must be of type {names}")
     return value
+
+
+def _items(value: Any, hint: Any, path: str) -> tuple:
+    # An empty flag, or None, arrives as one empty item.
+    items = tuple(item for item in value if item not in ("", None))
+    kind = typing.get_args(hint)[0]
+    return tuple(_typed(item, kind, f"{path}[{i}]") for i, item in enumerate(items))
 
 
 def load_config(name: str, arg: str = "") -> ConfigDict:
@@ -121,6 +129,7 @@ def parse_flags(argv: list[str], *, workdir: bool = True) -> tuple[ConfigDict, s
         rest = values(full)[1:]
         if rest:
             raise ConfigError(f"{rest[0]!r} is not a flag; write --config.key=value")
+        _leave_out_data_of_the_file(values.config, argv)
         return values.config, values.workdir if workdir else ""
     except ConfigError:
         raise
@@ -133,3 +142,17 @@ def parse_flags(argv: list[str], *, workdir: bool = True) -> tuple[ConfigDict, s
         raise ConfigError(f"{flag} does not exist; {hint}") from error
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+
+
+def _leave_out_data_of_the_file(config: ConfigDict, argv: list[str]) -> None:
+    """With training data by a flag, shares and held-out data that the file names for its own are not meant."""
+    given = {arg.split("=")[0].removeprefix("--config.") for arg in argv}
+    if "data.train" not in given or "data" not in config:
+        return
+    for key, nothing in (("weights", ()), ("eval", "")):
+        if f"data.{key}" not in given and config.data.get(key):
+            print(
+                f"--config.data.train is yours: the config file's config.data.{key}={config.data[key]!r} is left out",
+                file=sys.stderr,
+            )
+            config.data[key] = nothing

@@ -1,7 +1,14 @@
-"""Reward functions on text, for PPO and evaluation: f(prompt, completion) -> float."""
+"""Reward functions on text, for PPO and evaluation: f(prompt, completion) -> float.
+
+`prompt` is what the data has: text, or the messages of a conversation; `completion` is the answer's text.
+"""
 
 import functools
 import importlib
+import importlib.util
+import os
+import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,19 +23,36 @@ def import_reward_function(name: str, key: str) -> RewardFunction:
     Raises:
       ConfigError: not of that form, or not importable.
     """
-    module, _, attribute = name.partition(":")
+    module, _, attribute = name.rpartition(":")
     try:
-        function = importlib.import_module(module)
+        function = _load_file(module) if module.endswith(".py") else _import(module)
         for part in attribute.split("."):
             function = getattr(function, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"{key}={name!r} cannot be imported ({error}); write module:function, "
-            f"with the module on PYTHONPATH"
+            f"{key}={name!r} cannot be imported ({error}); write FILE.py:function, or module:function with the module "
+            "installed, in the current folder or on PYTHONPATH"
         ) from error
     if not callable(function):
         raise ConfigError(f"{key}={name!r} is not callable")
     return function
+
+
+def _import(module: str) -> Any:
+    # A command line tool does not look into the current folder by itself, as `python -m` would.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return importlib.import_module(module)
+
+
+def _load_file(path: str) -> Any:
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except OSError as error:
+        raise ImportError(str(error)) from error
+    return module
 
 
 @functools.cache

@@ -59,9 +59,18 @@ def initialize() -> None:
         return
     # Its handler of SIGTERM would take the signal that the loop answers itself, see `make_vote`.
     jax.config.update("jax_enable_preemption_service", False)
-    # Programs in flight together would mix up their messages: Gloo tells them apart by nothing but their order.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    _prepare_cpu()
     _connect(timeout, who, check, known)
+
+
+def _prepare_cpu() -> None:
+    # Gloo matches messages by their order alone, so programs must run one after the other; see also `place`.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    # And a collective blocks a thread of XLA's pool, which has one a core: with several devices on fewer cores all
+    # threads could be waiting for a device that has none left.
+    if jax.config.jax_platforms == "cpu":
+        threads = max(1, jax.config.jax_num_cpu_devices) + (os.cpu_count() or 1)
+        os.environ.setdefault("PJRT_NPROC", str(threads))
 
 
 def _named_processes() -> dict[str, Any]:
@@ -145,6 +154,13 @@ def batch_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
             f"({sizes}); choose axes that split it alike over the processes"
         )
     return tuple(sorted(held[jax.process_index()])), count
+
+
+def place(x: np.ndarray, layout: NamedSharding, shape: tuple[int, ...] | None = None) -> jax.Array:
+    """The array whose part on this process's devices is `x`; `shape` is that of the whole, where `x` may be whole."""
+    array = jax.make_array_from_process_local_data(layout, x, shape)
+    # A program on CPUs runs to its end when it is called, unless its inputs are still on their way.
+    return array.block_until_ready() if layout.mesh.devices.flat[0].platform == "cpu" else array
 
 
 def everywhere(x: jax.Array) -> np.ndarray:
@@ -264,9 +280,7 @@ def make_vote(mesh: Mesh) -> Callable[[bool], bool]:
 
     def vote(answer: bool) -> bool:
         local = np.full(len(mesh.local_devices), answer, np.int32)
-        sent.append(largest(jax.make_array_from_process_local_data(layout, local, (mesh.size,))))
-        if mesh.local_devices[0].platform == "cpu":
-            sent[-1].block_until_ready()  # see `initialize`
+        sent.append(largest(place(local, layout, (mesh.size,))))
         return len(sent) > 1 and bool(sent.pop(0))
 
     return vote

@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer
 from jaxalign.training.metrics import FILE_NAME, MetricWriter, read_metrics
 from jaxalign.training.progress import Progress
 from jaxalign.training.recorder import Recorder
-from jaxalign.training.run import TEMPLATE, describe
+from jaxalign.training.run import TEMPLATE, describe, flatten
 from jaxalign.training.stage import Stage
 from jaxalign.training.watchdog import Watchdog
 from jaxalign.training.weights import MODEL, save_model
@@ -26,6 +27,18 @@ from jaxalign.training.weights import MODEL, save_model
 SUMMARY = "summary.json"
 
 StopAt = Callable[[int, int], bool]  # (step, phase) that has just ended -> stop here?
+
+# Settings with which a run may go on though it began with others; where files lie may change, what is in them is
+# compared by fingerprints.
+CHANGEABLE = tuple(
+    f"config.{key}"
+    for key in (
+        *("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "on_nonfinite", "hang_timeout"),
+        *("num_steps", "num_epochs", "num_microbatches", "mesh.", "model.attention", "model.remat"),
+        *("model.init_from", "data.train", "data.eval", "data.tokenizer", "data.chat_template"),
+        *("options.reward_model", "options.reward_function", "options.ptx_data"),
+    )
+)
 
 
 Probe = Callable[[int, Any], dict[str, float]]  # (step, params) -> metrics
@@ -192,8 +205,23 @@ def _start(stage: Stage, checkpointer: Checkpointer, loader: Any) -> tuple[Any, 
                 f"{run.workdir}: {what} is not what this run began with, so it cannot go on as it would have; "
                 f"restore it, or start in another --workdir"
             )
+    _check_changes(run.workdir, meta["config"], now["config"])
     loader.set_state(meta["loader"])
     return state, meta["step"], meta["phase"], meta
+
+
+def _check_changes(workdir: pathlib.Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Says what a resumed run has set otherwise than it began with; refuses what would make it another run."""
+    old, new = flatten(before, "config"), flatten(now, "config")
+    changes = {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
+    for key, (was, value) in changes.items():
+        if not key.startswith(CHANGEABLE):
+            raise CheckpointError(
+                f"{workdir}: began with {key}={was!r}, and now has {value!r}; go on with the former, or start in "
+                "another --workdir"
+            )
+        if jax.process_index() == 0:
+            print(f"{workdir}: goes on with {key}={value!r} instead of {was!r}", file=sys.stderr)
 
 
 def _export(stage: Stage, state: Any) -> None:

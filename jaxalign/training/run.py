@@ -79,8 +79,7 @@ class Run:
 
     def put(self, batch: Any) -> Any:
         """A batch of host arrays (this process's rows) as arrays over the mesh."""
-        make = jax.make_array_from_process_local_data
-        return jax.tree.map(lambda x: make(self.rows_sharding, np.asarray(x)), batch)
+        return jax.tree.map(lambda x: processes.place(np.asarray(x), self.rows_sharding), batch)
 
     @property
     def share(self) -> dict[str, Any]:
@@ -211,7 +210,7 @@ def open_run(config: Config, workdir: str | pathlib.Path) -> Run:
     settings = json.loads(to_json(config))
     settings[config.stage] = settings.pop("options")
     processes.check_same(
-        _flat(settings, "config")
+        flatten(settings, "config")
         | {
             "training data": run.train.fingerprint,
             "held-out data": run.held_out and run.held_out.fingerprint,
@@ -223,10 +222,11 @@ def open_run(config: Config, workdir: str | pathlib.Path) -> Run:
     return run
 
 
-def _flat(values: Any, path: str) -> dict[str, Any]:
+def flatten(values: Any, path: str) -> dict[str, Any]:
+    """Nested settings by their full names."""
     if not isinstance(values, dict):
         return {path: values}
-    return {name: x for key, value in values.items() for name, x in _flat(value, f"{path}.{key}").items()}
+    return {name: x for key, value in values.items() for name, x in flatten(value, f"{path}.{key}").items()}
 
 
 def _open(config: Config, workdir: pathlib.Path) -> Run:

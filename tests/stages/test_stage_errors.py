@@ -96,7 +96,11 @@ def test_another_tokenizer_is_refused(runs, tmp_path):
             r"raising_reward raised KeyError: 'no such thing' for prompt '.*completion",
         ),
         ("nan_reward", RewardError, "nan_reward returned nan for prompt '.*; return a finite number"),
-        ("absent", ConfigError, r"reward_function='tiny:absent' cannot be imported .* write module:function"),
+        (
+            "absent",
+            ConfigError,
+            r"reward_function='tiny:absent' cannot be imported .* write FILE.py:function",
+        ),
         ("WORDS", ConfigError, "reward_function='tiny:WORDS' is not callable"),
     ],
 )
