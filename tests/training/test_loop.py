@@ -108,7 +108,9 @@ def test_local_rows_are_all_rows_of_one_process():
 
 def test_a_saved_architecture_is_kept_and_computed_as_asked():
     saved = ModelSettings(num_layers=4, embed_dim=32, dtype="bfloat16").architecture(300, "cpu")
-    resolved = resolve_architecture(ModelSettings(dtype="float32", remat="full").architecture(300, "cpu"), saved)
+    resolved = resolve_architecture(
+        ModelSettings(dtype="float32", remat="full").architecture(300, "cpu"), saved
+    )
     assert (resolved.num_layers, resolved.embed_dim, resolved.dtype, resolved.remat) == (
         4,
         32,
