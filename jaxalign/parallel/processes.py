@@ -88,7 +88,8 @@ def _named_processes() -> dict[str, Any]:
         raise DistributedError(f"{ADDRESS}={address!r} is not of the form host:port, such as 10.0.0.1:8476")
     if not index < count:
         raise DistributedError(f"{INDEX}={index}: with {COUNT}={count} use 0 to {count - 1}")
-    return {"coordinator_address": address, "num_processes": count, "process_id": index}
+    known = {"coordinator_address": address, "num_processes": count, "process_id": index}
+    return known | {"cluster_detection_method": "deactivate"}  # what was said is all there is to know
 
 
 def _number(name: str, default: int | None = None) -> int:
