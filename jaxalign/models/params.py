@@ -13,7 +13,7 @@ from jaxalign.models.cache import Cache
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.experts import ROUTER
 from jaxalign.models.transformer import Transformer
-from jaxalign.parallel.sharding import check_divides, param_shardings
+from jaxalign.parallel.sharding import check_divides, constrain, param_shardings
 
 Params = dict[str, Any]
 
@@ -120,6 +120,22 @@ def abstract_params(config: ModelConfig, mesh: Mesh, *, scalar: bool = False) ->
         shapes = {"transformer": shapes, "head": jax.eval_shape(lambda: init_head(jax.random.key(0), config))}
         shardings = {"transformer": shardings, "head": {"kernel": whole, "bias": whole}}
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def lay_out(params: Params, config: ModelConfig) -> Params:
+    """Inside jit, the parameters as the rules in force split them, matrices in the compute dtype.
+
+    Done once before a loop that reads them at every turn, this gathers and converts them once.
+    """
+    boxed = jax.eval_shape(lambda: _init_boxed(jax.random.key(0), config))
+
+    def leaf(path: tuple, x: jax.Array, box: nn.Partitioned) -> jax.Array:
+        # Norms multiply by their scales in float32; every other parameter is converted where it is used.
+        if path[-1].key in ("kernel", "embedding", "unembedding", "position_embedding"):
+            x = x.astype(config.dtype)
+        return constrain(x, *box.names)
+
+    return jax.tree_util.tree_map_with_path(leaf, params, boxed)
 
 
 def count_params(params: Params) -> int:

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxalign.models.attention import attention, attention_mask
 from jaxalign.models.cache import Cache
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.embedding import TABLE, embed
 from jaxalign.models.experts import ROUTER, Experts
 from jaxalign.models.kernels import blockwise_attention, splash_attention
 from jaxalign.models.rope import rotary_angles, rotary_frequencies, rotate
@@ -235,20 +236,18 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         c = self.config
         normal = nn.initializers.normal(c.init_std)
-        table = nn.with_logical_partitioning(normal, ("vocab", "embed"))
+        table = nn.with_logical_partitioning(normal, TABLE)
         embedding = self.param("embedding", table, (c.vocab_size, c.embed_dim), jnp.float32)
         if not c.tie_embeddings:
             self.param("unembedding", table, (c.vocab_size, c.embed_dim), jnp.float32)
-        # Gathering rows of a table split along D would make the compiler replicate the result: join D first.
-        x = jnp.take(constrain(embedding, "vocab", None), tokens, axis=0)
+        x = embed(embedding, TABLE, tokens, c.dtype)
         context: dict[str, Any] = {"segment_ids": segment_ids}
         if c.positions == "learned":
             places = nn.with_logical_partitioning(normal, ("position", "embed"))
             table = self.param(
                 "position_embedding", places, (c.position_offset + c.max_length, c.embed_dim), jnp.float32
             )
-            x = x + jnp.take(constrain(table, None, None), positions + c.position_offset, axis=0)
-        x = x.astype(c.dtype)
+            x = x + embed(table, ("position", "embed"), positions + c.position_offset, c.dtype)
         if c.scale_embedding:
             x = x * jnp.asarray(c.embed_dim**0.5, x.dtype)
         x = constrain(x, "batch", "length", "act_embed")

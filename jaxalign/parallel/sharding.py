@@ -25,6 +25,7 @@ RULES: Rules = {
     "act_mlp": "tensor",
     "layers": None,
     "embed": "fsdp",
+    "decode_embed": None,  # "embed" while sampling, which would otherwise gather every parameter for every token
     "vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -51,6 +52,17 @@ def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[Mesh]:
     try:
         with jax.set_mesh(mesh):
             yield mesh
+    finally:
+        _rules.reset(token)
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """The rules as they are while sampling: parameters lie as "decode_embed" says."""
+    rules = _rules.get()
+    token = _rules.set({**rules, "embed": rules["decode_embed"]})
+    try:
+        yield
     finally:
         _rules.reset(token)
 
@@ -100,34 +112,49 @@ def shards(mesh: Any, name: str) -> int:
     return math.prod(mesh.shape[axis] for axis in mesh_axes(name))
 
 
-def split_rows(f: Callable[..., Any], *sharded: bool) -> Callable[..., Any]:
+def split_rows(f: Callable[..., Any], *layouts: tuple[str, ...] | None) -> Callable[..., Any]:
     """`f` run by every device on its own rows and tokens, the tensor axis left to the compiler.
 
-    What `f` accumulates over tokens, such as the gradient of a matrix that all share, is then summed over devices
-    once instead of once a step of a loop.
+    A parameter is gathered before and its gradient, which `f` may accumulate over many tokens, is summed over
+    devices once, by a reduce-scatter back to how the parameter lies.
 
     Args:
-      sharded: for each argument whether it is [B, T, ...], split over batch and length, or whole. All results
-        are [B, T, ...].
+      layouts: for each argument None where it is [B, T, ...], split over batch and length, or the logical names of
+        a parameter's dimensions. All results are [B, T, ...].
     """
 
     def wrapped(*args: jax.Array) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
-        x = next(arg for arg, is_split in zip(args, sharded, strict=True) if is_split)
+        x = next(arg for arg, layout in zip(args, layouts, strict=True) if layout is None)
         names = dividing(mesh, x, ("batch", "length") + (None,) * (x.ndim - 2)) if not mesh.empty else []
         axes = {axis for name in names if name for axis in mesh_axes(name)}
         if all(mesh.shape[axis] == 1 for axis in axes) or x.shape[0] % shards(mesh, "batch"):
             return f(*args)
         rows = spec(*names[:2])
+        own = [
+            None if layout is None else [tuple(a for a in mesh_axes(name) if a in axes) for name in layout]
+            for layout in layouts
+        ]
+
+        def local(*args: jax.Array) -> Any:
+            return f(*(x if split is None else _gather(x, split) for x, split in zip(args, own, strict=True)))
+
         return jax.shard_map(
-            f,
-            in_specs=tuple(rows if is_split else PartitionSpec() for is_split in sharded),
+            local,
+            in_specs=tuple(rows if split is None else PartitionSpec(*split) for split in own),
             out_specs=rows,
             axis_names=axes,
             check_vma=False,
         )(*args)
 
     return wrapped
+
+
+def _gather(x: jax.Array, split: Sequence[tuple[str, ...]]) -> jax.Array:
+    for dimension, axes in enumerate(split):
+        if axes:
+            x = jax.lax.all_gather(x, axes, axis=dimension, tiled=True)
+    return x
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:

@@ -223,7 +223,6 @@ def ppo_steps(run: Run) -> list[Step]:
             keywords={"sampling": options.sampling, "stop_ids": (0,)},
             kinds={PARAMETERS: params},
             beside={"policy": policy.opt_state, "critic": critic, "frozen": frozen, "copies": copies},
-            passes=N + 1,
             loop_trips=N,
         ),
         step(

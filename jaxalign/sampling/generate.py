@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.errors import ConfigError
-from jaxalign.models import Cache, ModelConfig, Params, hidden_states, init_cache, unembedding
-from jaxalign.parallel.sharding import constrain
+from jaxalign.models import Cache, ModelConfig, Params, hidden_states, init_cache, lay_out, unembedding
+from jaxalign.parallel.sharding import constrain, decoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +137,27 @@ def generate(
     Raises:
       ConfigError: the position table ends before P + N, or a stop id is not in the vocabulary.
     """
+    rows = jnp.arange(len(tokens), dtype=jnp.int32) if rows is None else rows
+    _check_request(config, tokens.shape[1], sampling.max_new_tokens, stop_ids)
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+    with decoding():
+        params = lay_out(params, config)
+        return _decode(params, config, tokens, positions, segment_ids, keys, sampling, stop_ids)
+
+
+def _decode(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    keys: jax.Array,
+    sampling: SamplingConfig,
+    stop_ids: tuple[int, ...],
+) -> Completions:
     B, P = tokens.shape
     N = sampling.max_new_tokens
-    _check_request(config, P, N, stop_ids)
     stops = jnp.array(stop_ids, jnp.int32)
-    rows = jnp.arange(B, dtype=jnp.int32) if rows is None else rows
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
     def step(
         tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache

@@ -22,6 +22,7 @@ from jaxalign.models import (
     scalar_head,
     unembedding,
 )
+from jaxalign.models.embedding import TABLE
 from jaxalign.parallel.sharding import split_rows
 
 
@@ -69,7 +70,7 @@ def score_tokens(
         with_entropy=with_entropy,
     )
     following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-    scored = split_rows(read, True, False, True)(hidden, unembedding(params, config), following)
+    scored = split_rows(read, None, TABLE, None)(hidden, unembedding(params, config), following)
     return TokenScores(*(None if x is None else _align(x, segment_ids) for x in scored), router)
 
 
@@ -88,7 +89,7 @@ def exact_kl(
     ref_hidden, _ = hidden_states(ref_params, config, tokens, positions, segment_ids)
     read = functools.partial(token_kl, temperature=temperature, softcap=config.final_softcap or None)
     heads = unembedding(params, config), unembedding(ref_params, config)
-    kl = split_rows(read, True, False, True, False)(hidden, heads[0], ref_hidden, heads[1])
+    kl = split_rows(read, None, TABLE, None, TABLE)(hidden, heads[0], ref_hidden, heads[1])
     return _align(kl, segment_ids)
 
 
