@@ -8,7 +8,7 @@ COPY jaxalign jaxalign
 COPY configs configs
 ARG CUDA=12
 ARG JAX_VERSION=">=0.10,<0.13"
-RUN pip install --no-cache-dir "jax[cuda${CUDA}]${JAX_VERSION}" .
+RUN pip install --no-cache-dir "jax[cuda${CUDA}]${JAX_VERSION}" ".[gcs]"
 
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 RUN useradd --create-home --uid=1000 jaxalign

@@ -38,4 +38,4 @@ if [[ ! -x .venv/bin/python ]]; then
         run uv venv --quiet --seed --python=3.12 .venv
     fi
 fi
-run .venv/bin/python -m pip install --quiet "jax[$extra]" .
+run .venv/bin/python -m pip install --quiet "jax[$extra]" ".[gcs]"

@@ -6,7 +6,7 @@ COPY setup.cfg pyproject.toml README.md LICENSE ./
 COPY jaxalign jaxalign
 COPY configs configs
 ARG JAX_VERSION=">=0.10,<0.13"
-RUN pip install --no-cache-dir "jax[tpu]${JAX_VERSION}" .
+RUN pip install --no-cache-dir "jax[tpu]${JAX_VERSION}" ".[gcs]"
 
 # As root: the TPU's device files belong to it.
 ENTRYPOINT ["jaxalign"]

@@ -9,7 +9,6 @@ chat_template.jinja, tokenizer_config.json, chat_template.json: the chat templat
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -17,6 +16,7 @@ import tokenizers
 
 from jaxalign.data.templates import TEMPLATE_NAME, compile_template
 from jaxalign.errors import ConfigError
+from jaxalign.storage import Path, local_copy
 
 JSON_NAME, CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
 MODEL_CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
@@ -68,7 +68,7 @@ def open_backend(path: Path, settings: Settings) -> tokenizers.Tokenizer:
     file = path / JSON_NAME if path.is_dir() else path
     if file.is_file():
         try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+            tokenizer = tokenizers.Tokenizer.from_str(file.read_text("utf-8"))
         except Exception as error:  # the library raises plain Exception
             raise ConfigError(f"{file}: not a tokenizer ({error}); write it again") from None
     else:
@@ -126,7 +126,8 @@ def _converted(folder: Path) -> tokenizers.Tokenizer:
     try:
         from transformers import AutoTokenizer  # slow to import and rarely needed
 
-        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        files = local_copy(folder, CONFIG_NAME, MODEL_CONFIG, *SOURCES)
+        loaded = AutoTokenizer.from_pretrained(str(files), local_files_only=True, trust_remote_code=False)
         return tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     except Exception as error:  # whatever the tokenizer class of a model may raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

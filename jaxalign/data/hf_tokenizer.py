@@ -7,9 +7,8 @@ from other text never gets one here, so that pieces cut apart spell what they sp
 
 import itertools
 import json
-import shutil
+import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -29,6 +28,7 @@ from jaxalign.data.hf_files import (
 )
 from jaxalign.data.templates import turn_terminator
 from jaxalign.errors import ConfigError
+from jaxalign.storage import to_path
 
 
 class HFTokenizer:
@@ -41,8 +41,8 @@ class HFTokenizer:
     Raises ConfigError where the files are missing, cannot be read or contradict one another.
     """
 
-    def __init__(self, path: str | Path, template: jinja2.Template | None = None):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike, template: jinja2.Template | None = None):
+        self.path = to_path(path)
         self._settings = settings = read_settings(self.path if self.path.is_dir() else self.path.parent)
         self._tokenizer = tokenizer = open_backend(self.path, settings)
         self.special_tokens = settings.named
@@ -123,12 +123,12 @@ class HFTokenizer:
             )
         return self.control_ids[token]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike) -> None:
         """Write all tokenizer files into the folder `path`, for `load_tokenizer` and `AutoTokenizer` to read.
 
         generation_config.json comes along with every id of `eos_ids`, which config.json may have held.
         """
-        folder, own = Path(path), self._settings.folder
+        folder, own = to_path(path), self._settings.folder
         folder.mkdir(parents=True, exist_ok=True)
         if folder.resolve() != own.resolve():
             for file in (
@@ -136,11 +136,11 @@ class HFTokenizer:
             ):
                 target = folder / file.relative_to(own)
                 target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, target)
+                target.write_bytes(file.read_bytes())
             generation = {**self._settings.generation, "eos_token_id": list(self.eos_ids)}
             (folder / GENERATION_CONFIG).write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
         if not (folder / JSON_NAME).is_file():
-            self._tokenizer.save(str(folder / JSON_NAME))
+            (folder / JSON_NAME).write_text(self._tokenizer.to_str(pretty=True), "utf-8")
 
     def _role_ids(self, kind: str) -> list[int]:
         token = self._settings.named.get(f"{kind}_token")

@@ -11,15 +11,16 @@
 Rows that a recipe leaves out are counted by reason in `EncodingReport.dropped`; any other bad row stops the run.
 """
 
+import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from jaxalign.data import oasst, shapes
 from jaxalign.data.sources import SUFFIXES, Dropped, Records, read_records
 from jaxalign.errors import DataError
+from jaxalign.storage import is_remote, to_path
 
 Adapt = Callable[
     [Records, str], Records
@@ -185,7 +186,7 @@ def open_source(
         raise DataError(
             f"{source}: recipe {named.recipe} has {', '.join(recipe.kinds)} data, but no {kind} data"
         )
-    if not Path(named.place).is_file():
+    if not to_path(named.place).is_file():
         split = named.split or split or _default_split(recipe, served, part, source)
     options = dict(recipe.options) if named.place in recipe.hub else {}
     if named.subset and recipe.subset != "language":
@@ -196,11 +197,11 @@ def open_source(
 
 def parse_source(source: str) -> Source:
     """Take `[RECIPE[/SUBSET]:]PLACE[/SUBSET][@SPLIT]` apart; a path that exists is a path, whatever is in it."""
-    if Path(source).exists():
+    if to_path(source).exists():
         return Source(source)
     recipe = subset = split = ""
     head, colon, place = source.partition(":")
-    if colon:
+    if colon and not is_remote(source):
         recipe, _, subset = head.partition("/")
         if recipe not in RECIPES:
             raise DataError(
@@ -209,13 +210,13 @@ def parse_source(source: str) -> Source:
             )
     else:
         place = source
-    if not Path(place).exists() and "@" in place:
+    if not to_path(place).exists() and "@" in place:
         place, _, split = place.rpartition("@")
-    local = Path(place).exists()
-    if split and Path(place).is_file():
+    local = to_path(place).exists()
+    if split and to_path(place).is_file():
         raise DataError(f"{source}: a file has no splits; leave out @{split}")
     if not local and (hub := re.fullmatch(r"([\w.-]+/[\w.-]+)/([\w.-]+)", place)):
-        if Path(place).suffix.lower() not in (*SUFFIXES, ".json") and not place.startswith("."):
+        if pathlib.PurePath(place).suffix.lower() not in (*SUFFIXES, ".json") and not place.startswith("."):
             place, subset = hub[1], hub[2]
     if not recipe and not local:
         recipe = _BY_HUB_NAME.get(place, "")

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 
 from jaxalign.errors import DataError
+from jaxalign.storage import is_remote, local_copy, to_path
 
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
 HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first answer
@@ -66,11 +67,13 @@ def read_records(
     """
     if take is not None and take < 1:
         raise DataError(f"{source}: take={take} reads nothing; give a positive number or leave it out")
-    path = Path(source)
+    path = to_path(source)
     if path.is_dir():
-        rows = _read_folder(path, split)
+        rows = _read_folder(local_copy(path), source, split)
     elif path.is_file():
-        rows = _read_file(path, take)
+        rows = _read_file(local_copy(path), source, take)
+    elif is_remote(source):
+        raise DataError(f"{source}: no such file or folder; check the path, and that you may read the bucket")
     elif path.suffix.lower() in (*SUFFIXES, ".json") or source.startswith((".", "/", "~")):
         raise DataError(f"{source}: no such file or folder (looked from {Path.cwd()}); check the path")
     else:
@@ -85,13 +88,13 @@ def read_records(
 class JsonLines(Sequence):
     """The lines of a JSONL file, parsed when asked for, so that memory does not grow with the file."""
 
-    def __init__(self, path: Path, take: int | None = None):
+    def __init__(self, path: Path, take: int | None = None, name: str = ""):
         self._bytes = _map_file(path)
         self._starts = [0]
         while self._starts[-1] < len(self._bytes) and len(self._starts) - 1 != take:
             end = self._bytes.find(b"\n", self._starts[-1])
             self._starts.append(len(self._bytes) if end < 0 else end + 1)
-            _check_line(self._line(len(self) - 1), f"{path}:{len(self)}")
+            _check_line(self._line(len(self) - 1), f"{name or path}:{len(self)}")
 
     def _line(self, index: int) -> bytes:
         return self._bytes[self._starts[index] : self._starts[index + 1]]
@@ -127,33 +130,33 @@ def _check_line(line: bytes, where: str) -> None:
         )
 
 
-def _read_file(path: Path, take: int | None) -> Sequence[Mapping[str, Any]]:
+def _read_file(path: Path, name: str, take: int | None) -> Sequence[Mapping[str, Any]]:
     match path.suffix.lower():
         case ".jsonl":
-            return JsonLines(path, take)
+            return JsonLines(path, take, name)
         case ".parquet":
             reader = datasets.Dataset.from_parquet
         case ".arrow":
             reader = datasets.Dataset.from_file
         case suffix:
-            raise DataError(f"{path}: cannot read '{suffix}' files; write one of {', '.join(SUFFIXES)}")
+            raise DataError(f"{name}: cannot read '{suffix}' files; write one of {', '.join(SUFFIXES)}")
     try:
         return reader(str(path))
     except Exception as error:  # pyarrow and datasets share no base class for a damaged file
-        raise DataError(f"{path}: not a readable {path.suffix} file: {error}; write it again") from error
+        raise DataError(f"{name}: not a readable {path.suffix} file: {error}; write it again") from error
 
 
-def _read_folder(path: Path, split: str) -> datasets.Dataset:
+def _read_folder(path: Path, name: str, split: str) -> datasets.Dataset:
     try:
         loaded = datasets.load_from_disk(str(path))
     except FileNotFoundError:
         raise DataError(
-            f"{path}: a folder, but not one written by Dataset.save_to_disk; name a file inside it instead"
+            f"{name}: a folder, but not one written by Dataset.save_to_disk; name a file inside it instead"
         ) from None
     if isinstance(loaded, datasets.Dataset):
         return loaded
     if split not in loaded:
-        raise DataError(f"{path}: has no split '{split}'; it has {', '.join(loaded)}")
+        raise DataError(f"{name}: has no split '{split}'; it has {', '.join(loaded)}")
     return loaded[split]
 
 

@@ -12,7 +12,6 @@ import os
 import traceback
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -21,17 +20,18 @@ import jinja2.sandbox
 import jinja2.utils
 
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.storage import to_path
 
 TEMPLATE_NAME = "chat_template.jinja"
 _PROBE = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
 
 
-def load_template(path: str | Path, key: str = "config.data.chat_template") -> jinja2.Template:
+def load_template(path: str | os.PathLike, key: str = "config.data.chat_template") -> jinja2.Template:
     """Compile a Jinja chat template file; ConfigError names the config `key` that gave it."""
     try:
-        return compile_template(Path(path).read_text("utf-8"), str(path))
+        return compile_template(to_path(path).read_text("utf-8"), str(path))
     except OSError as error:
-        raise ConfigError(f"{key}={path}: {error.strerror}; correct the path") from None
+        raise ConfigError(f"{key}={path}: {error.strerror or error}; correct the path") from None
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(f"{key}={path}:{error.lineno}: {error.message}; fix it") from None
 

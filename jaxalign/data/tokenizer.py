@@ -1,11 +1,10 @@
 """Text to token ids and back, without surprises: encoding adds nothing and can never make a control token."""
 
 import io
+import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import jinja2
@@ -15,6 +14,7 @@ from jaxalign.data.hf_tokenizer import JSON_NAME, HFTokenizer
 from jaxalign.data.templates import TEMPLATE_NAME, load_template
 from jaxalign.errors import ConfigError
 from jaxalign.hub import download, is_hub_name
+from jaxalign.storage import to_path
 
 MODEL_NAME = "tokenizer.model"
 TURN_END = "<|end|>"
@@ -56,19 +56,19 @@ class Tokenizer(Protocol):
         """The text of `ids`, control tokens left out."""
 
     def special_id(self, token: str) -> int: ...
-    def save(self, path: str | Path) -> None: ...
+    def save(self, path: str | os.PathLike) -> None: ...
 
 
 class SentencePieceTokenizer:
     """A SentencePiece model file as a `Tokenizer`; `template` replaces the chat_template.jinja beside it."""
 
-    def __init__(self, path: str | Path, template: jinja2.Template | None = None):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike, template: jinja2.Template | None = None):
+        self.path = to_path(path)
         self._given_template = template
         if not self.path.is_file():
             raise ConfigError(f"config.data.tokenizer={path}: no such file; train one or correct the path")
         try:
-            self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=self.path.read_bytes())
         except RuntimeError as error:
             raise ConfigError(
                 f"config.data.tokenizer={path}: not a SentencePiece model ({error}); write it again"
@@ -140,16 +140,16 @@ class SentencePieceTokenizer:
             )
         return self.control_ids[token]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike) -> None:
         """Write the model, and the chat template beside it, into the folder `path` for `load_tokenizer`."""
-        folder = Path(path)
+        folder = to_path(path)
         folder.mkdir(parents=True, exist_ok=True)
         for source, name in ((self.path, MODEL_NAME), (self.path.parent / TEMPLATE_NAME, TEMPLATE_NAME)):
             if source.is_file() and (target := folder / name).resolve() != source.resolve():
-                shutil.copyfile(source, target)
+                target.write_bytes(source.read_bytes())
 
 
-def load_tokenizer(path: str | Path, chat_template: str | Path = "") -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike, chat_template: str | os.PathLike = "") -> Tokenizer:
     """Load a tokenizer.
 
     Args:
@@ -161,9 +161,9 @@ def load_tokenizer(path: str | Path, chat_template: str | Path = "") -> Tokenize
     Raises ConfigError where there is no such thing or it cannot be used.
     """
     template = load_template(chat_template) if chat_template else None
-    if not Path(path).exists() and is_hub_name(str(path)):
+    if not to_path(path).exists() and is_hub_name(str(path)):
         path = download(str(path), _HUB_FILES, "config.data.tokenizer")
-    path = Path(path)
+    path = to_path(path)
     if not path.is_dir():
         return (HFTokenizer if path.name.endswith(".json") else SentencePieceTokenizer)(path, template)
     if (path / JSON_NAME).is_file() or (path / "tokenizer_config.json").is_file():
@@ -179,7 +179,7 @@ def load_tokenizer(path: str | Path, chat_template: str | Path = "") -> Tokenize
 
 
 def train_sentencepiece(
-    texts: Iterable[str], path: str | Path, vocab_size: int, model_type: str = "bpe"
+    texts: Iterable[str], path: str | os.PathLike, vocab_size: int, model_type: str = "bpe"
 ) -> SentencePieceTokenizer:
     """Train a tokenizer with byte fallback whose `decode(encode(a) + encode(b)) == a + b` for any text.
 
@@ -219,8 +219,9 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise ConfigError(_training_advice(str(error), vocab_size)) from None
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(model.getvalue())
+    file = to_path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(model.getvalue())
     return SentencePieceTokenizer(path)
 
 

@@ -29,6 +29,7 @@ from jaxalign.quickstart.evaluate import Examiner, make_examiner, measure_reward
 from jaxalign.quickstart.report import print_results, write_report
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.stages import parse_config, train
+from jaxalign.storage import is_remote
 from jaxalign.training.loop import finished
 from jaxalign.training.metrics import FILE_NAME, read_metrics
 from jaxalign.training.weights import find_model
@@ -81,8 +82,12 @@ def quickstart(
       The results; quickstart/report.py says what is in them.
 
     Raises:
-      ConfigError: `workdir` holds a quickstart with another seed or size.
+      ConfigError: `workdir` holds a quickstart with another seed or size, or is not local.
     """
+    if is_remote(workdir):
+        raise ConfigError(
+            f"--workdir={workdir}: a quickstart works in a local folder; name one, and copy it then"
+        )
     root, console = pathlib.Path(workdir), console or Console()
     scale = FAST if fast else FULL
     root.mkdir(parents=True, exist_ok=True)

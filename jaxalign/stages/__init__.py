@@ -1,7 +1,7 @@
 """The six stages: config + parameters + batch -> new state + metrics."""
 
 import importlib
-import pathlib
+import os
 from types import ModuleType
 from typing import Any
 
@@ -45,7 +45,7 @@ def parse_config(values: ConfigDict) -> settings.Config:
 
 def train(
     config: settings.Config,
-    workdir: str | pathlib.Path,
+    workdir: str | os.PathLike,
     *,
     devices: list | None = None,
     stop_at: loop.StopAt | None = None,

@@ -1,8 +1,9 @@
 """Reference log-probabilities of a whole dataset, computed once and kept on disk."""
 
 import dataclasses
+import functools
 import hashlib
-import pathlib
+import io
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from jaxalign.data import Dataset, PairBatch
 from jaxalign.models import ModelConfig, Params
 from jaxalign.parallel import processes
 from jaxalign.sampling.scoring import score_tokens, segment_sums
+from jaxalign.storage import write_whole
 from jaxalign.training.run import Run
 from jaxalign.training.weights import fingerprint
 
@@ -29,11 +31,11 @@ def reference_rows(run: Run, reference: Params) -> Run:
     Files are named by a digest of the tokens, their packing, the weights and the compute type: a file that is
     found belongs to exactly this data and this reference.
     """
-    score = jax.jit(lambda batch: sequence_logprobs(reference, batch, run.model))
+    score = jax.jit(functools.partial(sequence_logprobs, model=run.model))
     weights = fingerprint(reference)
 
     def computed(dataset: Dataset) -> np.ndarray:
-        parts = [processes.everywhere(score(batch)) for batch in run.batches(dataset)]
+        parts = [processes.everywhere(score(reference, batch)) for batch in run.batches(dataset)]
         return np.concatenate(parts)[: len(dataset.rows)]
 
     def filled(dataset: Dataset) -> Dataset:
@@ -45,17 +47,12 @@ def reference_rows(run: Run, reference: Params) -> Run:
         if not processes.first_says(jax.process_index() == 0 and path.is_file()):
             values = computed(dataset)
             if jax.process_index() == 0:
-                _write(path, values)
+                file = io.BytesIO()
+                np.save(file, values)
+                write_whole(path, file.getvalue())
             processes.barrier()
-        return dataclasses.replace(dataset, rows=dataclasses.replace(rows, ref_logp=np.load(path)))
+        values = np.load(io.BytesIO(path.read_bytes()))
+        return dataclasses.replace(dataset, rows=dataclasses.replace(rows, ref_logp=values))
 
     held_out = filled(run.held_out) if run.held_out is not None else None
     return dataclasses.replace(run, train=filled(run.train), held_out=held_out)
-
-
-def _write(path: pathlib.Path, values: np.ndarray) -> None:
-    # Under another name first: a file that exists is whole.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, values)
-    temporary.rename(path)

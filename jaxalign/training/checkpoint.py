@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxalign.errors import CheckpointError
+from jaxalign.storage import is_remote, to_path
 
 PyTree = Any
 Index = dict[str, dict[str, Any]]  # Array name -> {"shape", "dtype"} and, for PRNG keys, {"impl"}.
@@ -169,7 +170,8 @@ def _walk(directory: epath.Path) -> Iterator[epath.Path]:
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
-    return epath.Path(path).expanduser().absolute()
+    path = to_path(path)  # epath would put the current folder before gs://
+    return path if is_remote(path) else epath.Path(path.expanduser().absolute())
 
 
 def _steps(directory: epath.Path) -> list[int]:

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import pathlib
-import shutil
 import signal
 import sys
 import time
@@ -15,6 +13,7 @@ import jax
 from jaxalign.errors import CheckpointError
 from jaxalign.models import count_params
 from jaxalign.parallel import processes
+from jaxalign.storage import Path, to_path
 from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer
 from jaxalign.training.metrics import FILE_NAME, MetricWriter, read_metrics
 from jaxalign.training.progress import Progress
@@ -103,6 +102,7 @@ def train(
                 "fingerprint": stage.fingerprint,
                 "metrics": recorder.metrics(),
             }
+            writer.flush()  # a run that goes on from here does not write these lines again
             checkpointer.save(position, state, meta)
 
         def evaluate() -> dict[str, float]:
@@ -160,6 +160,7 @@ def train(
         if jax.process_index() == 0:
             if final and not _evaluated(run.workdir, step):
                 writer.write(step, final, kind="eval")
+            writer.flush()
             (run.workdir / SUMMARY).write_text(json.dumps(summary, indent=1))
         processes.barrier()  # what is returned to any process is there for all
     return summary
@@ -176,13 +177,13 @@ def _introduction(stage: Stage, step: int) -> str:
     )
 
 
-def finished(workdir: pathlib.Path) -> dict[str, Any] | None:
+def finished(workdir: Path) -> dict[str, Any] | None:
     """The summary of a run that has ended, or None."""
     path = workdir / SUMMARY
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _evaluated(workdir: pathlib.Path, step: int) -> bool:
+def _evaluated(workdir: Path, step: int) -> bool:
     # A run that was stopped between its last evaluation and its end has this line already.
     if not (workdir / FILE_NAME).is_file():
         return False
@@ -210,7 +211,7 @@ def _start(stage: Stage, checkpointer: Checkpointer, loader: Any) -> tuple[Any, 
     return state, meta["step"], meta["phase"], meta
 
 
-def _check_changes(workdir: pathlib.Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_changes(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Says what a resumed run has set otherwise than it began with; refuses what would make it another run."""
     old, new = flatten(before, "config"), flatten(now, "config")
     changes = {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
@@ -235,7 +236,8 @@ def _export(stage: Stage, state: Any) -> None:
         meta=describe(run),
     )
     if run.config.data.chat_template and jax.process_index() == 0:
-        shutil.copyfile(run.config.data.chat_template, run.workdir / MODEL / TEMPLATE)
+        template = to_path(run.config.data.chat_template).read_bytes()
+        (run.workdir / MODEL / TEMPLATE).write_bytes(template)
 
 
 @contextlib.contextmanager

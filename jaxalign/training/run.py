@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import pathlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +26,7 @@ from jaxalign.data import (
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, abstract_params, init_head, init_params
 from jaxalign.parallel import processes
+from jaxalign.storage import Path, to_path
 from jaxalign.training.config import Config, to_json
 from jaxalign.training.optimizer import make_optimizer, make_schedule
 from jaxalign.training.weights import SavedModel, check_vocabulary, find_model, origin, resolve_architecture
@@ -56,7 +57,7 @@ class Run:
     """What every stage is built from."""
 
     config: Config
-    workdir: pathlib.Path
+    workdir: Path
     mesh: Mesh
     model: ModelConfig
     tokenizer: Tokenizer
@@ -197,15 +198,15 @@ def open_inputs(config: Config) -> Inputs:
     return Inputs(dataclasses.replace(config, data=data), model, tokenizer, source)
 
 
-def open_run(config: Config, workdir: str | pathlib.Path) -> Run:
+def open_run(config: Config, workdir: str | os.PathLike) -> Run:
     """Opens model, tokenizer and data of a config; call inside `parallel.use_mesh`.
 
     Raises:
       ConfigError, DataError, CheckpointError: see the parts; or the processes found different things.
       DistributedError: another process could not.
     """
-    workdir = pathlib.Path(workdir)
     with processes.together():
+        workdir = to_path(workdir)
         run = _open(config, workdir)
     settings = json.loads(to_json(config))
     settings[config.stage] = settings.pop("options")
@@ -229,7 +230,7 @@ def flatten(values: Any, path: str) -> dict[str, Any]:
     return {name: x for key, value in values.items() for name, x in flatten(value, f"{path}.{key}").items()}
 
 
-def _open(config: Config, workdir: pathlib.Path) -> Run:
+def _open(config: Config, workdir: Path) -> Run:
     mesh = jax.sharding.get_mesh()
     inputs = open_inputs(config)
     config = inputs.config

@@ -9,7 +9,6 @@
 
 import dataclasses
 import hashlib
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxalign import storage
 from jaxalign.data import Tokenizer, load_tokenizer
 from jaxalign.data.hf_tokenizer import HFTokenizer
 from jaxalign.errors import CheckpointError, ConfigError, JaxalignError
@@ -25,6 +25,7 @@ from jaxalign.models import ModelConfig, Params, abstract_params
 from jaxalign.models.hf.importer import CONFIG, HFModel, Path, by_path, load_folder, open_folder
 from jaxalign.models.kernels import default_attention
 from jaxalign.parallel import platform, processes
+from jaxalign.storage import local_copy, to_path
 from jaxalign.training.checkpoint import load_leaf, load_meta, load_params, save_params
 
 MODEL = "model"
@@ -38,7 +39,7 @@ RUNTIME_KEYS = ("dtype", "remat", "attention", "router_balance_coef", "router_z_
 class SavedModel:
     """A model folder that has been looked into."""
 
-    path: pathlib.Path
+    path: storage.Path
     config: ModelConfig
     scalar: bool
     meta: dict[str, Any]
@@ -75,7 +76,7 @@ def find_model(path: str, key: str) -> SavedModel:
       CheckpointError: nothing is there, or it is damaged; names the config `key` that gave the path.
       ConfigError: a Hugging Face model of an unknown kind, or a name that the hub does not give.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = to_path(path).expanduser()
     if not folder.exists() and is_hub_name(path):
         folder = download(path, HUB_FILES, key)
     if (folder / CONFIG).is_file() and not _has_steps(folder):
@@ -99,16 +100,16 @@ def find_model(path: str, key: str) -> SavedModel:
     return SavedModel(folder, config, meta["scalar"], meta)
 
 
-def _has_steps(folder: pathlib.Path) -> bool:
+def _has_steps(folder: storage.Path) -> bool:
     # The model of a run may have a config.json too, among the files of its tokenizer.
     return any((folder / name).is_dir() for name in (MODEL, "checkpoints")) or any(
         child.name.isdigit() for child in folder.iterdir()
     )
 
 
-def _find_foreign(folder: pathlib.Path, where: str) -> SavedModel:
+def _find_foreign(folder: storage.Path, where: str) -> SavedModel:
     try:
-        found = open_folder(folder)
+        found = open_folder(local_copy(folder, *HUB_FILES))
     except JaxalignError as error:
         raise type(error)(f"{where}: {error}") from error
     meta = {"model": dataclasses.asdict(found.config), "scalar": found.scalar}
@@ -126,7 +127,7 @@ def origin(source: SavedModel | None) -> dict[str, Any]:
 
 
 def save_model(
-    folder: pathlib.Path,
+    folder: storage.Path,
     params: Params,
     config: ModelConfig,
     tokenizer: Tokenizer,

@@ -5,7 +5,6 @@ Reads tokenizer, architecture and data of a config as training does, and no weig
 
 import dataclasses
 import json
-import pathlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from jaxalign.data.overlap import ALSO_IN_EVAL, HELD_OUT, KEYS, by_record, promp
 from jaxalign.data.packing import Item
 from jaxalign.data.records import Chat, Prompt, Record, Turns, parse_record
 from jaxalign.data.templates import load_template
+from jaxalign.storage import to_path
 from jaxalign.training.config import Config
 from jaxalign.training.run import KINDS, open_inputs
 
@@ -284,4 +284,4 @@ def find_notes(numbers: dict[str, Any]) -> list[str]:
 def write_json(found: Audit, path: str) -> None:
     """All numbers, notes and problems as one JSON object."""
     whole = found.numbers | {"notes": found.notes, "problems": found.problems}
-    pathlib.Path(path).write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    to_path(path).write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", "utf-8")

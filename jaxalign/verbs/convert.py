@@ -19,6 +19,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.models.hf.config import architecture_for, architecture_of, classifier_of, config_to_hf
 from jaxalign.models.hf.exporter import write_folder
 from jaxalign.models.hf.importer import CONFIG, HEAD_BIAS, SIDE_NOTE
+from jaxalign.storage import Path, is_remote, temporary_folder, to_path, upload
 from jaxalign.training.weights import HF_CONFIG, HF_DTYPE, SavedModel, find_model, origin, save_model
 
 GENERATION = "generation_config.json"
@@ -54,7 +55,7 @@ def convert(
         raise ConfigError(f"--dtype={dtype}: write one of {', '.join(DTYPES)}, with --to=hf only")
     if architecture and to != "hf":
         raise ConfigError(f"--architecture={architecture} goes with --to=hf only; leave it out")
-    target = pathlib.Path(out).expanduser()
+    target = to_path(out).expanduser()
     _check_free(target)
     model = find_model(source, "--from")
     tokenizer = model.tokenizer()
@@ -62,7 +63,9 @@ def convert(
     with parallel.use_mesh(mesh), _new_folder(target) as folder:
         if to == "hf":
             return _write_hf(model, tokenizer, folder, dtype, limit, architecture)
-        save_model(folder, model.load(mesh), model.config, tokenizer, scalar=model.scalar, meta=origin(model))
+        # On an object store Orbax marks what is complete, so it has to write there itself.
+        place = target if is_remote(target) else folder
+        save_model(place, model.load(mesh), model.config, tokenizer, scalar=model.scalar, meta=origin(model))
         return []
 
 
@@ -136,14 +139,19 @@ def _bytes(size: str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def _check_free(target: pathlib.Path) -> None:
+def _check_free(target: Path) -> None:
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise ConfigError(f"--out={target} exists and is not an empty folder; name a new one")
 
 
 @contextlib.contextmanager
-def _new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder that becomes `target` when all went well, and vanishes otherwise."""
+def _new_folder(target: Path) -> Iterator[pathlib.Path]:
+    """A local folder that becomes `target` when all went well, and vanishes otherwise."""
+    if not isinstance(target, pathlib.Path):
+        folder = temporary_folder()
+        yield folder
+        upload(folder, target)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

@@ -12,6 +12,7 @@ from jaxalign.evaluation import Interval
 from jaxalign.evaluation.generation import Measured, measure_answers
 from jaxalign.evaluation.rewards import import_reward_function
 from jaxalign.sampling.generate import SamplingConfig
+from jaxalign.storage import to_path
 from jaxalign.training.weights import RUNTIME_KEYS, SavedModel
 from jaxalign.verbs.generate import language_model
 
@@ -72,6 +73,8 @@ def report_lines(measured: Measured) -> list[str]:
 
 def write_answers(measured: Measured, path: str) -> None:
     """One JSON line an answer: {"prompt", "completion"}."""
-    with open(path, "w", encoding="utf-8") as file:
-        for prompt, text in zip(measured.prompts, measured.texts, strict=True):
-            file.write(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n")
+    rows = zip(measured.prompts, measured.texts, strict=True)
+    lines = (
+        json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n" for prompt, text in rows
+    )
+    to_path(path).write_text("".join(lines), "utf-8")

@@ -7,7 +7,6 @@ whether the completion ended by itself. What was written is kept: the same comma
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from jaxalign.data import DataConfig, Dataset, build_dataset, load_tokenizer
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.sampling.answers import answer_batches
 from jaxalign.sampling.generate import SamplingConfig
+from jaxalign.storage import Lines, Path, to_path
 from jaxalign.training.weights import SavedModel, find_model
 
 
@@ -50,7 +50,7 @@ def generate_file(request: Request) -> Iterator[str]:
       ConfigError: the file has completions of another request, or the model is a reward model.
     """
     model = language_model(request.model, "--model")
-    out = pathlib.Path(request.out)
+    out = to_path(request.out)
     mesh = parallel.make_mesh(parallel.MeshConfig(data=-1), jax.devices())
     parallel.check_divides(mesh, "--batch-size", request.batch_size)
     with parallel.use_mesh(mesh):
@@ -63,7 +63,9 @@ def generate_file(request: Request) -> Iterator[str]:
             "seed": request.seed,
             "sampling": dataclasses.asdict(request.sampling),
         }
-        start, total = _claim(out, claim), len(prompts.rows) * request.samples
+        _claim(out, claim)
+        lines = Lines(out)
+        start, total = len(lines), len(prompts.rows) * request.samples
         yield f"{prompts.report}; {start} of {total} completions are there"
         config = dataclasses.replace(model.config, dtype=request.dtype)
         batches = answer_batches(
@@ -77,14 +79,21 @@ def generate_file(request: Request) -> Iterator[str]:
             samples=request.samples,
             start=start,
         )
-        with out.open("a", encoding="utf-8") as file:
+        try:
             for answers in batches:
-                for text, finished in zip(answers.texts, answers.stopped, strict=True):
-                    row = _row(prompts, start, request.samples, text, bool(finished))
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    start += 1
-                file.flush()
+                rows = [
+                    _row(prompts, number, request.samples, text, bool(finished))
+                    for number, (text, finished) in enumerate(
+                        zip(answers.texts, answers.stopped, strict=True), start
+                    )
+                ]
+                lines.append(*(json.dumps(row, ensure_ascii=False) for row in rows))
+                if lines.due:
+                    lines.flush()
+                start += len(rows)
                 yield f"{start} of {total}"
+        finally:
+            lines.flush()
 
 
 def language_model(path: str, flag: str) -> SavedModel:
@@ -119,8 +128,8 @@ def _row(prompts: Dataset, number: int, samples: int, text: str, finished: bool)
     return {"prompt": prompt, "completion": completion} | more
 
 
-def _claim(out: pathlib.Path, claim: dict[str, Any]) -> int:
-    """How many completions of this very request are in `out`; a line cut short by a kill is taken back."""
+def _claim(out: Path, claim: dict[str, Any]) -> None:
+    """Raises ConfigError unless what `out` holds is of this very request."""
     beside = out.with_name(out.name + ".request.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     claim = json.loads(json.dumps(claim))
@@ -134,13 +143,6 @@ def _claim(out: pathlib.Path, claim: dict[str, Any]) -> int:
             f"--out={out} holds completions of a request with another {', '.join(keys)}; name another file, or "
             f"delete it and {beside.name}"
         )
-    if not out.exists():
-        return 0
-    whole = out.read_bytes()
-    kept = whole[: whole.rfind(b"\n") + 1]
-    if len(kept) < len(whole):
-        out.write_bytes(kept)
-    return kept.count(b"\n")
 
 
 def read_completions(path: str) -> list[list[dict[str, Any]]]:
@@ -151,9 +153,9 @@ def read_completions(path: str) -> list[list[dict[str, Any]]]:
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+        lines = to_path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; write the file of completions") from None
+        raise DataError(f"{path}: {error.strerror or error}; write the file of completions") from None
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import pathlib
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokeni
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation.preferences import completion_scores
 from jaxalign.evaluation.rewards import import_reward_function
+from jaxalign.storage import local_copy, to_path, write_whole
 from jaxalign.training.weights import find_model
 from jaxalign.verbs.generate import read_completions
 from jaxalign.worlds import World, judge
@@ -53,7 +53,8 @@ def label_file(
         raise ConfigError(f"--pairs={pairing!r} is not one of {', '.join(PAIRINGS)}")
     if noise < 0 or (noise and pairing == "ranking"):
         raise ConfigError(f"--noise={noise} must be 0 or more, and 0 with --pairs=ranking")
-    if pathlib.Path(out).exists():
+    target = to_path(out)
+    if target.exists():
         raise ConfigError(f"--out={out} exists; name another file, or delete it")
     everything = read_completions(completions)
     groups = [[row for row in group if row.get("finished", True)] for group in everything]
@@ -71,9 +72,8 @@ def label_file(
             f"{completions}: no prompt has two different completions with different scores; "
             f"generate more for each (--n), at a higher temperature, or longer ones ({cut} were cut at the limit)"
         )
-    temporary = pathlib.Path(out + ".partial")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    temporary.rename(out)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_whole(target, text.encode())
     mean = float(np.mean([v for values in scores for v in values]))
     return Labelled(rows, len(groups), without, cut, mean)
 
@@ -135,7 +135,7 @@ def function_scorer(name: str) -> Scorer:
 
 def judge_scorer(path: str) -> Scorer:
     """Scores by the judge of the synthetic world in a quickstart's data/world.json."""
-    world = World.load(pathlib.Path(path))
+    world = World.load(local_copy(to_path(path)))
     return lambda groups: [
         [judge(world, r["prompt"], completion_text(r["completion"])).score for r in group] for group in groups
     ]

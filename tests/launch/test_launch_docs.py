@@ -72,7 +72,7 @@ def test_images(name, extra, user):
     (base,) = steps["FROM"]
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base)
     assert steps["ENTRYPOINT"] == ['["jaxalign"]']
-    assert f'"{extra}${{JAX_VERSION}}" .' in steps["RUN"][0]
+    assert f'"{extra}${{JAX_VERSION}}" ".[gcs]"' in steps["RUN"][0]
     assert steps.get("USER", [None])[-1] == user
     for source in (word for step in steps["COPY"] for word in step.split()[:-1]):
         assert (ROOT / source).exists(), source

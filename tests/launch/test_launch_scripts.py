@@ -118,7 +118,7 @@ def test_bad_usage_is_refused_with_the_way_out(fakes, command, said):
 def test_gpu_node_installs_jax_for_its_cuda(fakes, cuda):
     """The names of the extras are those that jax 0.10 to 0.12 declare."""
     shown = fakes.run("launch/install.sh", f"cuda{cuda}", "--dry-run").stdout
-    assert f".venv/bin/python -m pip install --quiet 'jax[cuda{cuda}]' ." in shown
+    assert f".venv/bin/python -m pip install --quiet 'jax[cuda{cuda}]' '.[gcs]'" in shown
     assert f"cuda{cuda}" in importlib.metadata.metadata("jax").get_all("Provides-Extra")
 
 
@@ -133,5 +133,5 @@ def test_install_takes_uv_where_python_is_too_old(fakes):
     shown = fakes.run("launch/install.sh", "tpu", "--dry-run", cwd=checkout)
     assert shown.stdout.splitlines() == [
         "uv venv --quiet --seed --python=3.12 .venv",
-        ".venv/bin/python -m pip install --quiet 'jax[tpu]' .",
+        ".venv/bin/python -m pip install --quiet 'jax[tpu]' '.[gcs]'",
     ]

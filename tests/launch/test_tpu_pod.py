@@ -401,7 +401,7 @@ def test_the_whole_way_with_real_workers(fakes, tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert f"token a b'$c {worker}/jaxalign" in ran.stdout and "finished" in ran.stdout
     assert [call for call in fakes.calls if call[0] != "gcloud"] == [
-        ["python", "-m", "pip", "install", "--quiet", "jax[tpu]", "."],
+        ["python", "-m", "pip", "install", "--quiet", "jax[tpu]", ".[gcs]"],
         ["jaxalign", "train", *JOB, *AWKWARD],
         ["jaxalign", "train", *JOB, *AWKWARD],
     ]

@@ -1,0 +1,170 @@
+"""Files on object storage, gs://bucket/..., beside local ones.
+
+Local paths are pathlib's; others are `epath.Path`s, which have the same methods. What differs there: an object appears
+whole, once its writing has ended, and can only be written anew; a folder without files does not exist.
+"""
+
+import atexit
+import fnmatch
+import functools
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+
+import fsspec
+from etils import epath
+
+from jaxalign.errors import ConfigError
+
+Path = pathlib.Path | epath.Path
+
+SCHEME = "gs://"
+_UPLOAD_SECONDS = 60.0
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether `path` begins with a scheme, such as gs://."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", os.fspath(path)) is not None
+
+
+def to_path(path: str | os.PathLike) -> Path:
+    """The path that `path` names.
+
+    Raises:
+      ConfigError: it is on a store of another kind than Google's, or the package for that one is missing.
+    """
+    text = os.fspath(path)
+    if not is_remote(text):
+        return pathlib.Path(text)
+    if not text.startswith(SCHEME):
+        raise ConfigError(
+            f"{text}: of all object stores only {SCHEME}BUCKET/... works; mount the other, or copy it"
+        )
+    # TensorStore and other processes write there, too: a listing that is kept would hide what they wrote.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    try:
+        fsspec.get_filesystem_class("gcs")
+    except ImportError:
+        raise ConfigError(f"{text}: {SCHEME} needs more packages: pip install 'jaxalign[gcs]'") from None
+    return epath.Path(text)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file under another name first: one that exists is whole. Objects always are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(path, pathlib.Path):
+        path.write_bytes(data)
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def local_copy(path: Path, *patterns: str) -> pathlib.Path:
+    """A local path as it is; of any other a copy that lasts as long as this process.
+
+    Args:
+      patterns: names of files; when given, only these are copied from a folder, and none from folders in it.
+    """
+    return path if isinstance(path, pathlib.Path) else _downloaded(str(path), patterns)
+
+
+@functools.cache
+def _downloaded(url: str, patterns: tuple[str, ...]) -> pathlib.Path:
+    source = epath.Path(url)
+    target = temporary_folder() / source.name
+    _download(source, target, patterns)
+    return target
+
+
+def _download(source: epath.Path, target: pathlib.Path, patterns: tuple[str, ...]) -> None:
+    if not source.is_dir():
+        source.copy(target)
+        return
+    target.mkdir()
+    for child in source.iterdir():
+        # What marks an empty folder is listed as a child of it which does not exist.
+        if not child.exists() or (patterns and child.is_dir()):
+            continue
+        if not patterns or any(fnmatch.fnmatch(child.name, pattern) for pattern in patterns):
+            _download(child, target / child.name, ())
+
+
+def upload(folder: pathlib.Path, target: Path) -> None:
+    """Copies the files of a local folder, and of the folders in it."""
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        epath.Path(file).copy(target / file.relative_to(folder), overwrite=True)
+
+
+def temporary_folder() -> pathlib.Path:
+    """A new local folder that vanishes when the process ends."""
+    folder = tempfile.mkdtemp(prefix="jaxalign-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return pathlib.Path(folder)
+
+
+class Lines:
+    """A text file that grows by lines.
+
+    In a local file a line is kept at once, and what a killed process left of its last one is removed. An object has to
+    be written anew for every change: its lines are held in memory until `flush`, which is wanted when they are `due`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._held: list[str] | None = None  # None: local
+        self._changed, self._written = False, time.monotonic()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(path, pathlib.Path):
+            _cut_torn_line(path)
+        else:
+            self._held = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
+
+    @property
+    def due(self) -> bool:
+        """Whether lines have been waiting for a `flush` for a minute."""
+        return self._changed and time.monotonic() - self._written > _UPLOAD_SECONDS
+
+    def __len__(self) -> int:
+        if self._held is not None:
+            return len(self._held)
+        return self.path.read_bytes().count(b"\n") if self.path.exists() else 0
+
+    def append(self, *lines: str) -> None:
+        """Adds lines at the end."""
+        if self._held is None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_text(lines))
+            return
+        self._held += lines
+        self._changed = True
+
+    def replace(self, lines: Iterable[str]) -> None:
+        """Puts `lines` in the place of all that were there."""
+        if self._held is None:
+            write_whole(self.path, _text(lines).encode())
+        else:
+            self._held = list(lines)
+            self._changed = True
+            self.flush()
+
+    def flush(self) -> None:
+        """Makes sure that all lines are in the file."""
+        if self._changed:
+            self.path.write_text(_text(self._held), "utf-8")
+            self._changed, self._written = False, time.monotonic()
+
+
+def _text(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _cut_torn_line(path: pathlib.Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
