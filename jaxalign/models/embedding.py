@@ -5,19 +5,21 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxalign.models.frozen import Quantized, weight
 from jaxalign.parallel.sharding import split_rows
 
 TABLE = ("vocab", "embed")  # logical names of the embedding's and the unembedding's dimensions
 
 
-def embed(table: jax.Array, names: tuple[str, str], indices: jax.Array, dtype: str) -> jax.Array:
+def embed(table: jax.Array | Quantized, names: tuple[str, str], indices: jax.Array, dtype: str) -> jax.Array:
     """table[indices] in `dtype`: a table [V, D] with logical `names`, indices int32 [B, T] -> [B, T, D].
 
     The gradient is summed in float32 over the tokens of a device, then over devices in `dtype`, as those of other
     parameters are. An index at or past V gives NaN.
     """
+    table = weight(table, dtype)
     look = functools.partial(_rows_of, table.shape[0])
-    return split_rows(look, names, None)(table.astype(dtype), indices)
+    return split_rows(look, names, None)(table, indices)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

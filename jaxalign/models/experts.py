@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.frozen import weight
 from jaxalign.parallel.sharding import dividing, mesh_axes, shards, spec
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -48,7 +49,7 @@ class Experts(nn.Module):
         D, E, k, F = x.shape[-1], c.num_experts, c.experts_per_token, c.mlp_dim
 
         def kernel(name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> jax.Array:
-            return Kernel(shape, axes, std, name=name)().astype(x.dtype)
+            return weight(Kernel(shape, axes, std, name=name)(), x.dtype)
 
         router = kernel("router", (D, E), ("embed", "expert"), c.init_std)
         gate = kernel("gate", (E, D, F), ("expert", "embed", "mlp"), c.init_std)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxalign.models.cache import Cache
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.experts import ROUTER
+from jaxalign.models.frozen import MATRICES, weight
 from jaxalign.models.transformer import Transformer
 from jaxalign.parallel.sharding import check_divides, constrain, param_shardings
 
@@ -68,7 +69,7 @@ def _check_shapes(tokens: jax.Array, positions: jax.Array, segment_ids: jax.Arra
 
 def unembedding(params: Params, config: ModelConfig) -> jax.Array:
     """The matrix [V, D] whose product with a hidden state is the logits, in the compute dtype."""
-    return params["embedding" if config.tie_embeddings else "unembedding"].astype(config.dtype)
+    return weight(params["embedding" if config.tie_embeddings else "unembedding"], config.dtype)
 
 
 def scalar_head(head: Params, hidden: jax.Array) -> jax.Array:
@@ -131,9 +132,7 @@ def lay_out(params: Params, config: ModelConfig) -> Params:
 
     def leaf(path: tuple, x: jax.Array, box: nn.Partitioned) -> jax.Array:
         # Norms multiply by their scales in float32; every other parameter is converted where it is used.
-        if path[-1].key in ("kernel", "embedding", "unembedding", "position_embedding"):
-            x = x.astype(config.dtype)
-        return constrain(x, *box.names)
+        return constrain(x.astype(config.dtype) if path[-1].key in MATRICES else x, *box.names)
 
     return jax.tree_util.tree_map_with_path(leaf, params, boxed)
 

@@ -15,6 +15,7 @@ from jaxalign.models.cache import Cache
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.embedding import TABLE, embed
 from jaxalign.models.experts import ROUTER, Experts
+from jaxalign.models.frozen import weight
 from jaxalign.models.kernels import blockwise_attention, splash_attention
 from jaxalign.models.rope import rotary_angles, rotary_frequencies, rotate
 from jaxalign.parallel.sharding import constrain
@@ -72,7 +73,7 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         normal = nn.with_logical_partitioning(nn.initializers.normal(self.std), self.axes)
-        kernel = self.param("kernel", normal, self.shape, jnp.float32).astype(x.dtype)
+        kernel = weight(self.param("kernel", normal, self.shape, jnp.float32), x.dtype)
         y = jax.lax.dot_general(
             x, kernel, ((tuple(range(x.ndim - self.num_in, x.ndim)), tuple(range(self.num_in))), ((), ()))
         )

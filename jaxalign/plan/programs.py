@@ -13,6 +13,7 @@ from jaxalign import parallel
 from jaxalign.data import Batch, PairBatch, PromptBatch
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.frozen import abstract_keep
 from jaxalign.sampling.generate import Completions, generate
 from jaxalign.stages import dpo, orpo, pairs, ppo, pretrain, reward
 from jaxalign.stages.rollout import Rollout
@@ -148,7 +149,7 @@ def train_step(run: Run) -> Step:
         "orpo": (orpo.loss, lambda batch: orpo.totals(batch, config.options)),
     }[config.stage]
     if config.stage == "dpo" and not (config.options.reference_free or config.options.precompute_reference):
-        frozen["reference"] = params
+        frozen["reference"] = abstract_keep(params, config.frozen)
     tokens = config.batch_size * config.data.row_length
     flops = step_flops(_per_token(run.model, scalar), tokens, sequence_pairs(config))
     return Step(
@@ -186,8 +187,9 @@ def ppo_steps(run: Run) -> list[Step]:
     optimizer, schedule = run.optimizer, run.schedule
     policy = abstract_train_state(params, optimizer, run.mesh)
     critic = abstract_train_state(scalar, optimizer, run.mesh)
-    judge = scalar if options.reward_model else None
-    frozen = {"reference": params, "reward": judge}
+    reference = abstract_keep(params, config.frozen)
+    judge = abstract_keep(scalar, config.frozen) if options.reward_model else None
+    frozen = {"reference": reference, "reward": judge}
     # A moving reference and averaged weights are further copies in the state.
     copies = [params] * (bool(options.reference_rate) + bool(options.average_decay))
     whole = jax.ShapeDtypeStruct((), jnp.int32, sharding=run.replicated)
@@ -228,7 +230,7 @@ def ppo_steps(run: Run) -> list[Step]:
         step(
             "score",
             ppo.make_score(run, model, model if judge else None),
-            (params, scalar, params, judge, prompts, done),
+            (params, scalar, reference, judge, prompts, done),
             judged,
             kinds={PARAMETERS: (params, scalar), FROZEN: frozen},
             beside={"policy": policy.opt_state, "critic": critic.opt_state, "copies": copies},
@@ -264,8 +266,12 @@ def _episodes(run: Run, rows: int, length: int) -> Rollout:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Of arrays with shardings, what one device holds of them, without the padding of its layout."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    """Of arrays with shardings, what one device's own memory holds of them, without the padding of its layout."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+        if x.sharding.memory_kind != "pinned_host"
+    )
 
 
 def gather_bytes(parameters: Params, dtype: str) -> dict[str, float]:

@@ -302,16 +302,16 @@ def make_rollout(run: Run, models: PPOModels) -> Any:
             scores = scored.pop("scores")
         episodes, moments, metrics = finish(scored, scores, completions, state.kl_coef, state.moments)
         if int(state.policy.step) == 0:
-            _verify_kl(metrics, run.model)
+            _verify_kl(metrics, exact=run.model.dtype == run.config.frozen.dtype == "float32")
         kl_coef = control(state.kl_coef, metrics["objective/kl"])
         return state.replace(rollout=episodes, moments=moments, kl_coef=kl_coef, key=key), metrics
 
     return rollout
 
 
-def _verify_kl(metrics: Metrics, model: ModelConfig) -> None:
+def _verify_kl(metrics: Metrics, *, exact: bool) -> None:
     kl = float(finalize(metrics)["objective/kl"])
-    if not abs(kl) <= (1e-3 if model.dtype == "float32" else 0.5):
+    if not abs(kl) <= (1e-3 if exact else 0.5):
         raise StepZeroError(
             f"before the first update the policy is its reference, yet objective/kl is {kl:.4e} nats; "
             f"config.model.init_from and the reference hold different weights"

@@ -12,6 +12,7 @@ import optax
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.rewards import RewardFunction, import_reward_function
 from jaxalign.models import ModelConfig, Params, init_head
+from jaxalign.models.frozen import keep
 from jaxalign.training.optimizer import make_optimizer, make_schedule
 from jaxalign.training.run import Run
 from jaxalign.training.state import TrainState, abstract_train_state, init_train_state
@@ -59,9 +60,13 @@ def load_models(run: Run, options: Any) -> PPOModels:
     if options.ptx_coef:
         run.check_divides("ppo.ptx_batch_size / config.num_microbatches", options.ptx_batch_size, micro)
 
-    reference = run.load_init(required=True)
+    given = run.load_init(required=True)
     found = _reward_model(run, options.reward_model) if options.reward_model else None
-    reward = found.load(run.mesh) if found else None
+    judge = found.load(run.mesh) if found else None
+    digests = f"reference:{fingerprint(given)}" + (f"-reward:{fingerprint(judge)}" if judge else "")
+    reference = keep(given, run.config.frozen)
+    reward = keep(judge, run.config.frozen) if judge else None
+    del given, judge  # what is kept may be smaller, and lie elsewhere
     _check_length(run, run.model, "config.model.init_from", options.sampling.max_new_tokens)
     if found:
         _check_length(run, found.config, "config.ppo.reward_model", options.sampling.max_new_tokens)
@@ -75,15 +80,16 @@ def load_models(run: Run, options: Any) -> PPOModels:
     )
 
     def init() -> tuple[TrainState, TrainState]:
+        policy = run.load_init(required=True)
         if options.critic_init == "reward":
-            critic_params = jax.tree.map(jnp.copy, reward)
+            critic = found.load(run.mesh)
         else:
             # First values are 0: nothing is known of the returns yet.
             head = init_head(jax.random.key(0), critic_config, zero=True)
-            critic_params = {"transformer": jax.tree.map(jnp.copy, reference), "head": head}
+            critic = {"transformer": jax.tree.map(jnp.copy, policy), "head": head}
         return (
-            _state(jax.tree.map(jnp.copy, reference), optimizer, abstract_policy),
-            _state(critic_params, critic_optimizer, abstract_critic),
+            _state(policy, optimizer, abstract_policy),
+            _state(critic, critic_optimizer, abstract_critic),
         )
 
     return PPOModels(
@@ -103,8 +109,7 @@ def load_models(run: Run, options: Any) -> PPOModels:
         text_batch=run.text_batches(options.ptx_data, options.ptx_batch_size)
         if options.ptx_coef
         else _no_text,
-        fingerprint=f"reference:{fingerprint(reference)}"
-        + (f"-reward:{fingerprint(reward)}" if reward else ""),
+        fingerprint=digests,
     )
 
 

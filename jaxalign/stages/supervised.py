@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxalign.losses.metrics import Mean, Metrics, finalize, merge
 from jaxalign.models import Params
+from jaxalign.models.frozen import keep
 from jaxalign.training.flops import count_work
 from jaxalign.training.run import Run
 from jaxalign.training.stage import Stage
@@ -43,6 +44,8 @@ def supervised_stage(
       verify: truths about (params, first batch, frozen) before the first update.
     """
     frozen = frozen or {}
+    digests = "-".join(f"{name}:{fingerprint(params)}" for name, params in sorted(frozen.items()))
+    frozen = {name: keep(params, run.config.frozen) for name, params in frozen.items()}
     train_step = make_train_step(run, loss, totals)
     loss = functools.partial(loss, model=run.model, options=run.config.options)
 
@@ -75,7 +78,7 @@ def supervised_stage(
         params=lambda state: state.params,
         scalar=scalar,
         verify=lambda state, batch: verify(state.params, batch, frozen) if verify else None,
-        fingerprint="-".join(f"{name}:{fingerprint(params)}" for name, params in sorted(frozen.items())),
+        fingerprint=digests,
     )
 
 

@@ -10,6 +10,7 @@ from jaxalign.config import check_keys, freeze, thaw
 from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig
+from jaxalign.models.frozen import FrozenConfig
 from jaxalign.models.kernels import default_attention
 from jaxalign.parallel import MeshConfig
 from jaxalign.training.optimizer import OptimizerConfig
@@ -61,6 +62,7 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    frozen: FrozenConfig = dataclasses.field(default_factory=FrozenConfig)
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "num_microbatches", "log_every", "keep_checkpoints"):

@@ -34,6 +34,7 @@ CHANGEABLE = tuple(
     for key in (
         *("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "on_nonfinite", "hang_timeout"),
         *("num_steps", "num_epochs", "num_microbatches", "mesh.", "model.attention", "model.remat"),
+        "frozen.offload",
         *("model.init_from", "data.train", "data.eval", "data.tokenizer", "data.chat_template"),
         *("options.reward_model", "options.reward_function", "options.ptx_data"),
     )
@@ -214,7 +215,8 @@ def _start(stage: Stage, checkpointer: Checkpointer, loader: Any) -> tuple[Any, 
 def _check_changes(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Says what a resumed run has set otherwise than it began with; refuses what would make it another run."""
     old, new = flatten(before, "config"), flatten(now, "config")
-    changes = {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
+    # A key that only one of them has came or went with a version of jaxalign.
+    changes = {key: (old[key], new[key]) for key in old.keys() & new.keys() if old[key] != new[key]}
     for key, (was, value) in changes.items():
         if not key.startswith(CHANGEABLE):
             raise CheckpointError(
