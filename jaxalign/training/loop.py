@@ -18,7 +18,7 @@ from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer
 from jaxalign.training.metrics import FILE_NAME, MetricWriter, read_metrics
 from jaxalign.training.progress import Progress
 from jaxalign.training.recorder import Recorder
-from jaxalign.training.run import TEMPLATE, describe, flatten
+from jaxalign.training.run import TEMPLATE, describe, flat_settings
 from jaxalign.training.stage import Stage
 from jaxalign.training.watchdog import Watchdog
 from jaxalign.training.weights import MODEL, save_model
@@ -27,16 +27,16 @@ SUMMARY = "summary.json"
 
 StopAt = Callable[[int, int], bool]  # (step, phase) that has just ended -> stop here?
 
-# Settings with which a run may go on though it began with others; where files lie may change, what is in them is
-# compared by fingerprints.
+# Settings with which a run may go on though it began with others, as it may with another config.mesh; where files lie
+# may change, what is in them is compared by fingerprints.
 CHANGEABLE = tuple(
     f"config.{key}"
     for key in (
         *("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "on_nonfinite", "hang_timeout"),
-        *("num_steps", "num_epochs", "num_microbatches", "mesh.", "model.attention", "model.remat"),
+        *("num_steps", "num_epochs", "num_microbatches", "model.attention", "model.remat"),
         "frozen.offload",
         *("model.init_from", "data.train", "data.eval", "data.tokenizer", "data.chat_template"),
-        *("options.reward_model", "options.reward_function", "options.ptx_data"),
+        *("ppo.reward_model", "ppo.reward_function", "ppo.ptx_data"),
     )
 )
 
@@ -214,11 +214,11 @@ def _start(stage: Stage, checkpointer: Checkpointer, loader: Any) -> tuple[Any, 
 
 def _check_changes(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Says what a resumed run has set otherwise than it began with; refuses what would make it another run."""
-    old, new = flatten(before, "config"), flatten(now, "config")
+    old, new = flat_settings(before), flat_settings(now)
     # A key that only one of them has came or went with a version of jaxalign.
     changes = {key: (old[key], new[key]) for key in old.keys() & new.keys() if old[key] != new[key]}
     for key, (was, value) in changes.items():
-        if not key.startswith(CHANGEABLE):
+        if key not in CHANGEABLE and not key.startswith("config.mesh."):
             raise CheckpointError(
                 f"{workdir}: began with {key}={was!r}, and now has {value!r}; go on with the former, or start in "
                 "another --workdir"

@@ -208,10 +208,8 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
     with processes.together():
         workdir = to_path(workdir)
         run = _open(config, workdir)
-    settings = json.loads(to_json(config))
-    settings[config.stage] = settings.pop("options")
     processes.check_same(
-        flatten(settings, "config")
+        flat_settings(json.loads(to_json(config)))
         | {
             "training data": run.train.fingerprint,
             "held-out data": run.held_out and run.held_out.fingerprint,
@@ -223,11 +221,16 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
     return run
 
 
-def flatten(values: Any, path: str) -> dict[str, Any]:
-    """Nested settings by their full names."""
+def flat_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What `to_json` wrote of a config, by the names that config files and flags use."""
+    shared = {key: value for key, value in config.items() if key != "options"}
+    return _flatten(shared | {config["stage"]: config["options"]}, "config")
+
+
+def _flatten(values: Any, path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         return {path: values}
-    return {name: x for key, value in values.items() for name, x in flatten(value, f"{path}.{key}").items()}
+    return {name: x for key, value in values.items() for name, x in _flatten(value, f"{path}.{key}").items()}
 
 
 def _open(config: Config, workdir: Path) -> Run:

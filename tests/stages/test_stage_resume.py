@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -147,6 +148,43 @@ def test_other_data_or_another_reference_is_refused_on_resume(runs, tmp_path):
             run("dpo", runs, workdir, **changes, **{"data.train": str(runs / "rankings_as_pairs.jsonl")})
         with pytest.raises(CheckpointError, match=r"a frozen model .* is not what this run began with"):
             run("dpo", runs, workdir, **changes, **{"model.init_from": str(runs / "pretrain")})
+
+
+REFUSED = {
+    "pretrain": [
+        ("seed", 0, 1),
+        ("batch_size", 8, 16),
+        ("optimizer.learning_rate", 0.001, 0.002),
+        ("model.attention_softcap", 0.0, 30.0),  # though model.attention may change
+    ],
+    "dpo": [("dpo.beta", 0.1, 0.2), ("frozen.dtype", "float32", "bfloat16")],
+}
+
+
+@pytest.mark.parametrize("stage", REFUSED)
+def test_other_settings_are_refused_on_resume_by_name(stage, runs, tmp_path):
+    stop(stage, runs, tmp_path, (1, 0))
+    for key, was, value in REFUSED[stage]:
+        message = (
+            f"{tmp_path}: began with config.{key}={was!r}, and now has {value!r}; go on with the former, or"
+        )
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            run(stage, runs, tmp_path, **{key: value})
+
+
+def test_settings_that_change_no_number_may_change_on_resume(runs, baseline, tmp_path, capsys):
+    changes = baseline_changes("dpo", runs)
+    stop("dpo", runs, tmp_path / "run", (2, 0), **changes)
+    (tmp_path / "moved.jsonl").write_bytes((runs / "pairs.jsonl").read_bytes())
+    moved = {"checkpoint_every": 1, "data.train": str(tmp_path / "moved.jsonl")}
+    capsys.readouterr()
+    run("dpo", runs, tmp_path / "run", **changes, **moved)
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'run'}: goes on with config.checkpoint_every=1 instead of 0\n" in said
+    assert (
+        said.count("goes on with") == 2 and f"config.data.train='{tmp_path}/moved.jsonl' instead of" in said
+    )
+    assert_same_bits(final_state(tmp_path / "run"), final_state(baseline("dpo")))
 
 
 def test_a_half_written_checkpoint_is_named(runs, tmp_path):
