@@ -122,7 +122,7 @@ class Lines:
         if isinstance(path, pathlib.Path):
             _cut_torn_line(path)
         else:
-            self._held = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
+            self._held = path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
 
     @property
     def due(self) -> bool:
@@ -155,7 +155,7 @@ class Lines:
     def flush(self) -> None:
         """Makes sure that all lines are in the file."""
         if self._changed:
-            self.path.write_text(_text(self._held), "utf-8")
+            self.path.write_bytes(_text(self._held).encode())
             self._changed, self._written = False, time.monotonic()
 
 

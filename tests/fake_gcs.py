@@ -118,6 +118,7 @@ def _handler(bucket: Bucket) -> type[http.server.BaseHTTPRequestHandler]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body in one packet
 
         def _answer(self, code: int, body: bytes = b"", **headers: str) -> None:
             self.send_response(code)
