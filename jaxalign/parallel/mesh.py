@@ -68,7 +68,7 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) ->
         return Mesh(np.array(devices).reshape(shape), AXES, axis_types=kinds)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+        return Mesh(_arranged(shape, devices), AXES, axis_types=kinds)
     if config.slice_axis not in AXES:
         raise ConfigError(f"config.mesh.slice_axis={config.slice_axis!r} is not one of {', '.join(AXES)}")
     across = [slices if axis == config.slice_axis else 1 for axis in AXES]
@@ -79,3 +79,11 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) ->
         )
     within = [size // count for size, count in zip(shape, across, strict=True)]
     return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices=devices), AXES, axis_types=kinds)
+
+
+def _arranged(shape: tuple[int, ...], devices: list) -> np.ndarray:
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:
+        # An axis takes part of a side of the torus: its neighbours are near, though it closes to no ring.
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)

@@ -66,10 +66,10 @@ def initialize() -> None:
 def _prepare_cpu() -> None:
     # Gloo matches messages by their order alone, so programs must run one after the other; see also `place`.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    # And a collective blocks a thread of XLA's pool, which has one a core: with several devices on fewer cores all
-    # threads could be waiting for a device that has none left.
+    # And a program blocks a thread of XLA's pool for each device until its collectives are done, as does the next
+    # one, sent while it runs: with less than two threads a device, the last to start may find none, for ever.
     if jax.config.jax_platforms == "cpu":
-        threads = max(1, jax.config.jax_num_cpu_devices) + (os.cpu_count() or 1)
+        threads = 2 * max(1, jax.config.jax_num_cpu_devices) + (os.cpu_count() or 1)
         os.environ.setdefault("PJRT_NPROC", str(threads))
 
 

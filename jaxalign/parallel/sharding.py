@@ -131,30 +131,39 @@ def split_rows(f: Callable[..., Any], *layouts: tuple[str, ...] | None) -> Calla
         if all(mesh.shape[axis] == 1 for axis in axes) or x.shape[0] % shards(mesh, "batch"):
             return f(*args)
         rows = spec(*names[:2])
-        own = [
-            None if layout is None else [tuple(a for a in mesh_axes(name) if a in axes) for name in layout]
-            for layout in layouts
-        ]
+
+        everywhere = PartitionSpec(tuple(axis for axis in AXES if axis in axes))
 
         def local(*args: jax.Array) -> Any:
-            return f(*(x if split is None else _gather(x, split) for x, split in zip(args, own, strict=True)))
+            return f(*(x if y is None else x[0] for x, y in zip(args, layouts, strict=True)))
 
         return jax.shard_map(
             local,
-            in_specs=tuple(rows if split is None else PartitionSpec(*split) for split in own),
+            in_specs=tuple(rows if y is None else everywhere for y in layouts),
             out_specs=rows,
             axis_names=axes,
             check_vma=False,
-        )(*args)
+        )(*(x if y is None else _copies(x, y, everywhere[0]) for x, y in zip(args, layouts, strict=True)))
 
     return wrapped
 
 
-def _gather(x: jax.Array, split: Sequence[tuple[str, ...]]) -> jax.Array:
-    for dimension, axes in enumerate(split):
-        if axes:
-            x = jax.lax.all_gather(x, axes, axis=dimension, tiled=True)
-    return x
+def _copies(x: jax.Array, names: Sequence[str], along: tuple[str, ...]) -> jax.Array:
+    """A parameter gathered along mesh axes: [n, *x.shape], a copy for each of the n devices, on that device.
+
+    Of copies, unlike of one array that all devices hold, the gradients are summed here alone.
+    """
+
+    def gather(x: jax.Array) -> jax.Array:
+        for dimension, name in enumerate(names):
+            if axes := tuple(axis for axis in mesh_axes(name) if axis in along):
+                x = jax.lax.all_gather(x, axes, axis=dimension, tiled=True)
+        return x[None]
+
+    rest = (tuple(axis for axis in mesh_axes(name) if axis not in along) for name in names)
+    return jax.shard_map(
+        gather, in_specs=spec(*names), out_specs=PartitionSpec(along, *rest), check_vma=False
+    )(x)
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:

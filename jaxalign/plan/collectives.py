@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.plan.hlo import Program, schedules, with_fusions
+from jaxalign.plan.hlo import Instruction, Program, schedules, with_fusions
 
 KINDS = (
     "all-gather",
@@ -29,6 +29,7 @@ class Collective:
     payload: float  # bytes of the whole array of one group: gathered, reduced or exchanged
     times: int
     op_name: str
+    of_zeros: bool = False  # an all-reduce that gathers: each device's part, written into zeros, is summed
 
     @property
     def sent(self) -> float:
@@ -44,17 +45,12 @@ class Collective:
 def find_collectives(program: Program, mesh: Mesh, *, unknown_trips: int = 1) -> list[Collective]:
     """The collectives of a program that was compiled for `mesh`; those within one device are left out."""
     out = []
+    chains: dict[str, int] = {}
     for computation, times in schedules(program, unknown_trips=unknown_trips):
-        chained = set()
         for x, owner in with_fusions(program, computation):
             kind = x.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
-            # A collective that is cut into steps between products stands in the fusion of each step.
-            if chain := re.search(r'chain_id="?(\d+)', x.attributes):
-                if chain[1] in chained:
-                    continue
-                chained.add(chain[1])
             groups = parse_groups(x.attributes, mesh.size)
             if groups.shape[1] == 1:
                 continue
@@ -68,9 +64,26 @@ def find_collectives(program: Program, mesh: Mesh, *, unknown_trips: int = 1) ->
                 payload = operands or results
             if kind == "all-reduce" and owner is not computation and _scatters(owner):
                 kind = "reduce-scatter"  # the TPU compiler's form: an all-reduce and a slice, fused
+            of_zeros = kind == "all-reduce" and any(
+                _writes_part(program, owner[name]) for name in x.operands if name in owner
+            )
             axes = axes_of(groups, mesh)
-            out.append(Collective(kind, axes, groups.shape[1], payload, times, x.op_name))
+            found = Collective(kind, axes, groups.shape[1], payload, times, x.op_name, of_zeros)
+            # A collective that is cut into steps between products stands in the fusions of its start, of every step,
+            # and of its end; the steps may lie in a loop, in which it goes on while other work is done.
+            chain = re.search(r'chain_id="?(\d+)', x.attributes)
+            if not chain or chain[1] not in chains:
+                if chain:
+                    chains[chain[1]] = len(out)
+                out.append(found)
+            elif times < out[chains[chain[1]]].times:
+                out[chains[chain[1]]] = found
     return out
+
+
+def _writes_part(program: Program, x: Instruction) -> bool:
+    inner = program.computations.get(x.attribute("calls") or "", {}) if x.opcode == "fusion" else {"": x}
+    return any(y.opcode == "dynamic-update-slice" for y in inner.values())
 
 
 def _scatters(fusion: Mapping) -> bool:
@@ -180,11 +193,14 @@ def needless_gathers(
             key = (x.op_name or "an array without a name", "+".join(x.axes))
             others[key] = others.get(key, 0.0) + x.payload * x.times
     out = []
-    # The compiler's own all-reduces, of zeros with each device's part written in, have no name from the program.
-    summed = sum(x.payload * x.times for x in collectives if x.kind == "all-reduce" and not x.op_name)
-    if summed > least:
+    summed = sum(x.payload * x.times for x in collectives if x.of_zeros)
+    if summed > max(
+        least, 0.1 * sum(gathered.values())
+    ):  # the compiler does so with small ones, where it costs little
         out.append(
-            f"{summed / 2**20:,.0f} MiB a step are gathered by all-reduces, which send twice as much as gathers"
+            f"{summed / 2**20:,.0f} MiB a step are gathered by all-reduces, which send twice as much as gathers: the "
+            "compiler does so where one mesh axis lies along three dimensions of the torus; let config.mesh.data be "
+            "as long as one of them"
         )
     for name, size in gathered.items():
         times = size / parameters[name]

@@ -13,13 +13,19 @@ REMAT = ("none", "dots_no_batch", "full")
 
 
 def candidates(config: Config, topology: Topology) -> Iterator[Config]:
-    """Configs that differ in mesh, microbatches and remat: fsdp takes what tensor, context and expert leave."""
-    chips = topology.size
+    """Configs that differ in mesh, microbatches and remat: fsdp takes what tensor, context and expert leave.
+
+    On a large slice in three dimensions the data axis takes one of them: the compiler gathers over all three at once
+    by all-reduces, which send twice as much.
+    """
+    deep = topology.chip.torus == 3 and min(topology.shape) >= 4
+    data = topology.slices * (topology.shape[0] if deep else 1)
+    chips = topology.size // data * topology.slices
     for tensor in _powers(min(8, chips)):
         for context in _powers(min(8, chips // tensor)):
             for expert in _powers(chips // (tensor * context)) if config.model.num_experts else [1]:
                 sizes = {"tensor": tensor, "context": context, "expert": expert}
-                mesh = dataclasses.replace(config.mesh, data=topology.slices, fsdp=-1, **sizes)
+                mesh = dataclasses.replace(config.mesh, data=data, fsdp=-1, **sizes)
                 for parts in _powers(min(8, config.batch_size)):
                     if config.batch_size % parts:
                         continue

@@ -33,22 +33,11 @@ def run_plan(config: Config, topology: str, *, search: bool = False, budget: int
 
 def compiled_plan(config: Config, topology: Topology) -> dict[str, Any]:
     """Every step compiled for the slice."""
-    mesh = _mesh(config, topology)
+    mesh = parallel.make_mesh(config.mesh, describe_devices(topology))
     rules = parallel.parse_rules(config.mesh.rules)
     model, steps = stage_steps(config, mesh)
     measured = [measure(step, model, mesh, rules, topology) for step in steps]
     return _head(config, topology, model, mesh, steps) | {"compiled": True, "steps": measured}
-
-
-def _mesh(config: Config, topology: Topology) -> Any:
-    try:
-        return parallel.make_mesh(config.mesh, describe_devices(topology))
-    except NotImplementedError as error:  # what JAX says of axes that do not follow the torus
-        sides = " x ".join(map(str, topology.shape))
-        raise ConfigError(
-            f"config.mesh: its axes cannot be laid on the {sides} chips of {topology.name}: each must be a product of "
-            f"some of these sides"
-        ) from error
 
 
 def estimated_plan(config: Config, topology: Topology) -> dict[str, Any]:

@@ -169,5 +169,5 @@ def test_needless_gathers_are_named(cube):
         "up/kernel is gathered 2 times a step; 1 would do" in needless_gathers(gather * 2, size, passes=1)[0]
     )
     assert "no parameter" in needless_gathers(gather, {"layers/mlp/down/kernel": 1.0}, passes=1)[0]
-    unnamed = dataclasses.replace(gather[0], kind="all-reduce", op_name="", times=2)
+    unnamed = dataclasses.replace(gather[0], kind="all-reduce", of_zeros=True, times=2)
     assert "8 MiB a step are gathered by all-reduces" in needless_gathers([unnamed], size, passes=1)[0]
