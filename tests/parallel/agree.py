@@ -6,7 +6,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign import parallel
 from jaxalign.errors import ConfigError, DistributedError
@@ -40,6 +40,17 @@ for sizes, order, parts, count in LAYOUTS:
         vote = processes.make_vote(mesh)
         said = [vote(me == 1 and number == 2) for number in range(6)]
         assert said == [False, False, False, True, False, False]
+
+# Programs may be sent while the first of them waits for its input: none takes the threads that another needs.
+mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("rows", "columns"))
+layout = NamedSharding(mesh, PartitionSpec("rows", "columns"))
+add_mean = jax.jit(lambda x: x + x.mean(), out_shardings=layout)
+results = []
+for number in range(60):
+    x = jax.make_array_from_process_local_data(layout, np.full((512, 512), number, np.float32))
+    results.append(add_mean(add_mean(add_mean(x))))
+for number, result in enumerate(results):
+    np.testing.assert_array_equal(result.addressable_data(0), 8 * number)
 
 lopsided = Mesh(np.array(jax.devices()[:5]).reshape(5, 1, 1, 1, 1), AXES)
 with parallel.use_mesh(lopsided), pytest.raises(ConfigError, match=r"unequal numbers \(0: 4, 1: 1\)"):
