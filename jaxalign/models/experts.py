@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.frozen import weight
-from jaxalign.parallel.sharding import dividing, mesh_axes, shards, spec
+from jaxalign.parallel.sharding import alone, dividing, mesh_axes, shards, spec
 
 Activation = Callable[[jax.Array], jax.Array]
 Kernels = tuple[jax.Array, jax.Array, jax.Array]  # gate and up [E, D, F], down [E, F, D]
@@ -77,9 +77,9 @@ def split_experts(
     and no device holds more than its experts.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    rows = spec(*dividing(mesh, x, ("batch", "length", None))) if not mesh.empty else None
-    if rows is None or mesh.size == 1 or x.shape[0] % shards(mesh, "batch"):
+    if alone() or x.shape[0] % shards(mesh, "batch"):
         return mix(activation, x, weights, chosen, kernels, 0)
+    rows = spec(*dividing(mesh, x, ("batch", "length", None)))
     along = [axis for axis in mesh_axes("expert") if mesh.shape[axis] > 1]
     across = [axis for axis in mesh_axes("mlp") if mesh.shape[axis] > 1]
     gathered = [axis for axis in along if axis in mesh_axes("batch")]

@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign.models.attention import attention, attention_mask
-from jaxalign.parallel.sharding import dividing, shards, spec
+from jaxalign.parallel.sharding import alone, dividing, shards, spec
 
 QUERY_BLOCK = 512
 _LANES = 128  # the kernel's blocks are multiples of it
@@ -83,16 +83,17 @@ def splash_attention(
     """
     T, H = q.shape[1:3]
     mesh = jax.sharding.get_abstract_mesh()
-    alone = mesh.empty or mesh.size == 1
     names = ("batch", "length", "act_heads", None)
-    names = names if alone else dividing(mesh, q, names)
-    parts = 1 if alone or names[1] is None else shards(mesh, "length")
+    names = names if alone() else dividing(mesh, q, names)
+    parts = 1 if alone() or names[1] is None else shards(mesh, "length")
     length = -(-T // (_LANES * parts)) * _LANES * parts
     widen = ((0, 0), (0, length - T), (0, 0), (0, 0))
     q, k, v = (jnp.pad(x, widen).swapaxes(1, 2) for x in (q * scale, k, v))
     segments = jnp.pad(segment_ids, widen[:2])
-    kernel = _kernel(length, H, window, softcap, 1 if alone else shards(mesh, "act_heads"), parts, interpret)
-    if alone:
+    kernel = _kernel(
+        length, H, window, softcap, 1 if alone() else shards(mesh, "act_heads"), parts, interpret
+    )
+    if alone():
         return _apply(kernel, q, k, v, segments, segments).swapaxes(1, 2)[:, :T]
     rows, heads = spec("batch")[0], spec("act_heads")[0]
     along = spec("length")[0] if names[1] else None

@@ -18,7 +18,7 @@ from jaxalign.models.experts import ROUTER, Experts
 from jaxalign.models.frozen import weight
 from jaxalign.models.kernels import blockwise_attention, splash_attention
 from jaxalign.models.rope import rotary_angles, rotary_frequencies, rotate
-from jaxalign.parallel.sharding import constrain
+from jaxalign.parallel.sharding import alone, constrain, gathered, saved_without_gathered
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -28,6 +28,7 @@ ACTIVATIONS = {
 }
 
 REMAT_POLICIES = {
+    "none": saved_without_gathered,
     "full": None,
     "dots": jax.checkpoint_policies.checkpoint_dots,
     "dots_no_batch": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
@@ -74,6 +75,7 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         normal = nn.with_logical_partitioning(nn.initializers.normal(self.std), self.axes)
         kernel = weight(self.param("kernel", normal, self.shape, jnp.float32), x.dtype)
+        kernel = gathered(kernel, *self.axes)
         y = jax.lax.dot_general(
             x, kernel, ((tuple(range(x.ndim - self.num_in, x.ndim)), tuple(range(self.num_in))), ((), ()))
         )
@@ -274,7 +276,7 @@ class Transformer(nn.Module):
         local = jnp.array(c.local_layers) if len(kinds) == 2 else None
 
         block = Block
-        if c.remat != "none":
+        if c.remat != "none" or not alone():
             block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
         layers = nn.scan(
             block,

@@ -93,10 +93,37 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
     A length that the context axis does not divide, as in decoding one token, stays whole.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or any(kind == AxisType.Manual for kind in mesh.axis_types):
+    if alone() or _laid_out_by_hand():
         return x
-    return jax.lax.with_sharding_constraint(x, spec(*dividing(mesh, x, names)))
+    return jax.lax.with_sharding_constraint(x, spec(*dividing(jax.sharding.get_abstract_mesh(), x, names)))
+
+
+def gathered(x: jax.Array, *names: str | None) -> jax.Array:
+    """A parameter as it is multiplied with: whole along the axes that split rows, as ZeRO-3 has it.
+
+    Said outright, since the compiler left to itself gathers some matrices once more than it needs.
+    """
+    if alone() or _laid_out_by_hand():
+        return x
+    rows = mesh_axes("batch")
+    keep = (tuple(axis for axis in mesh_axes(name) if axis not in rows) if name else () for name in names)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*keep))
+
+
+def saved_without_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A rematerialisation policy that keeps everything but the layouts asked for, and so no gathered parameter."""
+    return primitive.name != "sharding_constraint"
+
+
+def alone() -> bool:
+    """True where there is no mesh, or one of a single device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
+def _laid_out_by_hand() -> bool:
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(kind == AxisType.Manual for kind in mesh.axis_types)
 
 
 def dividing(mesh: Any, x: jax.Array, names: Sequence[str | None]) -> list[str | None]:
