@@ -15,7 +15,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.frozen import abstract_keep
 from jaxalign.sampling.generate import Completions, generate
-from jaxalign.stages import dpo, orpo, pairs, ppo, pretrain, reward
+from jaxalign.stages import dpo, orpo, pairs, ppo, ppo_update, pretrain, reward
 from jaxalign.stages.rollout import Rollout
 from jaxalign.stages.supervised import make_train_step
 from jaxalign.training.config import Config
@@ -238,7 +238,7 @@ def ppo_steps(run: Run) -> list[Step]:
         ),
         step(
             "policy update",
-            ppo.make_policy_update(run, optimizer, schedule),
+            ppo_update.make_policy_update(run, optimizer, schedule),
             (policy, _episodes(run, part, P + N), None, whole),
             work(model, part, False, 3),
             kinds={PARAMETERS: policy.params, OPTIMIZER: policy.opt_state},
@@ -248,7 +248,7 @@ def ppo_steps(run: Run) -> list[Step]:
         ),
         step(
             "value update",
-            ppo.make_value_update(run, model, optimizer),
+            ppo_update.make_value_update(run, model, optimizer),
             (critic, _episodes(run, part, P + N), whole),
             work(model, part, True, 3),
             kinds={PARAMETERS: critic.params, OPTIMIZER: critic.opt_state},

@@ -25,7 +25,7 @@ from jaxalign.losses import running_moments
 from jaxalign.models import ModelConfig, Params, init_params
 from jaxalign.sampling.generate import Completions
 from jaxalign.sampling.scoring import score_tokens
-from jaxalign.stages import default_config, dpo, parse_config, ppo
+from jaxalign.stages import default_config, dpo, parse_config, ppo, ppo_update
 from jaxalign.stages.rollout import finish_rollout, score_episodes
 from jaxalign.training import loop
 from jaxalign.training.optimizer import make_optimizer, make_schedule
@@ -241,8 +241,8 @@ def test_ppo_follows_the_gradient_of_the_objective(estimator: str, whiten: bool)
         )
         weight = jnp.asarray(E * np.exp(logp), jnp.float32)[:, None]
         rollout = rollout.replace(advantages=rollout.advantages * weight)
-        total = ppo.totals(rollout)
-        loss = functools.partial(ppo.policy_objective, total=total, model=MODEL, options=options)
+        total = ppo_update.totals(rollout)
+        loss = functools.partial(ppo_update.policy_objective, total=total, model=MODEL, options=options)
         return jax.grad(lambda params: loss(params, (rollout, None))[0])(policy)
 
     @jax.jit

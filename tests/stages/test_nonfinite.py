@@ -9,7 +9,7 @@ from tiny import assert_same_bits, final_state, history, run
 
 from jaxalign import parallel
 from jaxalign.errors import NonFiniteError
-from jaxalign.stages import ppo, supervised
+from jaxalign.stages import ppo_update, supervised
 from jaxalign.stages.supervised import gradients
 
 
@@ -87,7 +87,7 @@ def test_ppo_stops_policy_and_critic_at_the_first_nan(runs, tmp_path, monkeypatc
             )
         return loss, metrics, grads
 
-    monkeypatch.setattr(ppo, "gradients", wrong)
+    monkeypatch.setattr(ppo_update, "gradients", wrong)
     with pytest.raises(NonFiniteError, match="step 1: "):
         run("ppo", runs, tmp_path / "bad", num_steps=3)
     saved = final_state(tmp_path / "bad", "nonfinite")

@@ -13,7 +13,7 @@ from tiny import PROMPT_LENGTH, assert_tree_close, every_stage, make_config
 from jaxalign import parallel
 from jaxalign.data.packing import collate
 from jaxalign.sampling.scoring import score_tokens, token_values
-from jaxalign.stages import parse_config, ppo
+from jaxalign.stages import parse_config, ppo_update
 from jaxalign.stages.rollout import Rollout
 from jaxalign.training.run import open_run
 from jaxalign.training.state import gradients
@@ -39,11 +39,13 @@ def objective(stage, run, batch, frozen):
     """(params, part) -> (loss, metrics), with the totals of the whole `batch`."""
     options, model = run.config.options, run.model
     if stage == "ppo":
-        total = ppo.totals(batch)
+        total = ppo_update.totals(batch)
 
         def both(params, part):
-            policy = ppo.policy_objective(params["policy"], (part, None), total, model=model, options=options)
-            critic = ppo.value_objective(params["critic"], part, total, model=model, options=options)
+            policy = ppo_update.policy_objective(
+                params["policy"], (part, None), total, model=model, options=options
+            )
+            critic = ppo_update.value_objective(params["critic"], part, total, model=model, options=options)
             return policy[0] + critic[0], policy[1] | critic[1]
 
         return both
