@@ -43,7 +43,7 @@ def _rows(steps: list[dict[str, Any]], chip: Mapping[str, Any]) -> Iterator[tupl
             yield label.format(name), [f"{step[key].get(name, 0) / unit:.{digits}f}" for step in steps]
 
     yield from listed("memory", "{}, GiB", GIB, 2)
-    yield f"of {chip['hbm'] / GIB:.0f} GiB", ["fits" if step["fits"] else "DOES NOT FIT" for step in steps]
+    yield f"of {chip['hbm'] / GIB:.4g} GiB", ["fits" if step["fits"] else "DOES NOT FIT" for step in steps]
     yield from listed("flops", "TFLOP, {}", 1e12, 2)
     yield "TFLOP of the model", [f"{step['model_flops'] / 1e12:.2f}" for step in steps]
     yield "HBM traffic, GB", [f"{step['hbm_bytes'] / 1e9:.1f}" for step in steps]
