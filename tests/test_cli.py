@@ -59,3 +59,17 @@ def test_tokenizer_verb_trains_one(tmp_path, capsys):
 
     tokenizer = load_tokenizer(tmp_path / "t.model")
     assert tokenizer.decode(tokenizer.encode("the old mat")) == "the old mat"
+
+
+@pytest.mark.parametrize("name", ["sft", "ppo", "dpo.py:llama3_1_8b"])
+def test_the_printed_config_is_the_config_as_flags(name, capsys):
+    file = f"--config=configs/{name if '.py' in name else name + '.py'}"
+    assert (
+        main(["train", file, "--print-config", "--config.seed=7", "--config.mesh.rules=embed=fsdp+data"]) == 0
+    )
+    printed = capsys.readouterr().out.splitlines()
+    assert "--config.seed=7" in printed
+    flags = [line for line in printed if line.startswith("--")]
+    assert len(flags) > 70
+    assert main(["train", file, "--print-config", *flags]) == 0
+    assert capsys.readouterr().out.splitlines() == printed

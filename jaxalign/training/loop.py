@@ -15,6 +15,7 @@ from jaxalign.models import count_params
 from jaxalign.parallel import processes
 from jaxalign.storage import Path, to_path
 from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer
+from jaxalign.training.config import to_json
 from jaxalign.training.metrics import FILE_NAME, MetricWriter, read_metrics
 from jaxalign.training.progress import Progress
 from jaxalign.training.recorder import Recorder
@@ -24,6 +25,7 @@ from jaxalign.training.watchdog import Watchdog
 from jaxalign.training.weights import MODEL, save_model
 
 SUMMARY = "summary.json"
+SETTINGS = "config.json"  # every setting of the run as it goes on now, by the names of flags
 
 StopAt = Callable[[int, int], bool]  # (step, phase) that has just ended -> stop here?
 
@@ -79,6 +81,9 @@ def train(
         )
         loader = run.loader()
         state, step, phase, meta = _start(stage, checkpointer, loader)
+        if jax.process_index() == 0:
+            settings = flat_settings(json.loads(to_json(config)))
+            (run.workdir / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
         writer = stack.enter_context(MetricWriter(run.workdir))
         writer.truncate_after(step)
         progress = stack.enter_context(Progress(run.steps, config.stage, mode="silent" if quiet else "auto"))
