@@ -49,13 +49,15 @@ class Watchdog:
                 self._news.wait(left)
             else:
                 return
-        # The stream that the process was started with: sys.stderr may be a test's, without a file descriptor.
-        print(
-            f"process {jax.process_index()} of {jax.process_count()} hangs: {self._allowed:g} s in {self._where}. "
-            f"Look in the output of the other processes for the one that failed first. If nothing is wrong, raise "
-            f"config.hang_timeout (seconds; 0 waits for ever). All threads:",
-            file=sys.__stderr__,
-            flush=True,
-        )
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-        self._leave(EXIT_CODE)
+        try:  # whatever reads the output may have ended already
+            # The stream that the process was started with: sys.stderr may be a test's, without a file descriptor.
+            print(
+                f"process {jax.process_index()} of {jax.process_count()} hangs: {self._allowed:g} s in {self._where}. "
+                f"Look in the output of the other processes for the one that failed first. If nothing is wrong, raise "
+                f"config.hang_timeout (seconds; 0 waits for ever). All threads:",
+                file=sys.__stderr__,
+                flush=True,
+            )
+            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        finally:
+            self._leave(EXIT_CODE)
