@@ -7,16 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.plan.hlo import Instruction, Program, schedules, with_fusions
-
-KINDS = (
-    "all-gather",
-    "reduce-scatter",
-    "all-reduce",
-    "all-to-all",
-    "collective-permute",
-    "ragged-all-to-all",
-)
+from jaxalign.plan.hlo import COLLECTIVES, Instruction, Program, schedules, with_fusions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +40,7 @@ def find_collectives(program: Program, mesh: Mesh, *, unknown_trips: int = 1) ->
     for computation, times in schedules(program, unknown_trips=unknown_trips):
         for x, owner in with_fusions(program, computation):
             kind = x.opcode.removesuffix("-start")
-            if kind not in KINDS:
+            if kind not in COLLECTIVES:
                 continue
             groups = parse_groups(x.attributes, mesh.size)
             if groups.shape[1] == 1:

@@ -6,7 +6,7 @@ XLA's own `cost_analysis` counts the body of a loop once, and a Pallas kernel no
 import math
 import re
 
-from jaxalign.plan.hlo import Array, Computation, Instruction, Program, schedules, with_fusions
+from jaxalign.plan.hlo import COLLECTIVES, Array, Computation, Instruction, Program, schedules, with_fusions
 
 # Matrix products of T x T x d that each of splash attention's kernels does: scores and output forward; backward the
 # scores again, dP and dQ in one kernel, and the scores again, dP, dV and dK in another.
@@ -163,24 +163,38 @@ def _instruction_bytes(program: Program, x: Instruction, owner: Computation) -> 
     parameters = {int(p.inside): p for p in inner.values() if p.opcode == "parameter"}
     if "AsyncCollective" in "".join(y.attributes for y in inner.values() if y.opcode == "custom-call"):
         return 0.0  # a collective in steps: what it moves is counted by `collectives`
-    read = sum(_read(parameters[i], operand, inner) for i, operand in enumerate(operands) if i in parameters)
+    read = sum(
+        _read(program, parameters[i], operand.results[0], inner)
+        for i, operand in enumerate(operands)
+        if i in parameters and operand.results
+    )
     root = next(y for y in inner.values() if y.root)
     roots = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
     return read + sum(_written(r, result, inner) for r, result in zip(roots, x.results, strict=False))
 
 
-def _read(parameter: Instruction, operand: Instruction, inner: Computation) -> float:
-    whole = _hbm(operand.results)
-    users = _users(parameter.name, inner)
-    if not whole or not users:
+def _read(program: Program, parameter: Instruction, operand: Array, inner: Computation) -> float:
+    """Bytes of an array in HBM that a fusion reads, which is less than the array where it only slices it."""
+    if not operand.in_hbm:
         return 0.0
     parts = 0.0
-    for y in users:
+    for y in _users(parameter.name, inner):
+        if (y.root and y.opcode == "tuple") or _sends(y):
+            continue  # the buffer of a collective that goes on in this fusion passes through it
         if y.opcode in ("dynamic-slice", "gather"):
             parts += sum(r.bytes for r in y.results)
+        elif y.opcode == "fusion":
+            nested = program.computations[y.attribute("calls")]
+            inside = {int(p.inside): p for p in nested.values() if p.opcode == "parameter"}
+            at = y.operands.index(parameter.name) if parameter.name in y.operands else None
+            parts += operand.bytes if at is None else _read(program, inside[at], operand, nested)
         elif not (y.opcode == "dynamic-update-slice" and y.operands[0] == parameter.name):
-            return whole
-    return min(whole, parts)
+            return operand.bytes
+    return min(operand.bytes, parts)
+
+
+def _sends(x: Instruction) -> bool:
+    return x.opcode.removesuffix("-start") in COLLECTIVES
 
 
 def _users(name: str, inner: Computation) -> list[Instruction]:
@@ -196,6 +210,8 @@ def _written(root: Instruction, result: Array, inner: Computation) -> float:
         return 0.0
     while root.opcode == "bitcast":
         root = inner[root.operands[0]]
+    if root.opcode == "parameter" or _sends(root):
+        return 0.0
     if root.opcode == "dynamic-update-slice":
         return inner[root.operands[1]].results[0].bytes
     return result.bytes

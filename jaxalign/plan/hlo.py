@@ -13,6 +13,16 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 
 
+COLLECTIVES = (
+    "all-gather",
+    "reduce-scatter",
+    "all-reduce",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Array:
     """One array of a result: its type, its shape, and whether it lies in the chip's main memory (HBM)."""

@@ -135,6 +135,44 @@ def test_collectives_in_a_scan_count_every_turn(cube):
     assert {x.axes for x in found} == {("fsdp",)} and 6 in {x.times for x in found}
 
 
+NESTED = """
+%inner (p: f32[8,256], i: s32[]) -> f32[1,256] {
+  %p = f32[8,256]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %d = f32[1,256]{1,0} dynamic-slice(%p, %i, %i), dynamic_slice_sizes={1,256}
+}
+%outer (q: f32[8,256], j: s32[], b: f32[2,256]) -> (f32[1,256], f32[2,256], f32[8,256]) {
+  %q = f32[8,256]{1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %b = f32[2,256]{1,0} parameter(2)
+  %f = f32[1,256]{1,0} fusion(%q, %j), kind=kLoop, calls=%inner
+  %n = f32[1,256]{1,0} negate(%f)
+  %g = f32[8,256]{1,0} all-gather(%b), replica_groups=[2,4]<=[8], dimensions={0}, frontend_attributes={chain_id="3"}
+  ROOT %t = (f32[1,256]{1,0}, f32[2,256]{1,0}, f32[8,256]{1,0}) tuple(%n, %b, %g)
+}
+ENTRY %main (x: f32[8,256], k: s32[], y: f32[2,256]) -> f32[1,256] {
+  %x = f32[8,256]{1,0} parameter(0)
+  %k = s32[] parameter(1)
+  %y = f32[2,256]{1,0} parameter(2)
+  %o = (f32[1,256]{1,0}, f32[2,256]{1,0}, f32[8,256]{1,0}) fusion(%x, %k, %y), kind=kOutput, calls=%outer
+  ROOT %r = f32[1,256]{1,0} get-tuple-element(%o), index=0
+}
+"""
+
+
+def test_a_slice_inside_a_nested_fusion_is_a_slice_and_buffers_pass_through():
+    # A row and its number are read, a row is written; the buffers of the gather are moved by the gather.
+    assert count_bytes(hlo.parse(NESTED)) == 256 * 4 + 4 + 256 * 4
+
+
+def test_steps_of_one_gather_are_one_gather(cube):
+    step = "  %g{0} = f32[8,256]{{1,0}} all-gather(%b), replica_groups=[1,8]<=[8], dimensions={{0}}, "
+    step += 'frontend_attributes={{chain_id="{1}"}}\n'
+    begin = "ENTRY %main (b: f32[1,256]) -> f32[8,256] {\n  %b = f32[1,256]{1,0} parameter(0)\n"
+    text = begin + step.format(1, 3) + step.format(2, 3) + step.format(3, 4) + "}\n"
+    assert [x.payload for x in find_collectives(hlo.parse(text), cube)] == [8 * 256 * 4] * 2
+
+
 def test_groups_in_all_their_forms():
     by_list = parse_groups("replica_groups={{0,2},{1,3}}", 4)
     by_iota = parse_groups("replica_groups=[2,2]<=[2,2]T(1,0)", 4)
