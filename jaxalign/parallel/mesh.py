@@ -67,8 +67,6 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) ->
     if len(devices) == 1:
         return Mesh(np.array(devices).reshape(shape), AXES, axis_types=kinds)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return Mesh(_arranged(shape, devices), AXES, axis_types=kinds)
     if config.slice_axis not in AXES:
         raise ConfigError(f"config.mesh.slice_axis={config.slice_axis!r} is not one of {', '.join(AXES)}")
     across = [slices if axis == config.slice_axis else 1 for axis in AXES]
@@ -78,12 +76,19 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) ->
             f"make it a multiple of {slices}, or name another config.mesh.slice_axis"
         )
     within = [size // count for size, count in zip(shape, across, strict=True)]
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices=devices), AXES, axis_types=kinds)
+    return Mesh(_arranged(within, across, devices), AXES, axis_types=kinds)
 
 
-def _arranged(shape: tuple[int, ...], devices: list) -> np.ndarray:
+def _arranged(within: list[int], across: list[int], devices: list) -> np.ndarray:
+    def arrange(split: bool) -> np.ndarray:
+        if math.prod(across) == 1:
+            return mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=split)
+        return mesh_utils.create_hybrid_device_mesh(
+            within, across, devices=devices, allow_split_physical_axes=split
+        )
+
     try:
-        return mesh_utils.create_device_mesh(shape, devices)
+        return arrange(split=False)
     except NotImplementedError:
         # An axis takes part of a side of the torus: its neighbours are near, though it closes to no ring.
-        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return arrange(split=True)

@@ -92,3 +92,14 @@ def test_the_slowest_resource_bounds():
     times = bounds(chip, 197e12, 819e9 / 2, {"fsdp": 100e9, "tensor": 10e9}, {"fsdp": 50e9, "tensor": 50e9})
     assert times == {"compute": 1.0, "hbm": 0.5, "ici": 2.0}
     assert mfu_bound(chip, 197e12 * 0.75, times) == 0.375
+
+
+def test_an_axis_may_take_a_part_of_a_side_of_the_torus(tpu):
+    devices = describe_devices(parse_topology("v5p:4x4x4"))
+    mesh = parallel.make_mesh(parallel.MeshConfig(data=4, fsdp=-1, tensor=2), devices)
+    assert mesh.shape["fsdp"] == 8
+    pairs = mesh.devices.reshape(-1, 2)
+    for one, other in pairs:
+        distance = [min((a - b) % 4, (b - a) % 4) for a, b in zip(one.coords, other.coords, strict=True)]
+        assert sum(distance) == 1, (one.coords, other.coords)
+    assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
