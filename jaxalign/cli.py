@@ -1,7 +1,6 @@
 """The command line: `jaxalign VERB ...`."""
 
 import argparse
-import json
 import os
 import sys
 from typing import Any
@@ -13,8 +12,9 @@ USAGE = """usage: jaxalign VERB ...
 
   train --config=FILE[:ARG] --workdir=DIR [--config.KEY=VALUE ...]
       Run one stage. Goes on from the latest checkpoint in DIR. Config files: configs/*.py; --print-config in place of
-      --workdir shows every key with its value, and starts nothing. On several hosts, run the same on each: SLURM and TPU hosts find each other; on others set JAXALIGN_COORDINATOR=HOST:PORT (of process 0),
-      JAXALIGN_NUM_PROCESSES=N and JAXALIGN_PROCESS_ID=0..N-1.
+      --workdir shows every key with its value, and starts nothing. On several hosts, run the same on each: SLURM and
+      TPU hosts find each other; on others set JAXALIGN_COORDINATOR=HOST:PORT (of process 0), JAXALIGN_NUM_PROCESSES=N
+      and JAXALIGN_PROCESS_ID=0..N-1.
 
   audit --config=FILE[:ARG] [--config.KEY=VALUE ...] [--show=N] [--json=FILE]
       Show what a stage will really be trained on, token by token, and check it. Exit code 1: do not train on it.
@@ -110,18 +110,17 @@ def _train(argv: list[str]) -> None:
     from jaxalign.config import parse_flags
     from jaxalign.parallel import processes
     from jaxalign.stages import parse_config, train
-    from jaxalign.training.config import to_json
     from jaxalign.training.loop import summarize
     from jaxalign.training.progress import print_summary
-    from jaxalign.training.run import flat_settings
+    from jaxalign.training.run import settings
 
     if "--help" in argv or "-h" in argv:
         print(USAGE)
         return
     if "--print-config" in argv:
-        rest = [arg for arg in argv if arg != "--print-config" and not arg.startswith("--workdir")]
-        config = parse_config(parse_flags(rest, workdir=False)[0])
-        for name, value in flat_settings(json.loads(to_json(config))).items():
+        rest = [arg for arg in argv if arg != "--print-config"]
+        config = parse_config(parse_flags([*rest, "--workdir="])[0])
+        for name, value in settings(config).items():
             if value is None:
                 print(f"# {name} is not set")
             else:

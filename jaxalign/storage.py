@@ -39,7 +39,7 @@ def to_path(path: str | os.PathLike) -> Path:
     """
     text = os.fspath(path)
     if not is_remote(text):
-        return pathlib.Path(text)
+        return pathlib.Path(text).expanduser()
     if not text.startswith(SCHEME):
         raise ConfigError(
             f"{text}: of all object stores only {SCHEME}BUCKET/... works; mount the other, or copy it"
@@ -95,8 +95,9 @@ def _download(source: epath.Path, target: pathlib.Path, patterns: tuple[str, ...
 
 
 def upload(folder: pathlib.Path, target: Path) -> None:
-    """Copies the files of a local folder, and of the folders in it."""
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+    """Copies the files of a local folder, and of the folders in it; config.json last, as a sign that all are there."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    for file in sorted(files, key=lambda file: (file.name == "config.json", file)):
         epath.Path(file).copy(target / file.relative_to(folder), overwrite=True)
 
 

@@ -1,7 +1,7 @@
 """How models that nothing changes lie in memory: a reference, a reward model.
 
-Their matrices may be rounded to bfloat16 or int8 and may lie in the host's memory. `weight` gives a matrix back where
-it is multiplied, a layer at a time; vectors and routers stay float32 on the device.
+Their matrices may be rounded to bfloat16 or int8, and those of the layers may lie in the host's memory. `weight` gives
+a matrix back where it is multiplied, a layer at a time; vectors and routers stay float32 on the device.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ MATRICES = ("kernel", "embedding", "unembedding", "position_embedding")
 
 @dataclasses.dataclass(frozen=True)
 class FrozenConfig:
-    """config.frozen: of the reference (DPO, PPO) and the reward model (PPO)."""
+    """config.frozen: of the reference (DPO, PPO) and the reward model (PPO). A moving reference is of the state."""
 
     dtype: str = "float32"  # bfloat16, or int8 with a scale for every row of a matrix
-    offload: bool = False  # in the host's memory, copied to the device a layer at a time
+    offload: bool = False  # the layers in the host's memory, copied to the device one at a time
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "int8"):
@@ -78,7 +78,9 @@ def abstract_keep(params: Params, config: FrozenConfig) -> Params:
     """Shapes and shardings of `keep`, of arrays or of ShapeDtypeStructs."""
 
     def leaf(path: tuple, x: Any, reduced: Any) -> Any:
-        kind = "pinned_host" if config.offload and _is_matrix(path, x) else x.sharding.memory_kind
+        # The tables are copied whole when they are used: away from the device they would save little.
+        away = config.offload and _is_matrix(path, x) and "layers" in [entry.key for entry in path]
+        kind = "pinned_host" if away else x.sharding.memory_kind
         whole = PartitionSpec(*([*x.sharding.spec, *[None] * x.ndim][: x.ndim - 1]), None)
 
         def lay(y: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

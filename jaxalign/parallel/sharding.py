@@ -180,17 +180,18 @@ def _copies(x: jax.Array, names: Sequence[str], along: tuple[str, ...]) -> jax.A
 
     Of copies, unlike of one array that all devices hold, the gradients are summed here alone.
     """
+    inner = [tuple(axis for axis in mesh_axes(name) if axis in along) for name in names]
+    outer = [tuple(axis for axis in mesh_axes(name) if axis not in along) for name in names]
+    # The axes that are gathered innermost, so that what one gather joins lies side by side.
+    split = PartitionSpec(*(rest + axes for rest, axes in zip(outer, inner, strict=True)))
 
     def gather(x: jax.Array) -> jax.Array:
-        for dimension, name in enumerate(names):
-            if axes := tuple(axis for axis in mesh_axes(name) if axis in along):
+        for dimension, axes in enumerate(inner):
+            if axes:
                 x = jax.lax.all_gather(x, axes, axis=dimension, tiled=True)
         return x[None]
 
-    rest = (tuple(axis for axis in mesh_axes(name) if axis not in along) for name in names)
-    return jax.shard_map(
-        gather, in_specs=spec(*names), out_specs=PartitionSpec(along, *rest), check_vma=False
-    )(x)
+    return jax.shard_map(gather, in_specs=split, out_specs=PartitionSpec(along, *outer), check_vma=False)(x)
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:

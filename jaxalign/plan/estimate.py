@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
+from jaxalign import parallel
 from jaxalign.models import ModelConfig
 from jaxalign.parallel.sharding import shards
 from jaxalign.plan.chips import Topology
@@ -40,20 +41,19 @@ def estimate(
     if step.loop_trips > 1:
         heads = model.num_kv_heads / tensor
         cache = 2 * tokens * model.num_layers * heads * model.head_dim * item
-    memory["temporaries"] = saved + gradients + cache + tokens * layer * item
+    # Sampling holds the parameters gathered, in the compute type, and reads them for every token.
+    split = parallel.parse_rules(config.mesh.rules)["decode_embed"]
+    read = weights * step.loop_trips if step.loop_trips > 1 else 0.0
+    held = weights if read and not split else 0.0
+    memory["temporaries"] = saved + gradients + cache + held + tokens * layer * item
     memory["elsewhere"] = float(bytes_per_device(step.beside))
     memory["total"] = sum(memory.values())
 
     again = 4 / 3 if trains and model.remat == "full" else 1.0
     flops = step.model_flops / mesh.size * again
     passes = step.passes * (1.5 if trains and model.remat == "full" else 1.0)
-    whole = step.loop_trips > 1  # decoding reads the weights for every token
-    traffic = (
-        weights * passes
-        + 2 * memory[OPTIMIZER]
-        + 2 * saved * parts
-        + (cache * step.loop_trips if whole else 0)
-    )
+    traffic = weights * passes + read + 2 * memory[OPTIMIZER] + 2 * saved * parts
+    traffic += cache * step.loop_trips if read else 0.0
     sent = {"fsdp": weights * (passes + (parts if trains else 0)) * _share(mesh.shape["fsdp"])}
     reduced = 2 * tokens * model.embed_dim * item * model.num_layers * 2 * _share(tensor)
     sent["tensor"] = reduced * parts * (3 if trains else 1)

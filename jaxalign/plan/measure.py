@@ -20,8 +20,8 @@ from jaxalign.plan.roofline import axis_bandwidth, bounds, mfu_bound
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 OUT_OF_MEMORY = (
-    "more chips, a larger config.mesh.fsdp or tensor, more config.num_microbatches, or "
-    "config.model.remat='full'"
+    "more chips, a larger config.mesh.fsdp or tensor, more config.num_microbatches, config.model.remat='full', "
+    "config.frozen.dtype='bfloat16', or for sampling config.mesh.rules='decode_embed=fsdp'"
 )
 
 

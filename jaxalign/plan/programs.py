@@ -189,7 +189,7 @@ def ppo_steps(run: Run) -> list[Step]:
     critic = abstract_train_state(scalar, optimizer, run.mesh)
     reference = abstract_keep(params, config.frozen)
     judge = abstract_keep(scalar, config.frozen) if options.reward_model else None
-    frozen = {"reference": reference, "reward": judge}
+    frozen = {"reference": None if options.reference_rate else reference, "reward": judge}
     # A moving reference and averaged weights are further copies in the state.
     copies = [params] * (bool(options.reference_rate) + bool(options.average_decay))
     whole = jax.ShapeDtypeStruct((), jnp.int32, sharding=run.replicated)
@@ -230,7 +230,7 @@ def ppo_steps(run: Run) -> list[Step]:
         step(
             "score",
             ppo.make_score(run, model, model if judge else None),
-            (params, scalar, reference, judge, prompts, done),
+            (params, scalar, copies[0] if options.reference_rate else reference, judge, prompts, done),
             judged,
             kinds={PARAMETERS: (params, scalar), FROZEN: frozen},
             beside={"policy": policy.opt_state, "critic": critic.opt_state, "copies": copies},

@@ -20,7 +20,7 @@ def candidates(config: Config, topology: Topology) -> Iterator[Config]:
     """
     deep = topology.chip.torus == 3 and min(topology.shape) >= 4
     data = topology.slices * (topology.shape[0] if deep else 1)
-    chips = topology.size // data * topology.slices
+    chips = topology.size // data
     for tensor in _powers(min(8, chips)):
         for context in _powers(min(8, chips // tensor)):
             for expert in _powers(chips // (tensor * context)) if config.model.num_experts else [1]:

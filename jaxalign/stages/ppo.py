@@ -117,7 +117,8 @@ def _verify_kl(metrics: Metrics, *, exact: bool) -> None:
     if not abs(kl) <= (1e-3 if exact else 0.5):
         raise StepZeroError(
             f"before the first update the policy is its reference, yet objective/kl is {kl:.4e} nats; "
-            f"config.model.init_from and the reference hold different weights"
+            f"config.model.init_from and the reference hold different weights, or config.frozen.dtype rounds the "
+            f"reference by too much"
         )
 
 

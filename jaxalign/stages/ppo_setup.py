@@ -23,7 +23,7 @@ from jaxalign.training.weights import SavedModel, find_model, fingerprint
 class PPOModels:
     """What `load_models` found."""
 
-    reference: Params
+    reference: Params | None  # None where it moves
     reward: Params | None
     reward_config: ModelConfig | None
     reward_function: RewardFunction | None
@@ -64,7 +64,12 @@ def load_models(run: Run, options: Any) -> PPOModels:
     found = _reward_model(run, options.reward_model) if options.reward_model else None
     judge = found.load(run.mesh) if found else None
     digests = f"reference:{fingerprint(given)}" + (f"-reward:{fingerprint(judge)}" if judge else "")
-    reference = keep(given, run.config.frozen)
+    text_batch: Callable[[int], Any] = _no_text
+    if options.ptx_coef:
+        text_batch, text = run.text_batches(options.ptx_data, options.ptx_batch_size)
+        digests += f"-text:{text}"
+    # A moving reference is part of the state, and begins as the policy.
+    reference = None if options.reference_rate else keep(given, run.config.frozen)
     reward = keep(judge, run.config.frozen) if judge else None
     del given, judge  # what is kept may be smaller, and lie elsewhere
     _check_length(run, run.model, "config.model.init_from", options.sampling.max_new_tokens)
@@ -106,9 +111,7 @@ def load_models(run: Run, options: Any) -> PPOModels:
         abstract_policy=abstract_policy,
         abstract_critic=abstract_critic,
         init=init,
-        text_batch=run.text_batches(options.ptx_data, options.ptx_batch_size)
-        if options.ptx_coef
-        else _no_text,
+        text_batch=text_batch,
         fingerprint=digests,
     )
 

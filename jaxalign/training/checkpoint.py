@@ -171,7 +171,7 @@ def _walk(directory: epath.Path) -> Iterator[epath.Path]:
 
 def _absolute(path: epath.PathLike) -> epath.Path:
     path = to_path(path)  # epath would put the current folder before gs://
-    return path if is_remote(path) else epath.Path(path.expanduser().absolute())
+    return path if is_remote(path) else epath.Path(path.absolute())
 
 
 def _steps(directory: epath.Path) -> list[int]:

@@ -15,22 +15,21 @@ from jaxalign.models import count_params
 from jaxalign.parallel import processes
 from jaxalign.storage import Path, to_path
 from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer
-from jaxalign.training.config import to_json
 from jaxalign.training.metrics import FILE_NAME, MetricWriter, read_metrics
 from jaxalign.training.progress import Progress
 from jaxalign.training.recorder import Recorder
-from jaxalign.training.run import TEMPLATE, describe, flat_settings
+from jaxalign.training.run import TEMPLATE, Run, default_settings, describe, flat_settings, settings
 from jaxalign.training.stage import Stage
 from jaxalign.training.watchdog import Watchdog
 from jaxalign.training.weights import MODEL, save_model
 
 SUMMARY = "summary.json"
-SETTINGS = "config.json"  # every setting of the run as it goes on now, by the names of flags
+SETTINGS = "settings.json"  # every setting of the run as it goes on now, by the names of flags
 
 StopAt = Callable[[int, int], bool]  # (step, phase) that has just ended -> stop here?
 
-# Settings with which a run may go on though it began with others, as it may with another config.mesh; where files lie
-# may change, what is in them is compared by fingerprints.
+# Settings with which a run may go on though it began with others, as it may with another config.mesh. Where files lie
+# may change: what is in them is compared by fingerprints, but for held-out data, which trains nothing.
 CHANGEABLE = tuple(
     f"config.{key}"
     for key in (
@@ -38,7 +37,7 @@ CHANGEABLE = tuple(
         *("num_steps", "num_epochs", "num_microbatches", "model.attention", "model.remat"),
         "frozen.offload",
         *("model.init_from", "data.train", "data.eval", "data.tokenizer", "data.chat_template"),
-        *("ppo.reward_model", "ppo.reward_function", "ppo.ptx_data"),
+        *("ppo.reward_model", "ppo.ptx_data"),
     )
 )
 
@@ -82,8 +81,7 @@ def train(
         loader = run.loader()
         state, step, phase, meta = _start(stage, checkpointer, loader)
         if jax.process_index() == 0:
-            settings = flat_settings(json.loads(to_json(config)))
-            (run.workdir / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
+            (run.workdir / SETTINGS).write_text(json.dumps(settings(config), indent=1) + "\n")
         writer = stack.enter_context(MetricWriter(run.workdir))
         writer.truncate_after(step)
         progress = stack.enter_context(Progress(run.steps, config.stage, mode="silent" if quiet else "auto"))
@@ -212,16 +210,17 @@ def _start(stage: Stage, checkpointer: Checkpointer, loader: Any) -> tuple[Any, 
                 f"{run.workdir}: {what} is not what this run began with, so it cannot go on as it would have; "
                 f"restore it, or start in another --workdir"
             )
-    _check_changes(run.workdir, meta["config"], now["config"])
+    _check_changes(run, meta["config"])
     loader.set_state(meta["loader"])
     return state, meta["step"], meta["phase"], meta
 
 
-def _check_changes(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_changes(run: Run, before: dict[str, Any]) -> None:
     """Says what a resumed run has set otherwise than it began with; refuses what would make it another run."""
-    old, new = flat_settings(before), flat_settings(now)
-    # A key that only one of them has came or went with a version of jaxalign.
-    changes = {key: (old[key], new[key]) for key in old.keys() & new.keys() if old[key] != new[key]}
+    workdir, new = run.workdir, settings(run.config)
+    # A key that came with a later version of jaxalign was at its default; one that went says nothing any more.
+    old = default_settings(run.config) | flat_settings(before)
+    changes = {key: (old[key], value) for key, value in new.items() if old[key] != value}
     for key, (was, value) in changes.items():
         if key not in CHANGEABLE and not key.startswith("config.mesh."):
             raise CheckpointError(

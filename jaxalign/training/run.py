@@ -100,12 +100,12 @@ class Run:
         """Every held-out row once; see `batches`."""
         return iter(()) if self.held_out is None else self.batches(self.held_out)
 
-    def text_batches(self, names: str | tuple[str, ...], batch_size: int) -> Callable[[int], Any]:
-        """Batches of pretraining text by number, for a loss that mixes it in."""
+    def text_batches(self, names: str | tuple[str, ...], batch_size: int) -> tuple[Callable[[int], Any], str]:
+        """Batches of pretraining text by number, for a loss that mixes it in, and the text's fingerprint."""
         data = dataclasses.replace(self.config.data, train=names, weights=())
-        rows = build_dataset(data, self.tokenizer, "text").rows
-        batches = train_batches(rows, batch_size, self.config.seed, **self.share)
-        return lambda number: self.put(batches[number])
+        dataset = build_dataset(data, self.tokenizer, "text")
+        batches = train_batches(dataset.rows, batch_size, self.config.seed, **self.share)
+        return lambda number: self.put(batches[number]), dataset.fingerprint
 
     def prompts(self, dataset: Dataset, rows: jax.Array) -> list[Any]:
         """The prompts, as the data has them, of this process's part of a batch's `rows` [B], but no empty ones."""
@@ -209,7 +209,7 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
         workdir = to_path(workdir)
         run = _open(config, workdir)
     processes.check_same(
-        flat_settings(json.loads(to_json(config)))
+        settings(config)
         | {
             "training data": run.train.fingerprint,
             "held-out data": run.held_out and run.held_out.fingerprint,
@@ -219,6 +219,27 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
     )
     processes.check_shared(workdir)
     return run
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Every value of a config by the name of its flag, as JSON has it."""
+    return flat_settings(json.loads(to_json(config)))
+
+
+def default_settings(config: Config) -> dict[str, Any]:
+    """What `settings` would give were every key of the config at its default; keys without one are left out."""
+
+    def defaults(cls: type) -> dict[str, Any]:
+        out = {}
+        for field in dataclasses.fields(cls):
+            if field.default is not dataclasses.MISSING:
+                out[field.name] = field.default
+            elif field.default_factory is not dataclasses.MISSING:
+                out[field.name] = defaults(type(field.default_factory()))
+        return out
+
+    values = defaults(Config) | {"stage": config.stage, "options": defaults(type(config.options))}
+    return flat_settings(json.loads(json.dumps(values)))
 
 
 def flat_settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def gradients(
         return x.reshape(x.shape[0] // num_microbatches, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
 
     def body(carry: tuple, part: Batch) -> tuple[tuple, Metrics]:
-        (loss, metrics), grads = grad_fn(params, part)
+        # Whole before they are added: the TPU compiler fails where it moves a sum over devices past the addition.
+        (loss, metrics), grads = jax.lax.optimization_barrier(grad_fn(params, part))
         return (carry[0] + loss, jax.tree.map(jnp.add, carry[1], grads)), metrics
 
     zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))

@@ -55,7 +55,7 @@ def convert(
         raise ConfigError(f"--dtype={dtype}: write one of {', '.join(DTYPES)}, with --to=hf only")
     if architecture and to != "hf":
         raise ConfigError(f"--architecture={architecture} goes with --to=hf only; leave it out")
-    target = to_path(out).expanduser()
+    target = to_path(out)
     _check_free(target)
     model = find_model(source, "--from")
     tokenizer = model.tokenizer()
