@@ -55,7 +55,10 @@ def weight(x: jax.Array | Quantized, dtype: Any) -> jax.Array:
 
 
 def _on_device(x: jax.Array) -> jax.Array:
-    return jax.device_put(x, jax.memory.Space.Device) if _on_host(x) else x
+    if not _on_host(x):
+        return x
+    # As it is split: the compiler would else gather it over devices in the memory of their hosts.
+    return jax.lax.optimization_barrier(jax.device_put(x, jax.memory.Space.Device))
 
 
 def _on_host(x: Any) -> bool:

@@ -132,7 +132,8 @@ def lay_out(params: Params, config: ModelConfig) -> Params:
 
     def leaf(path: tuple, x: jax.Array, box: nn.Partitioned) -> jax.Array:
         # Norms multiply by their scales in float32; every other parameter is converted where it is used.
-        return constrain(x.astype(config.dtype) if path[-1].key in MATRICES else x, *box.names)
+        with jax.named_scope("/".join(entry.key for entry in path)):  # for who reads the compiled program
+            return constrain(x.astype(config.dtype) if path[-1].key in MATRICES else x, *box.names)
 
     return jax.tree_util.tree_map_with_path(leaf, params, boxed)
 

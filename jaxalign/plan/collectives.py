@@ -9,6 +9,8 @@ from jax.sharding import Mesh
 
 from jaxalign.plan.hlo import COLLECTIVES, Instruction, Program, schedules, with_fusions
 
+SOME_LAYER = "a parameter of the layers"
+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
@@ -175,12 +177,14 @@ def needless_gathers(
     gathered: dict[str, float] = {}
     others: dict[tuple[str, str], float] = {}
     for x in collectives:
-        if x.kind != "all-gather":
+        if x.kind != "all-gather" or x.axes == ("context",):  # whose devices gather the keys of their rows
             continue
         name = parameter_of(x, parameters)
+        if name == SOME_LAYER:
+            continue
         if name:
             gathered[name] = gathered.get(name, 0.0) + x.payload * x.times
-        elif "context" not in x.axes:  # whose devices do gather the keys of their rows
+        else:
             key = (x.op_name or "an array without a name", "+".join(x.axes))
             others[key] = others.get(key, 0.0) + x.payload * x.times
     out = []
@@ -206,15 +210,21 @@ def needless_gathers(
 
 
 def parameter_of(x: Collective, parameters: Mapping[str, float]) -> str:
-    """The parameter that a gather is of: by the module in its name, or a table by its size; "" for none."""
+    """The parameter that a gather is of: by the module in its name, or a table by its size; "" for none.
+
+    Where layers are not recomputed the backward pass reads what was saved of them, which keeps no name: `SOME_LAYER`.
+    """
     for path in parameters:
         module, _, leaf = path.rpartition("/")
-        if module and leaf and re.search(rf"(^|/){re.escape(module)}/", x.op_name):
+        name = module if module and leaf else path
+        if re.search(rf"(^|/){re.escape(name)}/", x.op_name):
             return path
     tables = [name for name in ("unembedding", "embedding") if name in parameters]
-    if "Transformer)/" in x.op_name:
+    if re.search(r"Transformer\)*/", x.op_name):
         tables.reverse()
     for name in tables:
         if x.payload in (parameters[name], 2 * parameters[name]):  # in the compute type, or in float32
             return name
+    if "/while/body/" in x.op_name and any(x.payload * x.times % size == 0 for size in parameters.values()):
+        return SOME_LAYER
     return ""

@@ -89,7 +89,7 @@ def parse(text: str) -> Program:
             if header := _HEADER.match(line):
                 current = computations.setdefault(header[2], {})
                 entry = header[2] if header[1] else entry
-        elif line == "}":
+        elif line.startswith("}"):
             current = None
         elif found := _INSTRUCTION.match(line):
             last = _instruction(found, line)

@@ -8,7 +8,7 @@ import pytest
 from jaxalign.losses.logprobs import token_logprobs
 from jaxalign.models import ModelConfig, abstract_params, init_params
 from jaxalign.models.embedding import TABLE, embed
-from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, split_rows, use_mesh
+from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, parse_rules, split_rows, use_mesh
 from jaxalign.parallel.sharding import spec
 from jaxalign.plan import hlo
 from jaxalign.plan.collectives import find_collectives
@@ -52,6 +52,24 @@ def test_rows_and_their_gradients(name, numbers):
     np.add.at(wanted, tokens, weights.astype(np.float64))
     np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-5)
     assert float(value) == pytest.approx(float((table[tokens].astype(np.float64) * weights).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rules", ["vocab=fsdp+tensor,embed=", "embed=fsdp+tensor,vocab=", "vocab=tensor+fsdp,embed="]
+)
+def test_any_split_of_a_table_gives_its_rows(rules, numbers):
+    tokens, table, weights = numbers
+
+    def f(table, tokens, weights):
+        return jnp.sum(embed(table, TABLE, tokens, "float32") * weights)
+
+    mesh = make_mesh(MESHES["data2-fsdp2-tensor2"])
+    with use_mesh(mesh, parse_rules(rules)):
+        rows = batch_sharding(mesh)
+        arguments = placed(mesh, table), jax.device_put(tokens, rows), jax.device_put(weights, rows)
+        got = jax.jit(lambda *args: jax.value_and_grad(f)(*args))(*arguments)
+    wanted = jax.value_and_grad(f)(table, tokens, weights)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, wanted)
 
 
 def test_a_frequent_token_is_summed_in_float32():

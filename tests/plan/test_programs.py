@@ -160,6 +160,36 @@ def test_every_stage_compiles_for_a_slice(tpu, stage, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_gradients_are_accumulated_on_a_slice(tpu):
+    """Which the compiler once failed at: bfloat16, two tables, all of the mesh in fsdp."""
+    values = tiny("sft")
+    values.num_microbatches = 2
+    (step,) = run_plan(parse_config(values), "v5e:2x2")["steps"]
+    assert step["fits"] and step["warnings"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_of_a_frozen_model_in_host_memory_a_chip_holds_the_tables(tpu, dtype):
+    values = tiny("dpo")
+    values.frozen.update(dtype=dtype, offload=True)
+    (step,) = run_plan(parse_config(values), "v5e:2x2")["steps"]
+    norms, scales = 256 * 7 * 4, 2 * 1024 * 4
+    tables = {"bfloat16": 2 * 1024 * 256 * 2 / 4, "int8": 2 * 1024 * 256 / 4 + scales}[dtype]
+    assert step["memory"][FROZEN] == tables + norms
+    assert step["fits"]
+
+
+@pytest.mark.slow
+def test_sampling_gathers_once_what_is_scored_once(tpu):
+    """Every program of PPO gathers each parameter as often as a model uses it, and the compiled names say which."""
+    found = run_plan(parse_config(tiny("ppo")), "v5e:2x2")
+    assert [(step["name"], step["warnings"]) for step in found["steps"]] == [
+        (name, []) for name in ("rollout", "score", "policy update", "value update")
+    ]
+
+
+@pytest.mark.slow
 def test_flops_compiled_for_a_slice_are_the_analytic_ones(tpu):
     """Products to the FLOP but for the logits' second pass, and splash attention's two kernels' worth of repeats."""
     config = parse_config(tiny("sft"))
@@ -192,6 +222,18 @@ def test_gpus_are_estimated_and_say_so():
     # Layers recomputed: a third more than the model's own.
     assert step["flops"]["all"] == pytest.approx(step["model_flops"] * 4 / 3)
     assert step["mfu_bound"] == pytest.approx(0.75)
+
+
+def test_estimates_of_sampling_read_and_hold_the_gathered_weights():
+    values = load_config("ppo", "llama3_1_8b")
+    weights = 2 * 8_030_261_248
+    found = {}
+    for rules in ("", "decode_embed=fsdp"):
+        values.mesh.rules = rules
+        rollout = run_plan(parse_config(values), "h200:8")["steps"][0]
+        assert rollout["hbm_bytes"] > 1024 * weights
+        found[rules] = rollout["memory"]["temporaries"]
+    assert found[""] - found["decode_embed=fsdp"] == pytest.approx(weights, rel=1e-3)
 
 
 @pytest.mark.slow
