@@ -189,9 +189,8 @@ def needless_gathers(
             others[key] = others.get(key, 0.0) + x.payload * x.times
     out = []
     summed = sum(x.payload * x.times for x in collectives if x.of_zeros)
-    if summed > max(
-        least, 0.1 * sum(gathered.values())
-    ):  # the compiler does so with small ones, where it costs little
+    usual = sum(x.payload * x.times for x in collectives if x.kind == "all-gather")
+    if summed > max(least, 0.1 * usual):  # the compiler does so with small ones, where it costs little
         out.append(
             f"{summed / 2**20:,.0f} MiB a step are gathered by all-reduces, which send twice as much as gathers: the "
             "compiler does so where one mesh axis lies along three dimensions of the torus; let config.mesh.data be "
