@@ -102,10 +102,24 @@ def upload(folder: pathlib.Path, target: Path) -> None:
 
 
 def temporary_folder() -> pathlib.Path:
-    """A new local folder that vanishes when the process ends."""
-    folder = tempfile.mkdtemp(prefix="jaxalign-")
+    """A new local folder that vanishes when the process ends; or, if it was killed, when another one asks for one."""
+    for left in pathlib.Path(tempfile.gettempdir()).glob("jaxalign-*-*"):
+        owner = left.name.split("-")[1]
+        if owner.isdigit() and not _runs(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"jaxalign-{os.getpid()}-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return pathlib.Path(folder)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
 
 
 class Lines:

@@ -116,8 +116,7 @@ def build(run: Run) -> Stage:
             run = reference_rows(run, reference)
         else:
             frozen["reference"] = reference
-    rounded = run.config.frozen.dtype != "float32" and not options.precompute_reference
-    tolerance = 1e-4 if run.model.dtype == "float32" and not rounded else 0.1
+    tolerance = 1e-4 if run.model.dtype == run.config.frozen.dtype == "float32" else 0.1
 
     def verify(params: Params, batch: PairBatch, frozen: dict[str, Params]) -> None:
         if not options.reference_free:

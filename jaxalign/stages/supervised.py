@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxalign.errors import ConfigError
 from jaxalign.losses.metrics import Mean, Metrics, finalize, merge
 from jaxalign.models import Params
-from jaxalign.models.frozen import keep
+from jaxalign.models.frozen import FrozenConfig, keep
 from jaxalign.training.flops import count_work
 from jaxalign.training.run import Run
 from jaxalign.training.stage import Stage
@@ -42,8 +43,15 @@ def supervised_stage(
       scalar: train a scalar model.
       frozen: models that the loss reads and nothing changes.
       verify: truths about (params, first batch, frozen) before the first update.
+
+    Raises:
+      ConfigError: config.frozen is set, and there is no frozen model.
     """
     frozen = frozen or {}
+    if not frozen and run.config.frozen != FrozenConfig():
+        raise ConfigError(
+            f"config.frozen is {run.config.frozen}, but this run holds no frozen model; leave it as it is by default"
+        )
     digests = "-".join(f"{name}:{fingerprint(params)}" for name, params in sorted(frozen.items()))
     frozen = {name: keep(params, run.config.frozen) for name, params in frozen.items()}
     train_step = make_train_step(run, loss, totals)

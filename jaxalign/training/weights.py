@@ -76,7 +76,10 @@ def find_model(path: str, key: str) -> SavedModel:
       CheckpointError: nothing is there, or it is damaged; names the config `key` that gave the path.
       ConfigError: a Hugging Face model of an unknown kind, or a name that the hub does not give.
     """
-    folder = to_path(path)
+    try:
+        folder = to_path(path)
+    except ConfigError as error:
+        raise ConfigError(f"{key}={error}") from error
     if not folder.exists() and is_hub_name(path):
         folder = download(path, HUB_FILES, key)
     if (folder / CONFIG).is_file() and not _has_steps(folder):

@@ -5,7 +5,9 @@ import importlib
 import json
 import os
 import pathlib
+import subprocess
 import sys
+import tempfile
 import types
 
 import jax
@@ -242,6 +244,17 @@ def test_without_gcsfs_the_error_names_the_extra(runs, tmp_path, monkeypatch):
 def test_a_local_path_is_pathlibs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert storage.to_path("runs/a:b") == pathlib.Path("runs/a:b")
-    assert storage.to_path("~/x") == pathlib.Path("~/x")
+    assert storage.to_path("~/x") == pathlib.Path.home() / "x"  # a shell leaves the ~ in --workdir=~/x alone
     MetricWriter("runs/one", tensorboard=False).write(1, {"loss": 1.0})  # kept at once, without a flush
     assert [line["step"] for line in read_metrics(tmp_path / "runs/one")] == [1]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = [f"jaxalign-{ended.pid}-abc", f"jaxalign-{os.getpid()}-abc", "jaxalign-other", "jaxalign-x-y"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    mine = storage.temporary_folder()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], mine.name])

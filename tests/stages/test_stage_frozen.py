@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny import final_state, history, run
 
+from jaxalign.errors import ConfigError
 from jaxalign.training.loop import Stopped
 
 OPTIONS = {"dpo": {}, "ppo": {"ppo.critic_init": "reward"}}
@@ -46,3 +47,9 @@ def test_a_resumed_run_may_move_its_reference_to_the_host(runs, plain, tmp_path)
     for (step, got), (number, wanted) in zip(history(tmp_path), history(plain("dpo")), strict=True):
         assert step == number
         assert got["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("stage", "changes"), [("sft", {}), ("dpo", {"dpo.precompute_reference": True})])
+def test_without_a_frozen_model_there_is_nothing_to_keep(stage, changes, runs, tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.frozen is .*int8.* holds no frozen model"):
+        run(stage, runs, tmp_path, **changes, **{"frozen.dtype": "int8"})
