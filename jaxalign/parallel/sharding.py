@@ -99,14 +99,14 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def gathered(x: jax.Array, *names: str | None) -> jax.Array:
-    """A parameter as it is multiplied with: whole along the axes that split rows, as ZeRO-3 has it.
+    """A parameter as it is multiplied with: whole along the axes that split rows and tokens, as ZeRO-3 has it.
 
     Said outright, since the compiler left to itself gathers some matrices once more than it needs.
     """
     if alone() or _laid_out_by_hand():
         return x
-    rows = mesh_axes("batch")
-    keep = (tuple(axis for axis in mesh_axes(name) if axis not in rows) if name else () for name in names)
+    tokens = mesh_axes("batch") + mesh_axes("length")
+    keep = (tuple(axis for axis in mesh_axes(name) if axis not in tokens) if name else () for name in names)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*keep))
 
 

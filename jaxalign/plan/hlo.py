@@ -9,6 +9,7 @@ BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0} | {
     f"{kind}{bits}": bits // 8 for kind in "suf" for bits in (8, 16, 32, 64)
 }
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_END = re.compile(r"^\}(, execution_thread=\S+)?$")  # not every line with a brace: attributes may hold some
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 
@@ -89,7 +90,7 @@ def parse(text: str) -> Program:
             if header := _HEADER.match(line):
                 current = computations.setdefault(header[2], {})
                 entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
             current = None
         elif found := _INSTRUCTION.match(line):
             last = _instruction(found, line)

@@ -65,11 +65,20 @@ def measure(step: Step, model: ModelConfig, mesh: Mesh, rules: Rules, topology: 
         "bound_by": max(times, key=times.get),
         "mfu_bound": mfu_bound(topology.chip, step.model_flops / mesh.size, times),
         "tokens": step.tokens,
-        "warnings": needless_gathers(
-            collectives, gather_bytes(step.parameters, model.dtype), passes=step.passes
-        ),
+        "warnings": uncounted_flops(sum(flops.values()), step.model_flops / mesh.size)
+        + needless_gathers(collectives, gather_bytes(step.parameters, model.dtype), passes=step.passes),
         "compile_seconds": seconds,
     }
+
+
+def uncounted_flops(counted: float, model_flops: float) -> list[str]:
+    """A warning where a program seems to do less than the model needs, which no program can."""
+    if counted >= 0.95 * model_flops:
+        return []
+    return [
+        f"{counted / 1e12:.0f} of the model's {model_flops / 1e12:.0f} TFLOP were found in the program: some of its "
+        "products are of a kind that is not counted, and it takes longer than the bound by compute"
+    ]
 
 
 def split_memory(step: Step, analysis: Any) -> dict[str, float]:

@@ -160,6 +160,28 @@ ENTRY %main (x: f32[8,256], k: s32[], y: f32[2,256]) -> f32[1,256] {
 """
 
 
+def test_attributes_of_many_lines_and_threads_end_no_computation_too_early():
+    text = """
+%body (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  %c = f32[4]{0} custom-call(%p), custom_call_target="tpu_custom_call", backend_config="module {
+}, {
+"
+  ROOT %n = f32[4]{0} negate(%c)
+}, execution_thread="host"
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  ROOT %r = f32[4]{0} call(%x), to_apply=%body
+}
+"""
+    program = hlo.parse(text)
+    assert [list(computation) for computation in program.computations.values()] == [
+        ["p", "c", "n"],
+        ["x", "r"],
+    ]
+
+
 def test_a_slice_inside_a_nested_fusion_is_a_slice_and_buffers_pass_through():
     # A row and its number are read, a row is written; the buffers of the gather are moved by the gather.
     assert count_bytes(hlo.parse(NESTED)) == 256 * 4 + 4 + 256 * 4
