@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.frozen import weight
+from jaxalign.models.kernels import grouped_product
 from jaxalign.parallel.sharding import alone, dividing, mesh_axes, shards, spec
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -127,8 +128,8 @@ def mix(
     token = order // k
     rows = x.reshape(B * T, D)[token]
     sizes = jnp.bincount(own, length=held).astype(jnp.int32)
-    inner = activation(jax.lax.ragged_dot(rows, gate, sizes)) * jax.lax.ragged_dot(rows, up, sizes)
-    out = jax.lax.ragged_dot(inner, down, sizes) * weights.reshape(-1)[order][:, None]
+    inner = activation(grouped_product(rows, gate, sizes)) * grouped_product(rows, up, sizes)
+    out = grouped_product(inner, down, sizes) * weights.reshape(-1)[order][:, None]
     out = jnp.where((own[order] < held)[:, None], out, 0)
     return jnp.zeros((B * T, D), x.dtype).at[token].add(out).reshape(B, T, D)
 

@@ -1,10 +1,15 @@
 """Attention whose memory grows with the length, not its square: a TPU kernel, and plain XLA in blocks of queries.
 
-Both follow the rules of attention.py. Shapes as there: B rows, T queries, S keys, H heads, K key/value heads.
+Both follow the rules of attention.py. Shapes as there: B rows, T queries, S keys, H heads, K key/value heads. Also the
+product of experts, for which TPUs need a kernel, too.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.megablox import gmm
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash_kernel,
 )
@@ -17,6 +22,7 @@ from jaxalign.models.attention import attention, attention_mask
 from jaxalign.parallel.sharding import alone, dividing, shards, spec
 
 QUERY_BLOCK = 512
+_ROWS_OF_A_TILE, _SIDE_OF_A_TILE = 512, 1024  # of the product of experts
 _LANES = 128  # the kernel's blocks are multiples of it
 SAVED = "attention_residuals"  # what a rematerialisation policy may keep of the kernel
 
@@ -149,6 +155,49 @@ def _kernel(
         residual_checkpoint_name=SAVED,
         interpret=interpret,
     )
+
+
+@jax.custom_vjp
+def grouped_product(rows: jax.Array, matrices: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Rows [m, k] in consecutive groups of int32 `sizes` [g], each times its own of the matrices [g, k, n]: [m, n].
+
+    Rows after the last group give 0. On TPUs this is the Megablox kernel (arXiv 2211.15841), as XLA's own
+    `ragged_dot` multiplies every row by every matrix there.
+    """
+    return jax.lax.platform_dependent(rows, matrices, sizes, tpu=megablox_product, default=jax.lax.ragged_dot)
+
+
+def _grouped_forward(rows: jax.Array, matrices: jax.Array, sizes: jax.Array) -> tuple[jax.Array, tuple]:
+    return grouped_product(rows, matrices, sizes), (rows, matrices, sizes)
+
+
+def _grouped_backward(residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    def of(product: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        def backward(rows: jax.Array, matrices: jax.Array, sizes: jax.Array, gradient: jax.Array) -> Any:
+            return jax.vjp(lambda *both: product(*both, sizes), rows, matrices)[1](gradient)
+
+        return backward
+
+    return *jax.lax.platform_dependent(
+        *residuals, gradient, tpu=of(megablox_product), default=of(jax.lax.ragged_dot)
+    ), None
+
+
+grouped_product.defvjp(_grouped_forward, _grouped_backward)
+
+
+def megablox_product(
+    rows: jax.Array, matrices: jax.Array, sizes: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+    """`grouped_product` by the kernel; `interpret` runs its code without a TPU, for tests."""
+    (m, k), n = rows.shape, matrices.shape[2]
+    padding = -m % _ROWS_OF_A_TILE
+    # What the kernel leaves unwritten may be anything, in the backward pass too.
+    inside = (jnp.arange(m + padding) < jnp.sum(sizes))[:, None]
+    rows = jnp.where(inside, jnp.pad(rows, ((0, padding), (0, 0))), 0)
+    tiles = (_ROWS_OF_A_TILE, min(k, _SIDE_OF_A_TILE), min(n, _SIDE_OF_A_TILE))
+    out = gmm(rows, matrices, sizes, rows.dtype, tiles, interpret=interpret)
+    return jnp.where(inside, out, 0)[:m]
 
 
 def default_attention(platform: str) -> str:

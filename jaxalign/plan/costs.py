@@ -42,6 +42,7 @@ def count_flops(program: Program, *, window: int = 0, unknown_trips: int = 1) ->
                 total["matmul"] += times * convolution_flops(x, owner)
             elif x.opcode == "custom-call":
                 total["attention"] += times * splash_flops(x, owner, window)
+                total["matmul"] += times * grouped_flops(x, owner)
     return total
 
 
@@ -123,6 +124,22 @@ def splash_flops(x: Instruction, owner: Computation, window: int) -> float:
     T, S = q[-2], k[-2]
     # With the context axis a device has T of the S queries; over all devices the pairs are those of S x S.
     return 2.0 * _SPLASH[found[1]] * math.prod(q[:-2]) * q[-1] * visible_pairs(S, window) * T / S
+
+
+def grouped_flops(x: Instruction, owner: Computation) -> float:
+    """Of the product of experts and of the gradient of their matrices [g, k, n], over m rows; 0 of other calls.
+
+    The compiler leaves g out where it is 1.
+    """
+    if not re.match(r"t?gmm\b", x.name) or "tpu_custom_call" not in x.attributes:
+        return 0.0
+    floats = ("bf16", "f16", "f32")
+    first, second = [
+        owner[name].results[0].shape for name in x.operands if owner[name].results[0].dtype in floats
+    ][:2]
+    if x.name.startswith("tgmm"):  # [k, m] and [m, n] -> [g, k, n]
+        return 2.0 * math.prod(first) * second[-1]
+    return 2.0 * math.prod(first) * x.results[0].shape[-1]  # [m, k] and [g, k, n] -> [m, n]
 
 
 def visible_pairs(length: int, window: int = 0) -> float:

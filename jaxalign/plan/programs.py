@@ -25,6 +25,7 @@ from jaxalign.training.run import Run
 from jaxalign.training.state import abstract_train_state
 from jaxalign.training.weights import find_model, resolve_architecture
 
+GATHERED = ("data", "fsdp", "context")  # axes along which a parameter may be split at rest, and is not when used
 PARAMETERS, OPTIMIZER, FROZEN = "parameters", "optimizer state", "frozen models"
 
 
@@ -275,7 +276,7 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def gather_bytes(parameters: Params, dtype: str) -> dict[str, float]:
-    """Of each parameter, by path, the bytes that one device holds once the fsdp axis is gathered."""
+    """Of each parameter, by path, the bytes that one device holds once the axes that split tokens are gathered."""
     out = {}
     for path, x in jax.tree_util.tree_flatten_with_path(parameters)[0]:
         axes = [
@@ -284,7 +285,7 @@ def gather_bytes(parameters: Params, dtype: str) -> dict[str, float]:
             for axis in (entry if isinstance(entry, tuple) else (entry,))
             if axis
         ]
-        others = math.prod(x.sharding.mesh.shape[axis] for axis in axes if axis != "fsdp")
+        others = math.prod(x.sharding.mesh.shape[axis] for axis in axes if axis not in GATHERED)
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         out[name] = math.prod(x.shape) * jnp.dtype(dtype).itemsize / others
     return out

@@ -12,7 +12,13 @@ from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, abstract_params, hidden_states
 from jaxalign.models import transformer as transformer_module
 from jaxalign.models.attention import attention, attention_mask
-from jaxalign.models.kernels import blockwise_attention, default_attention, splash_attention
+from jaxalign.models.kernels import (
+    blockwise_attention,
+    default_attention,
+    grouped_product,
+    megablox_product,
+    splash_attention,
+)
 from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, use_mesh
 from jaxalign.training.config import ModelSettings
 
@@ -156,3 +162,29 @@ def test_the_platform_chooses():
     assert ModelSettings(attention="xla").architecture(300, "tpu").attention == "xla"
     with pytest.raises(ConfigError, match="is a kernel for TPUs, and this is cpu; use 'auto'"):
         ModelSettings(attention="splash").architecture(300, "cpu")
+
+
+@pytest.mark.parametrize("sizes", [(100, 0, 333, 1, 200), (0, 0, 0, 0, 0), (700, 0, 0, 0, 0)])
+def test_the_kernel_of_experts_gives_each_group_its_matrix(sizes):
+    """Against float64 NumPy, group by group; rows after the last group are 0 and move no gradient."""
+    rng = np.random.default_rng(0)
+    m, k, n = 700, 64, 96
+    rows, matrices, weights = rng.normal(size=(m, k)), rng.normal(size=(5, k, n)), rng.normal(size=(m, n))
+    out, to_rows, to_matrices = np.zeros((m, n)), np.zeros((m, k)), np.zeros((5, k, n))
+    begin = 0
+    for group, size in enumerate(sizes):
+        part = slice(begin, begin + size)
+        out[part] = rows[part] @ matrices[group]
+        to_rows[part] = weights[part] @ matrices[group].T
+        to_matrices[group] = rows[part].T @ weights[part]
+        begin += size
+
+    kernel = functools.partial(megablox_product, interpret=True)
+    arguments = [jnp.array(x, jnp.float32) for x in (rows, matrices)]
+    groups = jnp.array(sizes, jnp.int32)
+    for product in (kernel, grouped_product):
+        got, back = jax.vjp(functools.partial(product, sizes=groups), *arguments)
+        for mine, wanted in zip(
+            (got, *back(jnp.array(weights, jnp.float32))), (out, to_rows, to_matrices), strict=True
+        ):
+            np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-4)
