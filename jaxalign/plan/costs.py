@@ -131,13 +131,11 @@ def grouped_flops(x: Instruction, owner: Computation) -> float:
 
     The compiler leaves g out where it is 1.
     """
-    if not re.match(r"t?gmm\b", x.name) or "tpu_custom_call" not in x.attributes:
+    if not re.search(r"(^|_)t?gmm\b|(^|_)t?gmm_", x.name) or "tpu_custom_call" not in x.attributes:
         return 0.0
-    floats = ("bf16", "f16", "f32")
-    first, second = [
-        owner[name].results[0].shape for name in x.operands if owner[name].results[0].dtype in floats
-    ][:2]
-    if x.name.startswith("tgmm"):  # [k, m] and [m, n] -> [g, k, n]
+    operands = [owner[name].results[0] for name in x.operands]
+    first, second = [operand.shape for operand in operands if operand.dtype in ("bf16", "f16", "f32")][:2]
+    if "tgmm" in x.name:  # [k, m] and [m, n] -> [g, k, n]
         return 2.0 * math.prod(first) * second[-1]
     return 2.0 * math.prod(first) * x.results[0].shape[-1]  # [m, k] and [g, k, n] -> [m, n]
 
