@@ -18,5 +18,8 @@ def tpu():
     """Skips a test where the compiler for TPUs is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install 'jaxalign[plan]'")
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)  # as `jaxalign plan` does
     with jax.default_matmul_precision("default"):  # the kernels have no other for bfloat16
         yield
+    jax.config.update("jax_enable_compilation_cache", cached)

@@ -66,8 +66,10 @@ def test_precomputed_reference_is_the_reference_on_the_fly(runs, tmp_path):
 @pytest.mark.slow
 def test_reference_rows_are_reused_until_data_or_weights_change(runs, tmp_path, monkeypatch):
     computed = []
-    write = reference._write
-    monkeypatch.setattr(reference, "_write", lambda path, x: (computed.append(path.name), write(path, x)))
+    write = reference.write_whole
+    monkeypatch.setattr(
+        reference, "write_whole", lambda path, x: (computed.append(path.name), write(path, x))
+    )
 
     def go(workdir, **changes):
         before = len(computed)
