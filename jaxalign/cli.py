@@ -182,7 +182,8 @@ def _plan(argv: list[str]) -> int:
     from jaxalign.verbs.plan import run_plan, write_json
 
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update(
+    # What is compiled for devices elsewhere could not be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
         "jax_enable_compilation_cache", False
     )  # what is compiled for devices elsewhere cannot be read back
     config = parse_config(parse_flags(rest, workdir=False)[0])
