@@ -184,8 +184,6 @@ def _plan(argv: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     # What is compiled for devices elsewhere could not be read back.
     jax.config.update("jax_enable_compilation_cache", False)
-        "jax_enable_compilation_cache", False
-    )  # what is compiled for devices elsewhere cannot be read back
     config = parse_config(parse_flags(rest, workdir=False)[0])
     found = run_plan(config, args.topology, search=args.search, budget=args.budget)
     print_plan(found, Console())

@@ -5,6 +5,7 @@ import os
 
 import jax
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -20,6 +21,8 @@ def tpu():
         pytest.skip("libtpu is not installed: pip install 'jaxalign[plan]'")
     cached = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)  # as `jaxalign plan` does
+    reset_cache()  # tests before this one may have used it
     with jax.default_matmul_precision("default"):  # the kernels have no other for bfloat16
         yield
     jax.config.update("jax_enable_compilation_cache", cached)
+    reset_cache()
