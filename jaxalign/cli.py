@@ -105,6 +105,9 @@ def _quickstart(argv: list[str]) -> None:
 
 
 def _train(argv: list[str]) -> None:
+    if "--help" in argv or "-h" in argv:
+        print(USAGE)
+        return
     import jax
 
     from jaxalign.config import parse_flags
@@ -114,9 +117,6 @@ def _train(argv: list[str]) -> None:
     from jaxalign.training.progress import print_summary
     from jaxalign.training.run import settings
 
-    if "--help" in argv or "-h" in argv:
-        print(USAGE)
-        return
     if "--print-config" in argv:
         rest = [arg for arg in argv if arg != "--print-config"]
         config = parse_config(parse_flags([*rest, "--workdir="])[0])

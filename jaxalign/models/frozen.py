@@ -55,14 +55,10 @@ def weight(x: jax.Array | Quantized, dtype: Any) -> jax.Array:
 
 
 def _on_device(x: jax.Array) -> jax.Array:
-    if not _on_host(x):
+    if jax.typeof(x).memory_space != jax.memory.Space.Host:
         return x
     # As it is split: the compiler would else gather it over devices in the memory of their hosts.
     return jax.lax.optimization_barrier(jax.device_put(x, jax.memory.Space.Device))
-
-
-def _on_host(x: Any) -> bool:
-    return jax.typeof(x).memory_space == jax.memory.Space.Host
 
 
 def keep(params: Params, config: FrozenConfig) -> Params:

@@ -37,8 +37,7 @@ class Collective:
 
 def find_collectives(program: Program, mesh: Mesh, *, unknown_trips: int = 1) -> list[Collective]:
     """The collectives of a program that was compiled for `mesh`; those within one device are left out."""
-    out = []
-    chains: dict[str, int] = {}
+    out: dict[str | int, Collective] = {}
     for computation, times in schedules(program, unknown_trips=unknown_trips):
         for x, owner in with_fusions(program, computation):
             kind = x.opcode.removesuffix("-start")
@@ -61,17 +60,13 @@ def find_collectives(program: Program, mesh: Mesh, *, unknown_trips: int = 1) ->
                 _writes_part(program, owner[name]) for name in x.operands if name in owner
             )
             axes = axes_of(groups, mesh)
-            found = Collective(kind, axes, groups.shape[1], payload, times, x.op_name, of_zeros)
             # A collective that is cut into steps between products stands in the fusions of its start, of every step,
             # and of its end; the steps may lie in a loop, in which it goes on while other work is done.
             chain = re.search(r'chain_id="?(\d+)', x.attributes)
-            if not chain or chain[1] not in chains:
-                if chain:
-                    chains[chain[1]] = len(out)
-                out.append(found)
-            elif times < out[chains[chain[1]]].times:
-                out[chains[chain[1]]] = found
-    return out
+            key = chain[1] if chain else len(out)
+            if key not in out or times < out[key].times:
+                out[key] = Collective(kind, axes, groups.shape[1], payload, times, x.op_name, of_zeros)
+    return list(out.values())
 
 
 def _writes_part(program: Program, x: Instruction) -> bool:
