@@ -197,10 +197,10 @@ def _evaluate(argv: list[str]) -> None:
     parser.add_argument("--model", required=True, help="a run, a Hugging Face folder or a hub name")
     parser.add_argument("--prompts", required=True, help="rows with a field prompt, text or messages")
     parser.add_argument("--reward", required=True, help="module:function, called as f(prompt, completion)")
+    parser.add_argument("--reference", help="measure KL from this model, as --model")
     parser.add_argument(
-        "--reference", help="the model to measure KL from, as --model (default: --model itself)"
+        "--base", help="measure perplexity of the answers by this model (default: --reference)"
     )
-    parser.add_argument("--base", help="the model to measure perplexity by (default: --reference)")
     parser.add_argument("--take", type=int, default=0, help="only the first N prompts")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument(
@@ -210,13 +210,10 @@ def _evaluate(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="write the answers here, JSONL")
     args = parser.parse_args(argv)
-    from jaxalign.verbs.evaluate import evaluate_run, report_lines, write_answers
+    from jaxalign.verbs.evaluate import evaluate_run, report_lines
 
-    measured = evaluate_run(args)
-    for line in report_lines(measured):
+    for line in report_lines(evaluate_run(args)):
         print(line)
-    if args.out:
-        write_answers(measured, args.out)
 
 
 def _tokenizer(argv: list[str]) -> None:

@@ -24,6 +24,7 @@ def environment() -> dict[str, str]:
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.jax_compilation_cache_max_size),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
@@ -89,3 +90,17 @@ def wait_until(
         if time.monotonic() > deadline or any(process.poll() is not None for process in processes):
             raise AssertionError(f"it did not happen\n{report(finish(processes, 1))}")
         time.sleep(0.02)
+
+
+def call(*command: str, **special: str) -> tuple[int, str]:
+    """(exit code, output) of a command in the project, once nothing that it has started is left to write."""
+    script = subprocess.run(
+        command,
+        cwd=TESTS.parent,
+        env=environment() | special,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    return script.returncode, script.stdout

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxalign.data.encode import OVERLONG, Encoded, EncodingReport, collect, encode_records, members
+from jaxalign.data.encode import members
+from jaxalign.data.encode_source import OVERLONG, Encoded, EncodingReport, collect, encode_records
 from jaxalign.data.overlap import KEYS, drop_shared, hold_out
 from jaxalign.data.packing import Item, Rows, build_rows
 from jaxalign.data.recipes import open_source

@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from jaxalign.data.encode import Encoded, members
+from jaxalign.data.encode import members
+from jaxalign.data.encode_source import Encoded
 from jaxalign.data.packing import Item
 
 ALSO_IN_EVAL = "also in eval"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +21,10 @@ class Measured:
     """Means over prompts with 95 % intervals, and the answers."""
 
     score: Interval  # of the reward function
-    kl: Interval  # sequence KL from the reference, nats
-    perplexity: float  # of the answers under the base model, a token: reward bought with gibberish shows here
+    kl: Interval | None  # sequence KL from the reference, nats
+    perplexity: (
+        float | None
+    )  # of the answers under the base model, a token: reward bought with gibberish shows here
     length: Interval  # tokens
     stopped: float  # share of answers that ended by themselves
     prompts: list[Any]
@@ -31,8 +33,8 @@ class Measured:
 
 def measure_answers(
     params: Params,
-    reference: Params,
-    base: Params,
+    reference: Params | None,
+    base: Params | None,
     config: ModelConfig,
     tokenizer_path: str | pathlib.Path,
     prompts: str,
@@ -43,11 +45,13 @@ def measure_answers(
     take: int = 0,
     seed: int = 0,
     batch_size: int = 64,
+    keep: Callable[[Sequence[Any], Sequence[str]], None] = lambda prompts, texts: None,
 ) -> Measured:
     """Samples one answer to each prompt in the file `prompts`; call inside `parallel.use_mesh`.
 
     Args:
-      reference, base: the models that KL and perplexity are measured by; all three have one architecture.
+      reference, base: the models that KL and perplexity are measured by, of the architecture of the first.
+      keep: is given prompts and answers before they are judged, which may fail.
 
     Raises:
       ConfigError: no prompt fits in `prompt_slots` tokens.
@@ -65,14 +69,19 @@ def measure_answers(
     )
     # Row r holds the r-th prompt that fitted, which need not be the r-th record.
     asked = [dataset.record(item.row)["prompt"] for item in dataset.rows.items]
-    kl = sequence_kl(
-        params, reference, config, answers, batch_size=batch_size, temperature=sampling.temperature
-    )
-    nll = sequence_nll(base, config, answers, batch_size=batch_size)
+    keep(asked, answers.texts)
+    score = mean_interval([reward(p, text) for p, text in zip(asked, answers.texts, strict=True)])
+    kl = perplexity = None
+    if reference is not None:
+        at = {"batch_size": batch_size, "temperature": sampling.temperature}
+        kl = mean_interval(sequence_kl(params, reference, config, answers, **at))
+    if base is not None:
+        nll = sequence_nll(base, config, answers, batch_size=batch_size)
+        perplexity = float(np.exp(nll.sum() / answers.lengths.sum()))
     return Measured(
-        score=mean_interval([reward(p, text) for p, text in zip(asked, answers.texts, strict=True)]),
-        kl=mean_interval(kl),
-        perplexity=float(np.exp(nll.sum() / answers.lengths.sum())),
+        score=score,
+        kl=kl,
+        perplexity=perplexity,
         length=mean_interval(answers.lengths),
         stopped=float(answers.stopped.mean()),
         prompts=asked,

@@ -1,9 +1,8 @@
 """Tokens to hidden states: the transformer, its scalar head and its cache."""
 
 from jaxalign.models.cache import Cache, init_cache
-from jaxalign.models.config import ModelConfig
+from jaxalign.models.config import ModelConfig, Params
 from jaxalign.models.params import (
-    Params,
     abstract_params,
     count_params,
     hidden_states,

@@ -3,8 +3,11 @@
 import dataclasses
 import difflib
 import math
+from typing import Any
 
 from jaxalign.errors import ConfigError
+
+Params = dict[str, Any]  # a model's parameters: nested, by the names of its modules
 
 _CHOICES = {
     "norm": ("rms", "layer"),

@@ -75,7 +75,7 @@ def split_experts(
 
     Devices along the expert axis hold different experts and different rows: they gather each other's tokens, each
     applies its own experts to them, and the results are summed back to where the rows live. No token is dropped,
-    and no device holds more than its experts.
+    and no device holds more than its experts, whose matrices are gathered along the axes that split "embed".
     """
     mesh = jax.sharding.get_abstract_mesh()
     if alone() or x.shape[0] % shards(mesh, "batch"):
@@ -84,11 +84,17 @@ def split_experts(
     along = [axis for axis in mesh_axes("expert") if mesh.shape[axis] > 1]
     across = [axis for axis in mesh_axes("mlp") if mesh.shape[axis] > 1]
     gathered = [axis for axis in along if axis in mesh_axes("batch")]
+    splitting = tuple(axis for axis in mesh_axes("embed") if mesh.shape[axis] > 1)
 
     def local(x: jax.Array, weights: jax.Array, chosen: jax.Array, kernels: Kernels) -> jax.Array:
         for axis in reversed(gathered):
             x, weights, chosen = (
                 jax.lax.all_gather(a, axis, axis=0, tiled=True) for a in (x, weights, chosen)
+            )
+        if splitting:  # here and not by the layout asked for, so that the gradient is reduce-scattered
+            kernels = tuple(
+                jax.lax.all_gather(kernel, splitting, axis=at, tiled=True)
+                for kernel, at in zip(kernels, (1, 1, 2), strict=True)
             )
         number = jnp.zeros((), jnp.int32)
         for axis in along:
@@ -101,7 +107,7 @@ def split_experts(
         rest = [axis for axis in along if axis not in gathered]
         return jax.lax.psum(y, rest) if rest else y
 
-    into, out = spec("expert", None, "mlp"), spec("expert", "mlp", None)
+    into, out = spec("expert", "embed", "mlp"), spec("expert", "mlp", "embed")
     in_specs = (rows, rows, rows, (into, into, out))
     return jax.shard_map(local, in_specs=in_specs, out_specs=rows, check_vma=False)(
         x, weights, chosen, kernels

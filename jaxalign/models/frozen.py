@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign.errors import ConfigError
-
-Params = dict[str, Any]
+from jaxalign.models.config import Params
 
 MATRICES = ("kernel", "embedding", "unembedding", "position_embedding")
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,11 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.models.cache import Cache
-from jaxalign.models.config import ModelConfig
+from jaxalign.models.config import ModelConfig, Params
 from jaxalign.models.experts import ROUTER
 from jaxalign.models.frozen import MATRICES, weight
 from jaxalign.models.transformer import Transformer
 from jaxalign.parallel.sharding import check_divides, constrain, param_shardings
-
-Params = dict[str, Any]
 
 # The config key that sets the size of each logical axis which a mesh may split.
 _SIZES = {

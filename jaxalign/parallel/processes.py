@@ -27,6 +27,7 @@ ADDRESS = "JAXALIGN_COORDINATOR"
 COUNT = "JAXALIGN_NUM_PROCESSES"
 INDEX = "JAXALIGN_PROCESS_ID"
 TIMEOUT = "JAXALIGN_TIMEOUT"
+HEARTBEAT = "JAXALIGN_HEARTBEAT"
 # A process that ends waits this long for the others to end too: one that failed alone must not keep them for long.
 _SHUTDOWN_SECONDS = 30
 _GRACE_SECONDS = 60  # beyond the time-out, when JAX's own, which aborts the process, comes
@@ -37,14 +38,15 @@ def initialize() -> None:
 
     Plain hosts name them in the environment: JAXALIGN_COORDINATOR (host:port, of process 0), JAXALIGN_NUM_PROCESSES
     and JAXALIGN_PROCESS_ID (0, 1, ...). Job steps of SLURM with several tasks, and hosts with TPUs (Cloud TPU, GKE),
-    are recognised, and JAX finds out the rest. JAXALIGN_TIMEOUT is how long to wait for the others, in seconds.
+    are recognised, and JAX finds out the rest. JAXALIGN_TIMEOUT is how many seconds to wait for the others (300), and
+    JAXALIGN_HEARTBEAT after how many without a sign of life from one of them all end (100).
 
     Raises:
       DistributedError: a variable is missing or cannot be used, or the others are not there in time.
     """
     if jax.distributed.is_initialized():
         return
-    timeout = _number(TIMEOUT, 300)
+    timeout, heartbeat = _number(TIMEOUT, 300), _number(HEARTBEAT, 100)
     if known := _named_processes():
         index, count = known["process_id"], known["num_processes"]
         who = f"process {index} of {count}, coordinator {known['coordinator_address']}"
@@ -60,7 +62,7 @@ def initialize() -> None:
     # Its handler of SIGTERM would take the signal that the loop answers itself, see `make_vote`.
     jax.config.update("jax_enable_preemption_service", False)
     _prepare_cpu()
-    _connect(timeout, who, check, known)
+    _connect(timeout, who, check, known | {"heartbeat_timeout_seconds": heartbeat})
 
 
 def _prepare_cpu() -> None:

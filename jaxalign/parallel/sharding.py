@@ -93,7 +93,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
     A length that the context axis does not divide, as in decoding one token, stays whole.
     """
-    if alone() or _laid_out_by_hand():
+    if _laid_out():
         return x
     return jax.lax.with_sharding_constraint(x, spec(*dividing(jax.sharding.get_abstract_mesh(), x, names)))
 
@@ -103,7 +103,7 @@ def gathered(x: jax.Array, *names: str | None) -> jax.Array:
 
     Said outright, since the compiler left to itself gathers some matrices once more than it needs.
     """
-    if alone() or _laid_out_by_hand():
+    if _laid_out():
         return x
     tokens = mesh_axes("batch") + mesh_axes("length")
     keep = (tuple(axis for axis in mesh_axes(name) if axis not in tokens) if name else () for name in names)
@@ -121,9 +121,10 @@ def alone() -> bool:
     return mesh.empty or mesh.size == 1
 
 
-def _laid_out_by_hand() -> bool:
-    mesh = jax.sharding.get_abstract_mesh()
-    return any(kind == AxisType.Manual for kind in mesh.axis_types)
+def _laid_out() -> bool:
+    """True where no layout is to be asked for: without a mesh, on one device, or inside of a shard_map."""
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    return alone() or any(kind == AxisType.Manual for kind in kinds)
 
 
 def dividing(mesh: Any, x: jax.Array, names: Sequence[str | None]) -> list[str | None]:

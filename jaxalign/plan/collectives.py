@@ -219,6 +219,7 @@ def parameter_of(x: Collective, parameters: Mapping[str, float]) -> str:
     for name in tables:
         if x.payload in (parameters[name], 2 * parameters[name]):  # in the compute type, or in float32
             return name
-    if "/while/body/" in x.op_name and any(x.payload * x.times % size == 0 for size in parameters.values()):
+    inside = not x.op_name or "/while/body/" in x.op_name
+    if inside and any(x.payload * x.times % size == 0 for size in parameters.values()):
         return SOME_LAYER
     return ""

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -255,6 +256,10 @@ def _signals() -> Iterator[list[int]]:
     def handle(number: int, frame: Any) -> None:
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not asked:  # written past Python's buffers, which the signal may have found half full
+            os.write(
+                2, b"\njaxalign: saving after this step, then stopping; a second Ctrl-C ends it at once\n"
+            )
         asked.append(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -107,6 +107,8 @@ def _messages(console: Console, lines: Any) -> Iterator[str]:
     while True:
         console.print("[bold]you:[/] ", end="")
         line = source.readline()
+        if not source.isatty():  # nobody has typed it on the screen
+            console.print(line.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
         if not line or line.strip() == "/quit":
             return
         if line.strip():

@@ -2,7 +2,10 @@
 
 import argparse
 import dataclasses
+import functools
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -20,16 +23,17 @@ from jaxalign.verbs.generate import language_model
 def evaluate_run(args: argparse.Namespace) -> Measured:
     """`measure_answers` of a finished run, by the flags of `jaxalign evaluate`."""
     model = language_model(args.model, "--model")
-    reference = _beside(model, args, "--reference", args.reference) if args.reference else model
+    reference = _beside(model, args, "--reference", args.reference) if args.reference else None
     base = _beside(model, args, "--base", args.base) if args.base else reference
     reward = import_reward_function(args.reward, "--reward")
     mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
     with parallel.use_mesh(mesh):
-        params = {m.path: m.load(mesh) for m in {m.path: m for m in (model, reference, base)}.values()}
+        models = {m.path: m for m in (model, reference, base) if m is not None}
+        params = {path: m.load(mesh) for path, m in models.items()}
         return measure_answers(
             params[model.path],
-            params[reference.path],
-            params[base.path],
+            reference and params[reference.path],
+            base and params[base.path],
             model.config,
             model.path,
             args.prompts,
@@ -38,6 +42,7 @@ def evaluate_run(args: argparse.Namespace) -> Measured:
             prompt_slots=args.prompt_slots,
             take=args.take,
             seed=args.seed,
+            keep=functools.partial(write_answers, path=args.out) if args.out else lambda *_: None,
         )
 
 
@@ -57,11 +62,12 @@ def report_lines(measured: Measured) -> list[str]:
         mean, low, high = interval
         return f"{name:<12}{mean:9.3f}   95 % interval {low:.3f} to {high:.3f}"
 
+    perplexity = "perplexity  {:9.2f}   of the answers, a token, under the base model"
     return [
         f"{len(measured.texts)} prompts",
         show("reward", measured.score),
-        show("KL", measured.kl) + "   nats a sequence, from the reference",
-        f"{'perplexity':<12}{measured.perplexity:9.2f}   of the answers, a token, under the base model",
+        *([show("KL", measured.kl) + "   nats a sequence, from the reference"] if measured.kl else []),
+        *([perplexity.format(measured.perplexity)] if measured.perplexity is not None else []),
         show("length", measured.length) + "   tokens",
         f"{'stopped':<12}{measured.stopped:9.3f}   share of answers that ended by themselves",
         *(
@@ -71,10 +77,10 @@ def report_lines(measured: Measured) -> list[str]:
     ]
 
 
-def write_answers(measured: Measured, path: str) -> None:
+def write_answers(prompts: Sequence[Any], texts: Sequence[str], path: str) -> None:
     """One JSON line an answer: {"prompt", "completion"}."""
-    rows = zip(measured.prompts, measured.texts, strict=True)
     lines = (
-        json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n" for prompt, text in rows
+        json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n"
+        for prompt, text in zip(prompts, texts, strict=True)
     )
     to_path(path).write_text("".join(lines), "utf-8")

@@ -6,14 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from jaxalign.data.encode import (
-    EncodingReport,
-    encode_completion,
-    encode_dataset,
-    encode_preference,
-    encode_prompt,
-    encode_text,
-)
+from jaxalign.data.encode import encode_completion, encode_preference, encode_prompt, encode_text
+from jaxalign.data.encode_source import EncodingReport, encode_dataset
 from jaxalign.data.records import (
     Message,
     Preference,

@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from jaxalign.data import recipes, sources
-from jaxalign.data.encode import encode_dataset
+from jaxalign.data.encode_source import encode_dataset
 from jaxalign.data.recipes import RECIPES, Source, open_source, parse_source
 from jaxalign.data.records import (
     KINDS,

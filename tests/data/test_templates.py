@@ -11,7 +11,7 @@ import pytest
 
 from jaxalign.data import templates
 from jaxalign.data.chat import Segment, render_chat
-from jaxalign.data.encode import encode_dataset
+from jaxalign.data.encode_source import encode_dataset
 from jaxalign.data.records import Message
 from jaxalign.data.sources import read_records
 from jaxalign.data.templates import compile_template, render_template, turn_terminator

@@ -266,7 +266,7 @@ def test_code_that_a_config_names_is_not_run(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_the_host_holds_little_more_than_one_tensor(tmp_path, devices):
-    """Peak memory while 2 GB of bfloat16 become float32, beyond these: at most 1.3 times the largest tensor."""
+    """Peak memory while 1.3 GB of bfloat16 become float32, beyond these: at most 1.3 times the largest tensor."""
     available = next(
         int(line.split()[1]) * 1024
         for line in pathlib.Path("/proc/meminfo").read_text().splitlines()
@@ -280,7 +280,7 @@ def test_the_host_holds_little_more_than_one_tensor(tmp_path, devices):
         intermediate_size=5632,
         num_attention_heads=16,
         num_key_value_heads=16,
-        num_hidden_layers=16,
+        num_hidden_layers=8,
         tie_word_embeddings=True,
     )
     folder = tmp_path / "hf"
@@ -302,7 +302,7 @@ def test_the_host_holds_little_more_than_one_tensor(tmp_path, devices):
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     embedding = shapes["model.embed_tokens.weight"]
-    up = np.resize(block, shapes["model.layers.15.mlp.up_proj.weight"]).astype(np.float32)
+    up = np.resize(block, shapes["model.layers.7.mlp.up_proj.weight"]).astype(np.float32)
     np.testing.assert_array_equal(found["corner"], up.T[:4, -3:])
     np.testing.assert_array_equal(found["embedding"], np.resize(block, embedding)[-2:, :5].astype(np.float32))
     print(f"{devices} devices: {found['beyond'] / 1e6:.0f} MB beyond the result")

@@ -17,7 +17,7 @@ JOIN = "from jaxalign.parallel import processes; processes.initialize()"
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
-    for name in (processes.ADDRESS, processes.COUNT, processes.INDEX, processes.TIMEOUT):
+    for name in (processes.ADDRESS, processes.COUNT, processes.INDEX, processes.TIMEOUT, processes.HEARTBEAT):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -64,6 +64,7 @@ def test_one_process_needs_nobody(monkeypatch, tmp_path):
             {"COORDINATOR": "a:1", "NUM_PROCESSES": "2", "PROCESS_ID": "2"},
             r"JAXALIGN_PROCESS_ID=2: .* use 0 to 1",
         ),
+        ({"HEARTBEAT": "-1"}, r"JAXALIGN_HEARTBEAT='-1' is not a whole number"),
         ({"TIMEOUT": "5m"}, r"JAXALIGN_TIMEOUT='5m' is not a whole number"),
     ],
 )

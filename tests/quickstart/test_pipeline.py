@@ -3,6 +3,7 @@
 import json
 import math
 
+import jax
 import pytest
 
 from jaxalign.errors import ConfigError
@@ -11,7 +12,16 @@ from jaxalign.stages import parse_config
 from jaxalign.training.loop import Stopped
 
 
+@pytest.fixture
+def _cheap_compilation():
+    """As `jaxalign quickstart --fast` compiles."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_cheap_compilation")
 def test_an_interrupted_quickstart_goes_on_and_reports(tmp_path, monkeypatch):
     real = pipeline.train
 

@@ -1,6 +1,7 @@
 """One folder of tiny data and finished tiny runs, made once, from which all six stages can start."""
 
 import contextlib
+import os
 import pathlib
 import random
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from jaxalign.data import train_sentencepiece
 COMPILATION = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": 0,
+    "jax_compilation_cache_max_size": 2**32,  # with a limit there is a lock: processes share it
     "jax_disable_most_optimizations": True,  # compiling takes longer than running
 }
 
@@ -34,7 +36,11 @@ def cheap_compilation(cache: pathlib.Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def compilation_cache(tmp_path_factory) -> pathlib.Path:
-    return tmp_path_factory.mktemp("cache")
+    root = tmp_path_factory.getbasetemp()
+    # The workers of pytest-xdist have folders in a common one.
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)

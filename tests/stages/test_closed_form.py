@@ -162,6 +162,11 @@ def preferences(rng: np.random.Generator, rows: int) -> PairBatch:
     )
 
 
+@pytest.fixture(autouse=True)
+def _cheap_compilation() -> None:
+    """In place of the other stages' fixture: what runs for hundreds of steps is worth compiling well."""
+
+
 @pytest.fixture
 def mesh() -> Iterator[jax.sharding.Mesh]:
     with parallel.use_mesh(parallel.make_mesh(devices=jax.devices()[:1])) as mesh:

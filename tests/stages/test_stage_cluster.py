@@ -2,16 +2,13 @@
 
 import pathlib
 import re
-import subprocess
 import sys
 
 import pytest
-from cluster import environment
-from test_stage_resume import assert_same_numbers
-from tiny import assert_same_bits, final_state, history, run
+from cluster import call
+from tiny import assert_same_bits, final_state, history
 
 HERE = pathlib.Path(__file__).parent
-ROOT = HERE.parents[1]
 SCRIPT = "launch/local_cluster.sh"
 
 
@@ -23,31 +20,6 @@ def train(stage, runs, workdir, *flags):
 
 def scored_by(name):
     return ["--config.ppo.reward_model=", f"--config.ppo.reward_function=member:{name}"]
-
-
-def call(*command, **special):
-    """(exit code, output) of a command, once nothing that it has started is left to write."""
-    script = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment() | special,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-    )
-    return script.returncode, script.stdout
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_one_trains(runs, tmp_path):
-    mesh = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "tensor")]
-    code, output = call(SCRIPT, "2", "--devices-per-process=4", *train("sft", runs, tmp_path / "two", *mesh))
-    assert code == 0, output
-    assert "[0] sft: " in output and "on data 2 x fsdp 2 x tensor 2" in output
-    run("sft", runs, tmp_path / "one")
-    assert [step for step, _ in history(tmp_path / "two")] == [1, 2, 3]
-    assert_same_numbers(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.slow

@@ -4,9 +4,10 @@ import json
 import pathlib
 import random
 import signal
+import sys
 
 import pytest
-from cluster import finish, report, start, succeed, wait_until
+from cluster import call, finish, report, start, succeed, wait_until
 from test_stage_resume import assert_same_numbers, newest
 from tiny import STAGES, baseline_changes, history, run, set_reward_function
 
@@ -22,8 +23,12 @@ ALL_AXES = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 EIGHT_ROWS = {"mesh.data": 8}
 
 
+def member(runs, workdir, jobs):
+    return [str(HERE / "member.py"), str(runs), str(workdir), json.dumps(jobs)]
+
+
 def members(runs, workdir, jobs, count=2, **options):
-    return start([[str(HERE / "member.py"), str(runs), str(workdir), json.dumps(jobs)]] * count, **options)
+    return start([member(runs, workdir, jobs)] * count, **options)
 
 
 def command_line(stage, runs, workdir, *flags):
@@ -34,7 +39,9 @@ def command_line(stage, runs, workdir, *flags):
 @pytest.mark.slow
 def test_two_processes_train_every_stage_as_one_does(runs, baseline, tmp_path):
     jobs = [[stage, stage, SIDE_BY_SIDE, baseline_changes(stage, runs) | ALL_AXES] for stage in STAGES]
-    succeed(members(runs, tmp_path, jobs))
+    script = ["launch/local_cluster.sh", "2", "--devices-per-process=4", "--"]
+    code, output = call(*script, sys.executable, *member(runs, tmp_path, jobs))
+    assert code == 0, output
     for stage in STAGES:
         assert_same_numbers(tmp_path / stage, baseline(stage))
         for (step, mine), (_, theirs) in zip(
@@ -52,7 +59,6 @@ def test_rows_go_where_the_mesh_says(runs, tmp_path):
         ["rewards", "ppo", ALTERNATING, scored | {"mesh.data": 4, "mesh.tensor": 2}],
         ["text", "ppo", INTERLEAVED, mixed | EIGHT_ROWS],
         ["reference", "dpo", INTERLEAVED, precomputed | EIGHT_ROWS],
-        ["tensor", "sft", ALTERNATING, ALL_AXES],
     ]
     succeed(members(runs, tmp_path / "two", jobs))
     for name, stage, _, changes in jobs:
@@ -76,9 +82,10 @@ def test_rows_go_where_the_mesh_says(runs, tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_after_a_kill_the_rest_ends_and_one_process_can_go_on(victim, runs, tmp_path):
     changes = {"num_steps": 60, "checkpoint_every": 10}
-    processes = members(runs, tmp_path, [["two", "orpo", SIDE_BY_SIDE, changes | ALL_AXES]])
-    # Not while they save: what waits there hears of a death only after JAX's 100 seconds.
-    moment = 10 * random.randint(1, 3) + random.randint(1, 4)
+    processes = members(
+        runs, tmp_path, [["two", "orpo", SIDE_BY_SIDE, changes | ALL_AXES]], JAXALIGN_HEARTBEAT="20"
+    )
+    moment = random.randint(11, 39)
     wait_until(lambda: steps_done(tmp_path / "two") >= moment, processes)
     processes[victim].kill()
     ended = finish(processes)

@@ -18,6 +18,10 @@ def length(prompt, completion) -> float:
     return float(len(completion) + len(prompt))
 
 
+def failing(prompt, completion) -> float:
+    return 1 / 0
+
+
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
     monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
@@ -46,13 +50,24 @@ def test_means_over_the_answers(folder, tmp_path, capsys):
 
 def test_a_model_is_no_distance_from_itself_and_likes_its_own_answers_best(folder, tmp_path, capsys):
     out = tmp_path / "answers.jsonl"
-    assert evaluate(folder, out) == 0
+    assert evaluate(folder, out, f"--reference={folder}/model") == 0
     own = numbers(capsys.readouterr().out)
     assert abs(float(own["KL"][0])) < 1e-3
     assert evaluate(folder, out, f"--base={folder}/other") == 0
     other = numbers(capsys.readouterr().out)
-    assert other["reward"] == own["reward"] and other["KL"] == own["KL"]
+    assert other["reward"] == own["reward"] and "KL" not in other
     assert float(other["perplexity"][0]) > float(own["perplexity"][0]) > 1
+    assert evaluate(folder, out) == 0
+    alone = numbers(capsys.readouterr().out)
+    assert alone["reward"] == own["reward"] and not {"KL", "perplexity"} & set(alone)
+
+
+def test_answers_outlive_a_reward_function_that_fails(folder, tmp_path, capsys):
+    kept, failed = tmp_path / "kept.jsonl", tmp_path / "failed.jsonl"
+    assert evaluate(folder, kept) == 0
+    assert evaluate(folder, failed, "--reward=test_evaluate:failing") == 1
+    assert "failing raised ZeroDivisionError" in capsys.readouterr().err
+    assert failed.read_text() == kept.read_text()
 
 
 def test_perplexity_of_one_answer(folder, tmp_path, capsys, monkeypatch):

@@ -16,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import CheckpointError
-from jaxalign.models.config import ModelConfig
+from jaxalign.models.config import ModelConfig, Params
 from jaxalign.models.hf.config import architecture_of, config_from_hf, is_scalar
 from jaxalign.models.hf.entry import Entry
 from jaxalign.models.hf.safetensors import Stored, equal, find_tensors, read_tensor
 from jaxalign.models.hf.tables import canonical_name, ignored, tensor_table
-from jaxalign.models.params import Params
 
 CONFIG = "config.json"
 SIDE_NOTE = "jaxalign.json"  # what a folder that we exported has no other place for
