@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.plan.hlo import COLLECTIVES, Instruction, Program, schedules, with_fusions
+from jaxalign.plan.hlo import COLLECTIVES, Computation, Instruction, Program, schedules, with_fusions
 
+SLICES = "slices"  # in place of mesh axes: between chips at the same place in different slices
 SOME_LAYER = "a parameter of the layers"
 
 
@@ -17,7 +18,7 @@ class Collective:
     """A collective, which runs `times` a step over groups of `group` devices along `axes` of the mesh."""
 
     kind: str
-    axes: tuple[str, ...]  # ("?",) where the groups are along no axes of the mesh
+    axes: tuple[str, ...]  # or (SLICES,); ("?",) where the groups are along no axes of the mesh
     group: int
     payload: float  # bytes of the whole array of one group: gathered, reduced or exchanged
     times: int
@@ -41,6 +42,8 @@ def find_collectives(program: Program, mesh: Mesh, *, unknown_trips: int = 1) ->
     for computation, times in schedules(program, unknown_trips=unknown_trips):
         for x, owner in with_fusions(program, computation):
             kind = x.opcode.removesuffix("-start")
+            if kind == "send" and (between := _between_slices(x, owner, times)):
+                out[len(out)] = between
             if kind not in COLLECTIVES:
                 continue
             groups = parse_groups(x.attributes, mesh.size)
@@ -67,6 +70,19 @@ def find_collectives(program: Program, mesh: Mesh, *, unknown_trips: int = 1) ->
             if key not in out or times < out[key].times:
                 out[key] = Collective(kind, axes, groups.shape[1], payload, times, x.op_name, of_zeros)
     return list(out.values())
+
+
+def _between_slices(x: Instruction, owner: Computation, times: int) -> Collective | None:
+    """What the TPU compiler leaves to the hosts' network: a send to them that names the collective and the slices."""
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', x.attributes)
+    slices = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', x.attributes)
+    if not (kind and slices):
+        return None
+    ends = [list(map(int, part.split(":"))) for part in slices[1].split(",")]
+    count = sum(part[-1] - part[0] + 1 for part in ends)
+    size = sum(a.bytes for a in owner[x.operands[0]].results)
+    name = kind[1].lower().replace("_", "-")
+    return Collective(name, (SLICES,), count, size * (count if name == "all-gather" else 1), times, x.op_name)
 
 
 def _writes_part(program: Program, x: Instruction) -> bool:

@@ -10,6 +10,7 @@ from jaxalign import parallel
 from jaxalign.models import ModelConfig
 from jaxalign.parallel.sharding import shards
 from jaxalign.plan.chips import Topology
+from jaxalign.plan.collectives import SLICES
 from jaxalign.plan.programs import FROZEN, OPTIMIZER, PARAMETERS, Step, bytes_per_device
 from jaxalign.plan.roofline import bounds, mfu_bound
 from jaxalign.training.config import Config
@@ -22,8 +23,9 @@ def estimate(
 
     Temporaries are the saved activations, one layer's worth of others, gradients in float32, and the gathered output
     matrix with its float32 gradient. Traffic of the memory is that of weights, optimizer and saved activations.
-    Traffic between chips is the gathers of parameters and the scatter of gradients along fsdp, and along tensor two
-    all-reduces of the activations a layer and pass; along context, the keys and values of whole rows.
+    Traffic between chips is the gathers of parameters and the scatter of gradients along fsdp, the sum of a chip's part
+    of the gradients along data and between slices, along tensor two all-reduces of the activations a layer and pass,
+    and along context the keys and values of whole rows.
     """
     trains = OPTIMIZER in step.kinds
     parts = config.num_microbatches if trains else 1
@@ -59,8 +61,14 @@ def estimate(
     sent["tensor"] = reduced * parts * (3 if trains else 1)
     keys = 2 * model.num_kv_heads * model.head_dim / tensor * tokens * context * item * model.num_layers
     sent["context"] = keys * _share(context) * parts * (3 if trains else 1)
+    data = max(1, mesh.shape["data"] // topology.slices)  # of them within a slice
+    for axis, n in ("data", data), (SLICES, topology.slices):
+        sent[axis] = 2 * weights / mesh.shape["fsdp"] * _share(n) if trains else 0.0
     sent = {axis: size for axis, size in sent.items() if size}
-    bandwidth = {axis: _bandwidth(topology, mesh.shape[axis]) for axis in sent}
+    sizes = dict(mesh.shape) | {"data": data}
+    bandwidth = {
+        axis: topology.chip.network if axis == SLICES else _bandwidth(topology, sizes[axis]) for axis in sent
+    }
     times = bounds(topology.chip, flops, traffic, sent, bandwidth)
     over = memory["total"] - topology.chip.hbm
     return {

@@ -8,6 +8,7 @@ import pytest
 from jaxalign import parallel
 from jaxalign.errors import ConfigError
 from jaxalign.plan.chips import CHIPS, describe_devices, parse_topology, slice_shapes
+from jaxalign.plan.collectives import SLICES
 from jaxalign.plan.roofline import axis_bandwidth, bounds, mfu_bound
 from jaxalign.training.flops import PEAK_FLOPS
 
@@ -83,8 +84,11 @@ def test_bandwidth_follows_the_torus(tpu):
     )
     two = parse_topology("2*v5e:2x2")
     mesh = parallel.make_mesh(parallel.MeshConfig(data=2, fsdp=4), describe_devices(two))
-    assert axis_bandwidth(mesh, ("data",), two) == CHIPS["v5e"].network
+    assert axis_bandwidth(mesh, (SLICES,), two) == CHIPS["v5e"].network
     assert axis_bandwidth(mesh, ("fsdp",), two) == 2 * CHIPS["v5e"].link
+    two = parse_topology("2*v5e:4x4")  # of data, four chips of a side and both slices, what lies within one
+    halves = parallel.make_mesh(parallel.MeshConfig(data=8, fsdp=4), describe_devices(two))
+    assert axis_bandwidth(halves, ("data",), two) == CHIPS["v5e"].link
 
 
 def test_the_slowest_resource_bounds():
@@ -92,6 +96,8 @@ def test_the_slowest_resource_bounds():
     times = bounds(chip, 197e12, 819e9 / 2, {"fsdp": 100e9, "tensor": 10e9}, {"fsdp": 50e9, "tensor": 50e9})
     assert times == {"compute": 1.0, "hbm": 0.5, "ici": 2.0}
     assert mfu_bound(chip, 197e12 * 0.75, times) == 0.375
+    sent, speed = {"fsdp": 100e9, SLICES: 25e9}, {"fsdp": 50e9, SLICES: chip.network}
+    assert bounds(chip, 0, 0, sent, speed) == {"compute": 0, "hbm": 0, "ici": 2.0, "network": 8.0}
 
 
 def test_an_axis_may_take_a_part_of_a_side_of_the_torus(tpu):

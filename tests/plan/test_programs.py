@@ -13,7 +13,7 @@ from jaxalign.config import load_config
 from jaxalign.errors import ConfigError
 from jaxalign.parallel.mesh import mesh_shape
 from jaxalign.plan import hlo
-from jaxalign.plan.chips import describe_devices, parse_topology
+from jaxalign.plan.chips import CHIPS, describe_devices, parse_topology
 from jaxalign.plan.costs import count_flops
 from jaxalign.plan.measure import measure, split_memory
 from jaxalign.plan.programs import FROZEN, OPTIMIZER, PARAMETERS, bytes_per_device, stage_steps
@@ -166,6 +166,18 @@ def test_gradients_are_accumulated_on_a_slice(tpu):
     values.num_microbatches = 2
     (step,) = run_plan(parse_config(values), "v5e:2x2")["steps"]
     assert step["fits"] and step["warnings"] == []
+
+
+@pytest.mark.slow
+def test_between_slices_each_chip_sends_its_part_of_the_gradients(tpu):
+    """In bfloat16, as it is computed; an all-reduce of two sends what a chip holds. Norms and metrics are small."""
+    values = tiny("sft", num_heads=4)
+    values.mesh.data = 2
+    (step,) = run_plan(parse_config(values), "2*v5e:2x2")["steps"]
+    layers, tables = 3 * (256 * 128 * 2 * (4 + 2) + 3 * 256 * 512), 2 * 1024 * 256
+    assert step["sent_by_axes"]["slices"] == pytest.approx(2 * (layers + tables) / 4, rel=0.01)
+    assert step["seconds"]["network"] == step["sent_by_axes"]["slices"] / CHIPS["v5e"].network
+    assert step["warnings"] == []
 
 
 @pytest.mark.slow
