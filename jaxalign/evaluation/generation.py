@@ -11,6 +11,7 @@ import numpy as np
 from jaxalign.data import DataConfig, build_dataset, load_tokenizer
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.intervals import Interval, mean_interval
+from jaxalign.evaluation.rewards import RewardFunction, call_reward_function
 from jaxalign.models import ModelConfig, Params
 from jaxalign.sampling.answers import Answers, answer, sequence_kl, sequence_nll
 from jaxalign.sampling.generate import SamplingConfig
@@ -38,7 +39,7 @@ def measure_answers(
     config: ModelConfig,
     tokenizer_path: str | pathlib.Path,
     prompts: str,
-    reward: Callable[[Any, str], float],
+    reward: RewardFunction,
     *,
     sampling: SamplingConfig,
     prompt_slots: int,
@@ -55,6 +56,7 @@ def measure_answers(
 
     Raises:
       ConfigError: no prompt fits in `prompt_slots` tokens.
+      RewardError: the reward function raised, or returned something that is not a finite number.
     """
     if sampling.temperature == 0:
         raise ConfigError(
@@ -70,7 +72,7 @@ def measure_answers(
     # Row r holds the r-th prompt that fitted, which need not be the r-th record.
     asked = [dataset.record(item.row)["prompt"] for item in dataset.rows.items]
     keep(asked, answers.texts)
-    score = mean_interval([reward(p, text) for p, text in zip(asked, answers.texts, strict=True)])
+    score = mean_interval(call_reward_function(reward, asked, answers.texts))
     kl = perplexity = None
     if reference is not None:
         at = {"batch_size": batch_size, "temperature": sampling.temperature}

@@ -6,13 +6,16 @@
 import functools
 import importlib
 import importlib.util
+import math
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxalign.errors import ConfigError
+import numpy as np
+
+from jaxalign.errors import ConfigError, RewardError
 
 RewardFunction = Callable[[Any, str], float]
 
@@ -53,6 +56,38 @@ def _load_file(path: str) -> Any:
     except OSError as error:
         raise ImportError(str(error)) from error
     return module
+
+
+def call_reward_function(
+    function: RewardFunction, prompts: Sequence[Any], texts: Sequence[str]
+) -> np.ndarray:
+    """The function's score of each completion: float64 [E].
+
+    Raises:
+      RewardError: the function raised, or returned something that is not a finite number; shows the input.
+    """
+    name = getattr(function, "__name__", repr(function))
+    scores = np.zeros(len(texts))
+    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        given = f"prompt {_short(prompt)}, completion {_short(text)}"
+        try:
+            score = float(function(prompt, text))
+        except Exception as error:
+            raise RewardError(
+                f"the reward function {name} raised {type(error).__name__}: {error} for {given}; it must take "
+                f"(prompt, completion) and return a number for any text, the empty one too"
+            ) from error
+        if not math.isfinite(score):
+            raise RewardError(
+                f"the reward function {name} returned {score} for {given}; return a finite number"
+            )
+        scores[i] = score
+    return scores
+
+
+def _short(value: Any, limit: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 @functools.cache

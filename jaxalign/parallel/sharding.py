@@ -111,8 +111,8 @@ def gathered(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def saved_without_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    """A rematerialisation policy that keeps everything but the layouts asked for, and so no gathered parameter."""
-    return primitive.name != "sharding_constraint"
+    """A rematerialisation policy that keeps everything but what layouts and gathers give, and so no whole parameter."""
+    return primitive.name not in ("sharding_constraint", "all_gather")
 
 
 def alone() -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxalign.data import Dataset, PromptBatch
 from jaxalign.errors import StepZeroError
+from jaxalign.evaluation.rewards import call_reward_function
 from jaxalign.losses import running_moments
 from jaxalign.losses.metrics import Mean, Metrics, finalize
 from jaxalign.losses.ppo import adaptive_kl
@@ -31,13 +32,28 @@ from jaxalign.stages.ppo_setup import PPOModels, load_models
 from jaxalign.stages.ppo_update import PPOState, make_update, merge_ragged
 from jaxalign.stages.rollout import (
     Rollout,
-    call_reward_function,
     completion_texts,
     finish_rollout,
     score_episodes,
 )
 from jaxalign.training.run import Run
 from jaxalign.training.stage import Stage
+
+HEADLINES = (
+    "objective/scores",
+    "objective/kl",
+    "kl_coef",
+    "completions/mean_length",
+    "loss/policy_avg",
+    "loss/value_avg",
+    "policy/entropy_avg",
+    "policy/clipfrac_avg",
+    "grad_norm",
+    "learning_rate",
+    "skipped_steps",
+    "perf/rollout_time",
+    "perf/update_time",
+)
 
 
 def make_score(run: Run, critic_config: ModelConfig, reward_config: ModelConfig | None) -> Any:
@@ -177,6 +193,7 @@ def build(run: Run) -> Stage:
         phases=(("rollout", sampler), ("update", make_update(run, models))),
         evaluate=evaluate,
         params=lambda state: state.policy.params if state.average is None else state.average,
+        headlines=HEADLINES,
         fingerprint=models.fingerprint,
     )
 

@@ -3,17 +3,13 @@
 Shapes: E episodes, P prompt slots, N new tokens, T = P + N.
 """
 
-import math
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxalign.data import PromptBatch, Tokenizer
-from jaxalign.errors import RewardError
-from jaxalign.evaluation.rewards import RewardFunction
 from jaxalign.losses import running_moments
 from jaxalign.losses.advantages import gae, inverse_std, kl_estimate, shape_scores, token_rewards, whiten
 from jaxalign.losses.metrics import Max, Mean, Metrics, masked_mean
@@ -46,36 +42,6 @@ def completion_texts(completions: Completions, tokenizer: Tokenizer, stop_ids: t
         ids = ids[: int(live.sum())]
         texts.append(tokenizer.decode([int(i) for i in ids if i not in stop_ids]))
     return texts
-
-
-def call_reward_function(function: RewardFunction, prompts: list[Any], texts: list[str]) -> np.ndarray:
-    """float32 [E] scores.
-
-    Raises:
-      RewardError: the function raised, or returned something that is not a finite number; shows the input.
-    """
-    name = getattr(function, "__name__", repr(function))
-    scores = np.zeros(len(texts), np.float32)
-    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        given = f"prompt {_short(prompt)}, completion {_short(text)}"
-        try:
-            score = float(function(prompt, text))
-        except Exception as error:
-            raise RewardError(
-                f"the reward function {name} raised {type(error).__name__}: {error} for {given}; it must take "
-                f"(prompt, completion) and return a number for any text, the empty one too"
-            ) from error
-        if not math.isfinite(score):
-            raise RewardError(
-                f"the reward function {name} returned {score} for {given}; return a finite number"
-            )
-        scores[i] = score
-    return scores
-
-
-def _short(value: Any, limit: int = 200) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def score_episodes(

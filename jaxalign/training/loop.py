@@ -85,7 +85,8 @@ def train(
             (run.workdir / SETTINGS).write_text(json.dumps(settings(config), indent=1) + "\n")
         writer = stack.enter_context(MetricWriter(run.workdir))
         writer.truncate_after(step)
-        progress = stack.enter_context(Progress(run.steps, config.stage, mode="silent" if quiet else "auto"))
+        mode = "silent" if quiet else "auto"
+        progress = stack.enter_context(Progress(run.steps, config.stage, shown=stage.headlines, mode=mode))
         asked = stack.enter_context(_signals())
         vote = processes.make_vote(run.mesh)
         recorder = Recorder(run, writer, progress, meta.get("metrics", {}))

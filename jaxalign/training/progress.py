@@ -23,7 +23,8 @@ class Progress:
     Mode "live" redraws a bar in place; "plain" prints a line for the first and the last update and at most
     every 10 seconds between; "silent" prints nothing; "auto" is live on a terminal, plain elsewhere, and
     silent on every process but the first. Speed counts from the first update on, which leaves compilation and
-    resumed steps out; it is in tokens when `tokens_per_step` is given. Raises ConfigError for another mode.
+    resumed steps out; it is in tokens when `tokens_per_step` is given. Of the metrics those named `shown` are shown, or
+    all where that is empty. Raises ConfigError for another mode.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Progress:
         description: str,
         *,
         tokens_per_step: int | None = None,
+        shown: Sequence[str] = (),
         mode: str = "auto",
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -46,6 +48,7 @@ class Progress:
         self._total_steps = total_steps
         self._description = description
         self._tokens_per_step = tokens_per_step
+        self._shown = shown
         self._clock = clock
         self._first: tuple[int, float] | None = None
         self._printed_at: float | None = None
@@ -70,7 +73,8 @@ class Progress:
         now = self._clock()
         self._first = self._first or (step, now)
         head = f"{self._description}  step {step}/{self._total_steps}{self._speed(step, now)}"
-        values = [f"{name} {float(value):.4g}" for name, value in metrics.items()]
+        names = [name for name in self._shown if name in metrics] if self._shown else metrics
+        values = [f"{name} {float(metrics[name]):.4g}" for name in names]
         if self._mode == "live":
             rows = Table.grid(expand=True)
             rows.add_row(Text(head))

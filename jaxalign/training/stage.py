@@ -32,4 +32,5 @@ class Stage:
     params: Callable[[State], Any]  # the weights that the stage is for
     scalar: bool = False  # those weights are a scalar model's
     verify: Callable[[State, Batch], None] = _nothing  # truths before the first update; raises StepZeroError
+    headlines: tuple[str, ...] = ()  # of its metrics, those that a line of the log shows; none named: all
     fingerprint: str = ""  # of the frozen models; a resumed run must find the same

@@ -164,16 +164,21 @@ def _is_transcript(dataset: Dataset, row: int) -> bool:
 def check_contexts(
     dataset: Dataset, kind: str, tokenizer: Tokenizer, template: jinja2.Template | None
 ) -> dict[str, int]:
-    """How often the tokens before a completion are not the very prompt that sampling would begin from."""
-    checked = different = 0
+    """How often the tokens before a completion are not the very prompt that sampling would begin from.
+
+    `plain` counts prompts that are text, where there is a chat template, which they are not rendered with.
+    """
+    checked = different = plain = 0
+    known = template or tokenizer.template
     for row, items in list(by_record(dataset.rows.items).items())[:CONTEXTS_CHECKED]:
         prompt = _prompt(parse_record(dataset.record(row), kind, dataset.where(row)))
         example = members(items[0])[0]
+        plain += known is not None and isinstance(prompt, str)
         if prompt and example.mask.any():
             checked += 1
             expected = encode_prompt(Prompt(prompt), tokenizer, template).ids
             different += not np.array_equal(expected, example.ids[: example.prompt_length])
-    return {"checked": checked, "different": different}
+    return {"checked": checked, "different": different, "plain": plain}
 
 
 def _prompt(record: Record) -> Turns | None:
@@ -276,6 +281,11 @@ def find_notes(numbers: dict[str, Any]) -> list[str]:
             contexts["different"],
             f"of {contexts['checked']} prompts are tokenised otherwise for sampling than in training; "
             "take a chat template that writes the same before a reply as instead of one",
+        ),
+        (
+            contexts["plain"],
+            "prompts are plain text, which no chat template touches; for a model that is to chat, write them as "
+            'messages: [{"role": "user", "content": ...}]',
         ),
     ]
     return [f"{count} {what}" for count, what in notes if count]

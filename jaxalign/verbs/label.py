@@ -14,7 +14,7 @@ from jaxalign import parallel
 from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokenizer
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation.preferences import completion_scores
-from jaxalign.evaluation.rewards import import_reward_function
+from jaxalign.evaluation.rewards import call_reward_function, import_reward_function
 from jaxalign.storage import local_copy, to_path, write_whole
 from jaxalign.training.weights import find_model
 from jaxalign.verbs.generate import read_completions
@@ -118,19 +118,11 @@ def function_scorer(name: str) -> Scorer:
     """Scores by `module:function`, called as f(prompt, completion text) -> float."""
     function = import_reward_function(name, "--reward")
 
-    def score(groups: list[Group]) -> list[list[float]]:
-        scores = [
-            [function(r["prompt"], completion_text(r["completion"])) for r in group] for group in groups
-        ]
-        for group, values in zip(groups, scores, strict=True):
-            for row, value in zip(group, values, strict=True):
-                if not np.isfinite(value):
-                    raise DataError(
-                        f"--reward={name} returned {value} for {row}; it must return a finite number"
-                    )
-        return [[float(v) for v in values] for values in scores]
+    def score(group: Group) -> list[float]:
+        texts = [completion_text(row["completion"]) for row in group]
+        return call_reward_function(function, [row["prompt"] for row in group], texts).tolist()
 
-    return score
+    return lambda groups: [score(group) for group in groups]
 
 
 def judge_scorer(path: str) -> Scorer:

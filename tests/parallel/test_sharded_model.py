@@ -14,6 +14,8 @@ from models.oracle import random_params
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, abstract_params, init_params
 from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, use_mesh
+from jaxalign.plan import hlo
+from jaxalign.plan.collectives import find_collectives
 from jaxalign.sampling.scoring import score_tokens
 
 CONFIG = ModelConfig(
@@ -175,3 +177,28 @@ def test_mixture_of_experts_equals_one_device(sizes):
     for (path, a), b in zip(jax.tree.leaves_with_path(want), jax.tree.leaves(got), strict=True):
         atol = 1e-5 * max(1.0, np.abs(a).max())
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+def test_no_layer_keeps_gathered_experts_and_their_gradients_are_scattered():
+    """A device of fsdp 8 must not hold a layer's experts whole for the backward pass, nor sum their gradients whole."""
+    sizes = {"num_experts": 8, "mlp_dim": 256, "num_layers": 6, "embed_dim": 64}
+    config = dataclasses.replace(CONFIG, mlp_bias=False, out_bias=False, remat="none", **sizes)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+
+    def total(params, *batch):
+        return score_tokens(params, config, *batch).logp.sum()
+
+    with use_mesh(mesh):
+        rows = batch_sharding(mesh)
+        arguments = [jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=rows)] * 3
+        abstract = abstract_params(config, mesh)
+        layout = jax.tree.map(lambda x: x.sharding, abstract)
+        compiled = jax.jit(jax.grad(total), out_shardings=layout).lower(abstract, *arguments).compile()
+    experts = 4 * 3 * config.num_experts * config.embed_dim * config.mlp_dim  # bytes of a layer's
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * experts
+    summed = [
+        x.payload
+        for x in find_collectives(hlo.parse(compiled.as_text()), mesh)
+        if x.kind == "all-reduce" and x.payload >= experts / 3
+    ]
+    assert summed == []

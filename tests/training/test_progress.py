@@ -41,6 +41,11 @@ def test_plain_lines_have_speed_time_left_and_metrics():
     assert _run(updates).splitlines()[1].startswith("sft  step 21/100  2 steps/s  0:40 left")
 
 
+def test_of_many_metrics_those_named_are_shown():
+    line = _run([(0, 1, {"loss": 3.0, "kl": 0.5, "lr": 1.0})], shown=("kl", "accuracy", "loss"))
+    assert line == "sft  step 1/100  kl 0.5  loss 3\n"
+
+
 def test_speed_after_a_resume_counts_only_the_new_steps():
     line = _run([(0, 9001, {}), (50, 9011, {})], total=10_000, tokens_per_step=10_000_000).splitlines()[1]
     assert line == "sft  step 9011/10000  2M tokens/s  1:22:25 left"

@@ -84,7 +84,11 @@ def test_every_stage(folder, tokenizer, stage):
     assert train["sequences"] == sum(train["lengths"]["counts"]) == 8 * sides
     assert train["bos"] == {"id": tokenizer.bos_id, "missing": 0, "doubled": 0}
     assert train["eos"]["ended"] == (0 if stage == "ppo" else 8 * sides)
-    assert numbers["contexts"] == {"checked": 0 if stage in ("pretrain", "ppo") else 8, "different": 0}
+    assert numbers["contexts"] == {
+        "checked": 0 if stage in ("pretrain", "ppo") else 8,
+        "different": 0,
+        "plain": 0,
+    }
     if stage == "sft":  # 8 x (<bos> <|user|> question <|end|> <|assistant|>, then answer <|end|>)
         answers = sum(len(tokenizer.encode(f"the fox {n}")) + 1 for n in range(8))
         questions = sum(len(tokenizer.encode(f"who {n}?")) + 4 for n in range(8))
@@ -113,6 +117,25 @@ def test_duplicates_and_overlap(folder):
     assert found.numbers["overlap"]["train_records"] == 1 and found.problems == []
     found = audited(folder, "sft", rows, eval=held_out, overlap="error")
     assert found.problems == ["train: 1 records also in eval; remove them or set config.data.overlap='drop'"]
+
+
+def test_text_that_passes_a_chat_template_by_is_told(folder):
+    template = folder / "plain.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
+    rows = [
+        *ROWS["dpo"][:3],
+        *(
+            {
+                "prompt": [{"role": "user", "content": f"hm {n}"}],
+                "chosen": [{"role": "assistant", "content": f"fox {n}"}],
+                "rejected": [{"role": "assistant", "content": "dog"}],
+            }
+            for n in range(2)
+        ),
+    ]
+    found = audit(parse_config(make_config(folder, "dpo", rows, chat_template=str(template))))
+    assert [note.split(",")[0] for note in found.notes] == ["3 prompts are plain text"]
+    assert found.numbers["contexts"] == {"checked": 5, "different": 0, "plain": 3}
 
 
 def test_cut_completions_are_told_from_endless_ones(folder):
