@@ -58,31 +58,6 @@ class Encoded:
     note: str
 
 
-def encode_dataset(
-    records: Records,
-    kind: str,
-    tokenizer: Tokenizer,
-    template: jinja2.Template | None = None,
-    *,
-    max_length: int,
-    overlong: str = "drop",
-    group_length: int | None = None,
-    first_row: int = 0,
-) -> tuple[list[Example | PairExample], EncodingReport]:
-    """`encode_records`, then `collect`."""
-    encoded = encode_records(
-        records,
-        kind,
-        tokenizer,
-        template,
-        max_length=max_length,
-        overlong=overlong,
-        group_length=group_length,
-        first_row=first_row,
-    )
-    return collect(encoded, kind, records.name)
-
-
 def encode_records(
     records: Records,
     kind: str,

@@ -23,9 +23,8 @@ class Measured:
 
     score: Interval  # of the reward function
     kl: Interval | None  # sequence KL from the reference, nats
-    perplexity: (
-        float | None
-    )  # of the answers under the base model, a token: reward bought with gibberish shows here
+    # Of the answers under the base model, a token: reward bought with gibberish shows here.
+    perplexity: float | None
     length: Interval  # tokens
     stopped: float  # share of answers that ended by themselves
     prompts: list[Any]
@@ -55,12 +54,13 @@ def measure_answers(
       keep: is given prompts and answers before they are judged, which may fail.
 
     Raises:
-      ConfigError: no prompt fits in `prompt_slots` tokens.
+      ConfigError: a reference at temperature 0, or no prompt fits in `prompt_slots` tokens.
       RewardError: the reward function raised, or returned something that is not a finite number.
     """
-    if sampling.temperature == 0:
+    if reference is not None and sampling.temperature == 0:
         raise ConfigError(
-            "sampling.temperature=0: the KL of a distribution that is never sampled means nothing"
+            "--temperature=0: the KL of a distribution that is never sampled means nothing; leave out --reference, "
+            "or set --temperature above 0"
         )
     tokenizer = load_tokenizer(tokenizer_path)
     data = DataConfig(eval=prompts, take=take, max_length=prompt_slots, row_length=prompt_slots)

@@ -13,7 +13,7 @@ from jaxalign.models.config import ModelConfig, Params
 from jaxalign.models.experts import ROUTER
 from jaxalign.models.frozen import MATRICES, weight
 from jaxalign.models.transformer import Transformer
-from jaxalign.parallel.sharding import check_divides, constrain, param_shardings
+from jaxalign.parallel.sharding import check_apart, check_divides, constrain, param_shardings
 
 # The config key that sets the size of each logical axis which a mesh may split.
 _SIZES = {
@@ -106,11 +106,19 @@ def abstract_params(config: ModelConfig, mesh: Mesh, *, scalar: bool = False) ->
     """ShapeDtypeStructs with the shardings that the rules in force give each parameter on `mesh`.
 
     Raises:
-      ConfigError: a size of the model does not divide by the mesh axis that splits it.
+      ConfigError: a size of the model does not divide by the mesh axis that splits it, or config.mesh.rules put two
+        dimensions of a parameter, or experts and the tokens that they share, on one axis.
     """
     for name, key in _SIZES.items():
         check_divides(mesh, f"model.{key}", getattr(config, key), name)
     boxed = jax.eval_shape(lambda: _init_boxed(jax.random.key(0), config))
+    for box in jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)):
+        check_apart(mesh, *box.names)
+    if (
+        config.num_experts
+    ):  # `split_experts` sums over the axes of "mlp", and of "expert" where these split no rows
+        check_apart(mesh, "mlp", "batch", "length")
+        check_apart(mesh, "expert", "length")
     shardings = param_shardings(boxed, mesh)
     shapes = nn.unbox(boxed)
     if scalar:

@@ -98,6 +98,8 @@ def _number(name: str, default: int | None = None) -> int:
     text = os.environ.get(name) or str(default)
     if not text.isdigit():
         raise DistributedError(f"{name}={text!r} is not a whole number")
+    if name in (TIMEOUT, HEARTBEAT) and not int(text):
+        raise DistributedError(f"{name}=0: give at least one second")
     return int(text)
 
 

@@ -238,3 +238,20 @@ def check_divides(mesh: Mesh, key: str, value: int, name: str = "batch") -> None
         raise ConfigError(
             f"config.{key}={value} is not divisible by {sizes}; use {f'{down} or ' if down else ''}{up}, or {smaller}"
         )
+
+
+def check_apart(mesh: Mesh, *names: str) -> None:
+    """Checks that no axis of the mesh splits two dimensions with these logical names.
+
+    Raises:
+      ConfigError: one does; the message names it and both.
+    """
+    taken: dict[str, str] = {}
+    for name in names:
+        for axis in mesh_axes(name):
+            if mesh.shape[axis] > 1 and axis in taken:
+                raise ConfigError(
+                    f"config.mesh.rules: {taken[axis]} and {name} both lie along {axis}, and meet in one array; give "
+                    f"one of them another axis, or none, or set config.mesh.{axis}=1"
+                )
+            taken[axis] = name

@@ -176,13 +176,19 @@ def sent_by(collectives: Sequence[Collective], what: str) -> dict[str, float]:
 
 
 def needless_gathers(
-    collectives: Sequence[Collective], parameters: Mapping[str, float], *, passes: int, least: float = 2**20
+    collectives: Sequence[Collective],
+    parameters: Mapping[str, float],
+    *,
+    passes: int,
+    layers: int,
+    least: float = 2**20,
 ) -> list[str]:
     """Warnings about what is gathered more often than it is used, or need not be gathered at all.
 
     Args:
       parameters: bytes of each parameter, as it is computed with, on the devices of one gather; by path.
       passes: how often a step may gather one: forward and backward, for every microbatch and model.
+      layers: how many are stacked in a parameter whose path begins with "layers".
       least: arrays of fewer bytes a step are left alone.
     """
     gathered: dict[str, float] = {}
@@ -190,7 +196,7 @@ def needless_gathers(
     for x in collectives:
         if x.kind != "all-gather" or x.axes == ("context",):  # whose devices gather the keys of their rows
             continue
-        name = parameter_of(x, parameters)
+        name = parameter_of(x, parameters, layers)
         if name == SOME_LAYER:
             continue
         if name:
@@ -219,10 +225,11 @@ def needless_gathers(
     return out
 
 
-def parameter_of(x: Collective, parameters: Mapping[str, float]) -> str:
+def parameter_of(x: Collective, parameters: Mapping[str, float], layers: int) -> str:
     """The parameter that a gather is of: by the module in its name, or a table by its size; "" for none.
 
-    Where layers are not recomputed the backward pass reads what was saved of them, which keeps no name: `SOME_LAYER`.
+    What the backward pass reads of layers that are not recomputed keeps no name, nor do gathers in a program for
+    several slices: those of a layer's size are `SOME_LAYER`.
     """
     for path in parameters:
         module, _, leaf = path.rpartition("/")
@@ -235,7 +242,7 @@ def parameter_of(x: Collective, parameters: Mapping[str, float]) -> str:
     for name in tables:
         if x.payload in (parameters[name], 2 * parameters[name]):  # in the compute type, or in float32
             return name
-    inside = not x.op_name or "/while/body/" in x.op_name
-    if inside and any(x.payload * x.times % size == 0 for size in parameters.values()):
+    sizes = {size / layers for path, size in parameters.items() if path.startswith("layers/")}
+    if (not x.op_name or "/while/body/" in x.op_name) and x.payload in sizes:
         return SOME_LAYER
     return ""

@@ -61,9 +61,10 @@ def estimate(
     sent["tensor"] = reduced * parts * (3 if trains else 1)
     keys = 2 * model.num_kv_heads * model.head_dim / tensor * tokens * context * item * model.num_layers
     sent["context"] = keys * _share(context) * parts * (3 if trains else 1)
-    data = max(1, mesh.shape["data"] // topology.slices)  # of them within a slice
+    across = topology.slices if config.mesh.slice_axis == "data" else 1
+    data = mesh.shape["data"] // across  # within a slice
     for axis, n in ("data", data), (SLICES, topology.slices):
-        sent[axis] = 2 * weights / mesh.shape["fsdp"] * _share(n) if trains else 0.0
+        sent[axis] = 2 * weights / mesh.shape["fsdp"] * _share(n) * parts if trains else 0.0
     sent = {axis: size for axis, size in sent.items() if size}
     sizes = dict(mesh.shape) | {"data": data}
     bandwidth = {

@@ -66,7 +66,12 @@ def measure(step: Step, model: ModelConfig, mesh: Mesh, rules: Rules, topology: 
         "mfu_bound": mfu_bound(topology.chip, step.model_flops / mesh.size, times),
         "tokens": step.tokens,
         "warnings": uncounted_flops(sum(flops.values()), step.model_flops / mesh.size)
-        + needless_gathers(collectives, gather_bytes(step.parameters, model.dtype), passes=step.passes),
+        + needless_gathers(
+            collectives,
+            gather_bytes(step.parameters, model.dtype),
+            passes=step.passes,
+            layers=model.num_layers,
+        ),
         "compile_seconds": seconds,
     }
 

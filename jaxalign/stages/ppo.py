@@ -51,6 +51,7 @@ HEADLINES = (
     "grad_norm",
     "learning_rate",
     "skipped_steps",
+    "critic/skipped_steps",
     "perf/rollout_time",
     "perf/update_time",
 )

@@ -42,6 +42,7 @@ CHANGEABLE = tuple(
     )
 )
 
+ASKED = b"\njaxalign: stopping as soon as the state is saved; a second Ctrl-C ends it at once\n"
 
 Probe = Callable[[int, Any], dict[str, float]]  # (step, params) -> metrics
 
@@ -257,11 +258,10 @@ def _signals() -> Iterator[list[int]]:
     def handle(number: int, frame: Any) -> None:
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not asked:  # written past Python's buffers, which the signal may have found half full
-            os.write(
-                2, b"\njaxalign: saving after this step, then stopping; a second Ctrl-C ends it at once\n"
-            )
         asked.append(number)
+        if len(asked) == 1:  # past Python's buffers, which may be half full; and nobody may be there to read
+            with contextlib.suppress(OSError):
+                os.write(2, ASKED)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         # Only the main thread may set handlers; elsewhere the caller's stay.

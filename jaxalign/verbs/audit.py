@@ -284,8 +284,8 @@ def find_notes(numbers: dict[str, Any]) -> list[str]:
         ),
         (
             contexts["plain"],
-            "prompts are plain text, which no chat template touches; for a model that is to chat, write them as "
-            'messages: [{"role": "user", "content": ...}]',
+            f"prompts in the first {CONTEXTS_CHECKED:,} records are plain text, which no chat template touches; for a "
+            "model that is to chat, give prompts and completions as messages, lists of role and content",
         ),
     ]
     return [f"{count} {what}" for count, what in notes if count]

@@ -48,6 +48,7 @@ def label_file(
 
     Raises:
       ConfigError, DataError: `out` exists, a setting is unknown, or no prompt gives a pair.
+      RewardError: see `call_reward_function`.
     """
     if pairing not in PAIRINGS:
         raise ConfigError(f"--pairs={pairing!r} is not one of {', '.join(PAIRINGS)}")
@@ -115,7 +116,7 @@ def completion_text(completion: Any) -> str:
 
 
 def function_scorer(name: str) -> Scorer:
-    """Scores by `module:function`, called as f(prompt, completion text) -> float."""
+    """Scores by `module:function`, called as f(prompt, completion text) -> float; see `call_reward_function`."""
     function = import_reward_function(name, "--reward")
 
     def score(group: Group) -> list[float]:

@@ -5,9 +5,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from encoding import encode_dataset
 
 from jaxalign.data.encode import encode_completion, encode_preference, encode_prompt, encode_text
-from jaxalign.data.encode_source import EncodingReport, encode_dataset
+from jaxalign.data.encode_source import EncodingReport
 from jaxalign.data.records import (
     Message,
     Preference,

@@ -4,9 +4,9 @@ import json
 
 import datasets
 import pytest
+from encoding import encode_dataset
 
 from jaxalign.data import recipes, sources
-from jaxalign.data.encode_source import encode_dataset
 from jaxalign.data.recipes import RECIPES, Source, open_source, parse_source
 from jaxalign.data.records import (
     KINDS,

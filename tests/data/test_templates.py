@@ -8,10 +8,10 @@ from pathlib import Path
 import hf_models
 import jinja2
 import pytest
+from encoding import encode_dataset
 
 from jaxalign.data import templates
 from jaxalign.data.chat import Segment, render_chat
-from jaxalign.data.encode_source import encode_dataset
 from jaxalign.data.records import Message
 from jaxalign.data.sources import read_records
 from jaxalign.data.templates import compile_template, render_template, turn_terminator

@@ -25,6 +25,17 @@ def test_two_processes_agree(tmp_path):
     succeed(start([[str(HERE / "agree.py"), str(tmp_path)]] * 2))
 
 
+def test_seconds_are_passed_on(monkeypatch):
+    given = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: given.update(settings))
+    monkeypatch.setattr(processes, "_prepare_cpu", lambda: None)
+    named = {processes.ADDRESS: "localhost:1", processes.COUNT: "2", processes.INDEX: "0"}
+    for name, value in (named | {processes.TIMEOUT: "7", processes.HEARTBEAT: "11"}).items():
+        monkeypatch.setenv(name, value)
+    processes.initialize()
+    assert given["heartbeat_timeout_seconds"] == 11 and given["initialization_timeout"] > 7
+
+
 def test_one_process_needs_nobody(monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     processes.initialize()
@@ -64,6 +75,7 @@ def test_one_process_needs_nobody(monkeypatch, tmp_path):
             {"COORDINATOR": "a:1", "NUM_PROCESSES": "2", "PROCESS_ID": "2"},
             r"JAXALIGN_PROCESS_ID=2: .* use 0 to 1",
         ),
+        ({"HEARTBEAT": "0"}, r"JAXALIGN_HEARTBEAT=0: give at least one second"),
         ({"HEARTBEAT": "-1"}, r"JAXALIGN_HEARTBEAT='-1' is not a whole number"),
         ({"TIMEOUT": "5m"}, r"JAXALIGN_TIMEOUT='5m' is not a whole number"),
     ],

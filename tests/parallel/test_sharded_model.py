@@ -13,7 +13,7 @@ from models.oracle import random_params
 
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, abstract_params, init_params
-from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, use_mesh
+from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, parse_rules, use_mesh
 from jaxalign.plan import hlo
 from jaxalign.plan.collectives import find_collectives
 from jaxalign.sampling.scoring import score_tokens
@@ -150,6 +150,20 @@ def test_model_that_does_not_divide_is_refused(switches, sizes, message):
         abstract_params(ModelConfig(**switches), make_mesh(MeshConfig(*sizes)))
 
 
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ("mlp=fsdp", "config.mesh.rules: mlp and embed both lie along fsdp, and meet in one array; give one"),
+        ("embed=,mlp=fsdp", "config.mesh.rules: mlp and batch both lie along fsdp"),
+        ("embed=,mlp=,expert=context", "config.mesh.rules: expert and length both lie along context"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused(rules, message):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, context=2, expert=2))
+    with use_mesh(mesh, parse_rules(rules)), pytest.raises(ConfigError, match=re.escape(message)):
+        abstract_params(MOE, mesh)
+
+
 MOE = dataclasses.replace(
     CONFIG, num_experts=4, experts_per_token=2, mlp_bias=False, norm="rms", positions="rope", mlp_dim=16
 )
@@ -157,9 +171,18 @@ MOE = dataclasses.replace(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "sizes", [(1, 4, 1, 1, 2), (1, 2, 2, 1, 2), (1, 1, 1, 2, 4), (8, 1, 1, 1, 1)], ids=str
+    ("sizes", "rules"),
+    [
+        ((1, 4, 1, 1, 2), ""),
+        ((1, 2, 2, 1, 2), ""),
+        ((1, 1, 1, 2, 4), ""),
+        ((8, 1, 1, 1, 1), ""),
+        ((1, 2, 1, 2, 2), "embed=context+fsdp"),
+        ((1, 2, 2, 1, 2), "embed="),
+    ],
+    ids=str,
 )
-def test_mixture_of_experts_equals_one_device(sizes):
+def test_mixture_of_experts_equals_one_device(sizes, rules):
     @functools.partial(jax.jit, static_argnums=0)
     def loss(name, params, *batch):
         def mean(params):
@@ -171,7 +194,7 @@ def test_mixture_of_experts_equals_one_device(sizes):
     params = random_params(MOE)
     want = jax.device_get(loss("one", params, *batch()))
     mesh = make_mesh(MeshConfig(*sizes))
-    with use_mesh(mesh):
+    with use_mesh(mesh, parse_rules(rules)):
         layout = jax.tree.map(lambda x: x.sharding, abstract_params(MOE, mesh))
         got = loss("many", jax.device_put(params, layout), *jax.device_put(batch(), batch_sharding(mesh)))
     for (path, a), b in zip(jax.tree.leaves_with_path(want), jax.tree.leaves(got), strict=True):

@@ -224,10 +224,17 @@ def test_needless_gathers_are_named(cube):
         cube,
     )
     size = {"layers/mlp/up/kernel": 4.0 * 2**20}
-    assert needless_gathers(gather, size, passes=1) == []
+    assert needless_gathers(gather, size, passes=1, layers=2) == []
     assert (
-        "up/kernel is gathered 2 times a step; 1 would do" in needless_gathers(gather * 2, size, passes=1)[0]
+        "up/kernel is gathered 2 times a step; 1 would do"
+        in needless_gathers(gather * 2, size, passes=1, layers=2)[0]
     )
-    assert "no parameter" in needless_gathers(gather, {"layers/mlp/down/kernel": 1.0}, passes=1)[0]
+    assert "no parameter" in needless_gathers(gather, {"layers/mlp/down/kernel": 1.0}, passes=1, layers=2)[0]
     unnamed = dataclasses.replace(gather[0], kind="all-reduce", of_zeros=True, times=2)
-    assert "8 MiB a step are gathered by all-reduces" in needless_gathers([unnamed], size, passes=1)[0]
+    assert (
+        "8 MiB a step are gathered by all-reduces" in needless_gathers([unnamed], size, passes=1, layers=2)[0]
+    )
+    nameless = [dataclasses.replace(gather[0], op_name="")]
+    assert needless_gathers(nameless, {"layers/a": 8.0 * 2**20}, passes=1, layers=2) == []
+    (told,) = needless_gathers(nameless, {"layers/a": 4.0 * 2**20, "norm": 8.0}, passes=1, layers=2)
+    assert "an array without a name" in told

@@ -15,7 +15,6 @@ from jaxalign.data import train_sentencepiece
 COMPILATION = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": 0,
-    "jax_compilation_cache_max_size": 2**32,  # with a limit there is a lock: processes share it
     "jax_disable_most_optimizations": True,  # compiling takes longer than running
 }
 

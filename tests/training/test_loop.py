@@ -127,3 +127,17 @@ def test_the_first_signal_is_kept_for_the_loop_and_the_handlers_come_back():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_signal_is_kept_though_nobody_reads_what_it_says(monkeypatch, capfd):
+    with loop._signals() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert asked == [signal.SIGINT] and "stopping as soon as the state is saved" in capfd.readouterr().err
+
+    def closed(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(loop.os, "write", closed)
+    with loop._signals() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked == [signal.SIGINT]

@@ -134,7 +134,7 @@ def test_text_that_passes_a_chat_template_by_is_told(folder):
         ),
     ]
     found = audit(parse_config(make_config(folder, "dpo", rows, chat_template=str(template))))
-    assert [note.split(",")[0] for note in found.notes] == ["3 prompts are plain text"]
+    assert [note.split(",")[0] for note in found.notes] == ["3 prompts in the first 1"]
     assert found.numbers["contexts"] == {"checked": 5, "different": 0, "plain": 3}
 
 

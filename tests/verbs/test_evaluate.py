@@ -96,5 +96,5 @@ def test_perplexity_of_one_answer(folder, tmp_path, capsys, monkeypatch):
 def test_refusals(folder, tmp_path, capsys):
     assert evaluate(folder, tmp_path / "o", f"--reference={folder}/reward") == 1
     assert "is a reward model; name a language model" in capsys.readouterr().err
-    assert evaluate(folder, tmp_path / "o", "--temperature=0") == 1
-    assert "temperature=0" in capsys.readouterr().err
+    assert evaluate(folder, tmp_path / "o", "--temperature=0", f"--reference={folder}/other") == 1
+    assert "--temperature=0: the KL of a distribution that is never sampled" in capsys.readouterr().err

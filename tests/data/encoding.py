@@ -1,0 +1,13 @@
+"""A source encoded and collected, as a dataset of several sources does with each."""
+
+from typing import Any
+
+from jaxalign.data import Records, Tokenizer
+from jaxalign.data.encode_source import EncodingReport, collect, encode_records
+
+
+def encode_dataset(
+    records: Records, kind: str, tokenizer: Tokenizer, **options: Any
+) -> tuple[list, EncodingReport]:
+    """All items and the report."""
+    return collect(encode_records(records, kind, tokenizer, **options), kind, records.name)
