@@ -18,7 +18,7 @@ jax.config.update("jax_cpu_enable_async_dispatch", False)
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-    + " --xla_cpu_use_fusion_emitters=false"  # the older ones compile in two thirds of the time; goes when XLA drops them
+    + " --xla_cpu_use_fusion_emitters=false"  # the older compile in two thirds of the time; until XLA drops them
 )
 
 
