@@ -15,11 +15,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Eight virtual devices may share two busy cores: programs in flight together can starve each other's
 # collectives, and XLA ends the process when a thread comes 40 seconds late to one.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-    + " --xla_cpu_use_fusion_emitters=false"  # the older compile in two thirds of the time; until XLA drops them
-)
+flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_collective_call_terminate_timeout_seconds=600"]
+if jax.__version_info__ < (
+    0,
+    11,
+):  # the older emitters compile in two thirds of the time; later XLA has them no more
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
