@@ -16,10 +16,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # collectives, and XLA ends the process when a thread comes 40 seconds late to one.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_collective_call_terminate_timeout_seconds=600"]
-if jax.__version_info__ < (
-    0,
-    11,
-):  # the older emitters compile in two thirds of the time; later XLA has them no more
+# The older emitters compile in two thirds of the time; later versions of XLA do not know the flag.
+if jax.__version_info__ < (0, 11):
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(flags)
 
