@@ -45,7 +45,7 @@ def measure_answers(
     take: int = 0,
     seed: int = 0,
     batch_size: int = 64,
-    keep: Callable[[Sequence[Any], Sequence[str]], None] = lambda prompts, texts: None,
+    keep: Callable[[Sequence[Any], Sequence[str]], None] | None = None,
 ) -> Measured:
     """Samples one answer to each prompt in the file `prompts`; call inside `parallel.use_mesh`.
 
@@ -71,7 +71,8 @@ def measure_answers(
     )
     # Row r holds the r-th prompt that fitted, which need not be the r-th record.
     asked = [dataset.record(item.row)["prompt"] for item in dataset.rows.items]
-    keep(asked, answers.texts)
+    if keep is not None:
+        keep(asked, answers.texts)
     score = mean_interval(call_reward_function(reward, asked, answers.texts))
     kl = perplexity = None
     if reference is not None:

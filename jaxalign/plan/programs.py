@@ -25,11 +25,8 @@ from jaxalign.training.run import Run
 from jaxalign.training.state import abstract_train_state
 from jaxalign.training.weights import find_model, resolve_architecture
 
-GATHERED = (
-    "data",
-    "fsdp",
-    "context",
-)  # axes along which a parameter may be split at rest, and is not when used
+# Axes along which a parameter may be split at rest, and is not when used.
+GATHERED = ("data", "fsdp", "context")
 PARAMETERS, OPTIMIZER, FROZEN = "parameters", "optimizer state", "frozen models"
 
 

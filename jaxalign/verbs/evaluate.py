@@ -42,7 +42,7 @@ def evaluate_run(args: argparse.Namespace) -> Measured:
             prompt_slots=args.prompt_slots,
             take=args.take,
             seed=args.seed,
-            keep=functools.partial(write_answers, path=args.out) if args.out else lambda *_: None,
+            keep=functools.partial(write_answers, path=args.out) if args.out else None,
         )
 
 
