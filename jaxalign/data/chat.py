@@ -17,6 +17,7 @@ text is the same.
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,10 +27,11 @@ import jinja2
 
 from jaxalign.data.records import Message
 from jaxalign.data.templates import render_template
-from jaxalign.data.tokenizer import TURN_END, Tokenizer
+from jaxalign.data.tokenizer import TURN_END, Tokenizer, unknown_id
 from jaxalign.errors import ConfigError, DataError
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
+_THOUGHT = re.compile(r"\s*(</?think>)\s*")
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,10 @@ def render_chat(
       template: from `load_template`; None is the tokenizer's own, or else the built-in one.
       add_generation_prompt: end with the header of an assistant turn that is still to be written.
 
-    Raises DataError if a template rejects the conversation, changes a prompt or a supervised answer when later
-    messages follow, writes BOS anywhere but at the start, or leaves an assistant turn without an end; ConfigError if
-    there is no template.
+    Raises DataError if a template rejects the conversation, leaves out or rewrites part of a supervised answer,
+    changes a prompt or a supervised answer when later messages follow, writes BOS anywhere but at the start, or
+    leaves an assistant turn without an end, or if the tokenizer loses part of an answer; ConfigError if there is no
+    template.
     """
     template = template or tokenizer.template
     if template is None:
@@ -81,7 +84,10 @@ def _render_builtin(
     for index, message in enumerate(messages):
         supervised = message.role == "assistant" and index >= first_supervised
         segments.append(Segment((tokenizer.special_id(f"<|{message.role}|>"),), False))
-        segments.append(Segment((*tokenizer.encode(message.content), end), supervised))
+        ids = tokenizer.encode(message.content)
+        if supervised:
+            check_decodes(ids, message.content, tokenizer, f"messages[{index}]")
+        segments.append(Segment((*ids, end), supervised))
     if add_generation_prompt:
         segments.append(Segment((tokenizer.special_id("<|assistant|>"),), False))
     return segments
@@ -106,12 +112,12 @@ def _render_template(
     text = render(len(turns), add_generation_prompt)
     names = _control_names(tuple(controls))
     stops = {name for name, token_id in controls.items() if token_id in tokenizer.eos_ids}
-    pieces: list[tuple[str | int, bool]] = []
+    pieces: list[tuple[str | int, int | None]] = []  # with the number of the message that it supervises
 
-    def add(part: str, supervised: bool) -> None:
+    def add(part: str, answer: int | None = None) -> None:
         for piece in names.split(part):
             if piece:
-                pieces.append((controls.get(piece, piece.translate(originals)), supervised))
+                pieces.append((controls.get(piece, piece.translate(originals)), answer))
 
     done = 0
     for index, message in enumerate(messages):
@@ -129,16 +135,71 @@ def _render_template(
             )
         if not kept and not text[start : end.start()].rstrip().endswith(contents[index].strip()):
             raise DataError(_changed(f"messages[{index}]", alone, text, template))
-        add(text[done:start], False)
-        add(text[start : end.end()], True)
+        if not _ends_with(text[start : end.start()], contents[index]):
+            raise DataError(_lost(f"the answer messages[{index}]", message.content, template.filename))
+        add(text[done:start])
+        add(text[start : end.end()], index)
         done = end.end()
-    add(text[done:], False)
+    add(text[done:])
     encoded = zip(tokenizer.encode_pieces([piece for piece, _ in pieces]), pieces, strict=True)
-    segments = [
-        Segment(tuple(token for ids, _ in group for token in ids), supervised)
-        for supervised, group in groupby(encoded, key=lambda item: item[1][1])
-    ]
+    segments = []
+    for answer, group in groupby(encoded, key=lambda item: item[1][1]):
+        ids = tuple(token for part, _ in group for token in part)
+        if answer is not None:
+            check_decodes(ids, messages[answer].content, tokenizer, f"messages[{answer}]")
+        segments.append(Segment(ids, answer is not None))
     return _with_one_bos([segment for segment in segments if segment.ids], tokenizer)
+
+
+def check_decodes(ids: Sequence[int], answer: str, tokenizer: Tokenizer, what: str) -> None:
+    """Raises DataError unless the text of `ids`, or its end, is `answer`, so that it is what the model would say.
+
+    What the tokenizer has no piece for is left to `audit`, which counts it.
+    """
+    said = tokenizer.decode(ids)
+    if _ends_with(said, answer) or _ends_with(_normal(said), _normal(answer)):
+        return
+    if unknown_id(tokenizer) in ids:
+        return
+    raise DataError(
+        f"the tokenizer loses part of {what}: {_short(answer)} is decoded as {_short(said)}, which is what a model "
+        "trained on it would say; take a tokenizer that keeps white space and characters as they are"
+    )
+
+
+def _ends_with(said: str, answer: str) -> bool:
+    # Templates may open an answer with an empty thought, and set line breaks of their own around a thought's marks.
+    said, answer = (_THOUGHT.sub(r"\1", text.strip()) for text in (said, answer))
+    return said.endswith(answer)
+
+
+def _normal(text: str) -> str:
+    # Tokenizers of published models may write characters in their composed or compatible form, as documented.
+    return unicodedata.normalize("NFKC", text)
+
+
+def check_shown(ids: Sequence[int], messages: Sequence[Message], tokenizer: Tokenizer) -> None:
+    """Raises DataError unless the text of `ids` has what every system and user turn of a conversation says."""
+    said = tokenizer.decode(ids)
+    for index, message in enumerate(messages):
+        content = message.content.strip()
+        if message.role == "assistant" or content in said or _normal(content) in _normal(said):
+            continue  # of earlier answers, templates take out thoughts, as documented
+        if unknown_id(tokenizer) not in ids:
+            name = tokenizer.template.filename if tokenizer.template else "in use"
+            raise DataError(_lost(f"messages[{index}], of the {message.role}", content, name))
+
+
+def _lost(what: str, content: str, template: str) -> str:
+    return (
+        f"the chat template {template} leaves out or rewrites part of {what}: {_short(content)} is not in what it "
+        "writes, so the model would be trained on something else; take out what the template takes out, or use a "
+        "template that keeps it (config.data.chat_template=FILE)"
+    )
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return repr(text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 2 :]}")
 
 
 def _changed(what: str, alone: str, text: str, template: jinja2.Template) -> str:

@@ -32,6 +32,9 @@ class DataConfig:
     )
     split: str = ""  # of a folder or hub dataset; "": the one that fits, as its recipe says, or "train"
     take: int = 0  # records of each source to read, a hub dataset being streamed; 0 reads all
+    ignore_fields: tuple[
+        str, ...
+    ] = ()  # of rows and messages, left out on purpose though they mean something
     weights: tuple[float, ...] = ()  # each training source's share of rows; () is each row once per epoch
     tokenizer: str = ""  # .model or tokenizer.json, folder with one, or hub model; see `load_tokenizer`
     chat_template: str = ""  # Jinja file; "" is the tokenizer's own template, or else the built-in one
@@ -119,7 +122,11 @@ def open_sources(config: DataConfig, kind: str, part: str) -> list[Records]:
     if not all(names) or not names:
         raise ConfigError(f"{key}={getattr(config, part)!r}: names no data; write a file, folder or hub name")
     try:
-        return [open_source(name, kind, part, split=config.split, take=config.take or None) for name in names]
+        take, ignore = config.take or None, config.ignore_fields
+        return [
+            open_source(name, kind, part, split=config.split, take=take, ignore_fields=ignore)
+            for name in names
+        ]
     except DataError as error:
         raise DataError(f"{error} (from {key})") from error
 

@@ -11,13 +11,15 @@ ids sampling starts from. The first token of a sequence is never a target.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import jinja2
 import numpy as np
 
-from jaxalign.data.chat import Segment, render_chat
+from jaxalign.data.chat import Segment, check_decodes, check_shown, render_chat
 from jaxalign.data.records import (
     Chat,
+    Message,
     Preference,
     Prompt,
     PromptCompletion,
@@ -68,10 +70,11 @@ def encode_text(
     closes only the last.
     """
     if isinstance(record, Transcript):
-        segments = render_chat(record.messages, tokenizer, template)
-        ids = _int32([token for segment in segments for token in segment.ids])
+        ids = _chat(record.messages, tokenizer, template).ids
     else:
-        ids = _int32([*_bos(tokenizer), *tokenizer.encode(record.text), tokenizer.eos_ids[0]])
+        body = tokenizer.encode(record.text)
+        check_decodes(body, record.text, tokenizer, "the text")
+        ids = _int32([*_bos(tokenizer), *body, tokenizer.eos_ids[0]])
     starts = range(0, max(len(ids) - 1, 1), max_length - 1)
     return [_example([(ids[start : start + max_length], True)]) for start in starts]
 
@@ -81,7 +84,7 @@ def encode_completion(
 ) -> Example:
     """Encode a supervised completion, or a conversation with its assistant turns supervised."""
     if isinstance(record, Chat):
-        return _from_segments(render_chat(record.messages, tokenizer, template))
+        return _chat(record.messages, tokenizer, template)
     return _continuation(record.prompt, record.completion, tokenizer, template)
 
 
@@ -107,7 +110,7 @@ def encode_prompt(record: Prompt, tokenizer: Tokenizer, template: jinja2.Templat
     """Encode a prompt up to where the reply begins; nothing is supervised."""
     if isinstance(record.prompt, str):
         return _example([([*_bos(tokenizer), *tokenizer.encode(record.prompt)], False)])
-    return _from_segments(render_chat(record.prompt, tokenizer, template, add_generation_prompt=True))
+    return _chat(record.prompt, tokenizer, template, add_generation_prompt=True)
 
 
 def members(item: Example | PairExample) -> tuple[Example, ...]:
@@ -120,13 +123,19 @@ def _continuation(
 ) -> Example:
     if isinstance(prompt, str):
         head, body = tokenizer.encode_pieces([prompt, completion])
+        check_decodes(body, completion, tokenizer, "the answer")
         return _example([([*_bos(tokenizer), *head], False), ([*body, tokenizer.eos_ids[0]], True)])
-    segments = render_chat(prompt + completion, tokenizer, template, first_supervised=len(prompt))
-    return _from_segments(segments)
+    return _chat(prompt + completion, tokenizer, template, first_supervised=len(prompt))
 
 
-def _from_segments(segments: list[Segment]) -> Example:
-    return _example([(segment.ids, segment.supervised) for segment in segments])
+def _chat(
+    messages: tuple[Message, ...], tokenizer: Tokenizer, template: jinja2.Template | None, **options: Any
+) -> Example:
+    """A conversation as `render_chat` renders it, with nothing of it lost."""
+    segments: list[Segment] = render_chat(messages, tokenizer, template, **options)
+    example = _example([(segment.ids, segment.supervised) for segment in segments])
+    check_shown(example.ids.tolist(), messages, tokenizer)
+    return example
 
 
 def _example(parts: list[tuple[Sequence[int], bool]]) -> Example:

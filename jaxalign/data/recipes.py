@@ -13,11 +13,13 @@ Rows that a recipe leaves out are counted by reason in `EncodingReport.dropped`;
 
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from jaxalign.data import oasst, shapes
+from jaxalign.data.fields import complete_prompt, without_fields
 from jaxalign.data.sources import SUFFIXES, Dropped, Records, read_records
 from jaxalign.errors import DataError
 from jaxalign.storage import is_remote, to_path
@@ -50,6 +52,8 @@ class Adapted(Sequence):
 
     def __getitem__(self, index: int) -> Mapping[str, Any] | Dropped:
         row = self._records[index]
+        if isinstance(row, Dropped):
+            return row
         try:
             return self._adapt(row)
         except shapes.Unusable as reason:
@@ -58,21 +62,60 @@ class Adapted(Sequence):
             raise DataError(f"{self._records.where(index)}: {error}") from None
 
 
-def _each(adapt: shapes.Adapter) -> Adapt:
-    return lambda records, _: Records(Adapted(records, adapt), records.name, records.numbers)
+class _Watched(Mapping):
+    """A row that remembers which of its fields have been read."""
+
+    def __init__(self, row: Mapping[str, Any]):
+        self._row, self.read = row, set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return self._row[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._row)
+
+    def __len__(self) -> int:
+        return len(self._row)
 
 
-def _chat(adapt: shapes.Adapter) -> dict[str, Adapt]:
-    return {"sft": _each(adapt), "text": _each(adapt), "prompt": _each(shapes.only_prompt(adapt))}
+def _adapt_row(
+    row: Mapping[str, Any], adapt: shapes.Adapter, left_out: tuple[str, ...] = ()
+) -> shapes.Fields:
+    """What `adapt` makes of a row, with the fields that it did not look at: a system message may be among them."""
+    watched = _Watched(row)
+    made = adapt(watched)
+    unread = {name: value for name, value in row.items() if name not in watched.read and name not in left_out}
+    return unread | made
 
 
-def _compared(adapt: shapes.Adapter) -> dict[str, Adapt]:
-    return {
-        "preference": _each(adapt),
-        "sft": _each(shapes.preferred(adapt)),
-        "prompt": _each(shapes.only_prompt(adapt)),
-    }
+def _adapted(records: Records, adapt: shapes.Adapter) -> Records:
+    return Records(Adapted(records, adapt), records.name, records.numbers)
 
+
+def _each(adapt: shapes.Adapter, *left_out: str) -> Adapt:
+    return lambda records, _: _adapted(records, partial(_adapt_row, adapt=adapt, left_out=left_out))
+
+
+def _rows(adapters: Mapping[str, shapes.Adapter]) -> dict[str, Adapt]:
+    return {kind: _each(adapt) for kind, adapt in adapters.items()}
+
+
+def _chat(adapt: shapes.Adapter) -> dict[str, shapes.Adapter]:
+    return {"sft": adapt, "text": adapt, "prompt": shapes.only_prompt(adapt)}
+
+
+def _compared(adapt: shapes.Adapter) -> dict[str, shapes.Adapter]:
+    return {"preference": adapt, "sft": shapes.preferred(adapt), "prompt": shapes.only_prompt(adapt)}
+
+
+# Shapes known by their fields, row by row.
+SHAPES: dict[str, dict[str, shapes.Adapter]] = {
+    "generated": dict.fromkeys(("sft", "preference or sft"), shapes.generated),
+    "sharegpt": _chat(shapes.sharegpt)
+    | {"preference": shapes.sharegpt_pair, "preference or sft": shapes.sharegpt_either},
+    "alpaca": _chat(shapes.instruction("input", "output")),
+}
 
 _TLDR = ("train", "validation")
 _ULTRAFEEDBACK = {
@@ -83,50 +126,54 @@ _ULTRAFEEDBACK = {
 }
 RECIPES = {
     "hh-rlhf": Recipe(
-        _compared(shapes.hh_dialogues),
+        _rows(_compared(shapes.hh_dialogues)),
         hub=("Anthropic/hh-rlhf",),
         splits=dict.fromkeys(("preference", "sft", "prompt"), ("train", "test")),
         subset="data_dir",
         subsets=("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled"),
     ),
     "ultrafeedback_binarized": Recipe(
-        _compared(shapes.binarized) | _chat(shapes.as_messages) | {"prompt": _each(shapes.prompt_text)},
+        _rows(_compared(shapes.binarized) | _chat(shapes.as_messages) | {"prompt": shapes.prompt_text}),
         hub=("HuggingFaceH4/ultrafeedback_binarized",),
         splits=_ULTRAFEEDBACK,
     ),
     "ultrachat_200k": Recipe(
-        _chat(shapes.as_messages) | {"prompt": _each(shapes.prompt_text)},
+        _rows(_chat(shapes.as_messages) | {"prompt": shapes.prompt_text}),
         hub=("HuggingFaceH4/ultrachat_200k",),
         splits={kind: splits for kind, splits in _ULTRAFEEDBACK.items() if kind != "preference"},
     ),
-    "UltraFeedback": Recipe(_compared(shapes.ultrafeedback), hub=("openbmb/UltraFeedback",)),
+    "UltraFeedback": Recipe(_rows(_compared(shapes.ultrafeedback)), hub=("openbmb/UltraFeedback",)),
     "tldr": Recipe(
-        {
-            "sft": _each(shapes.prompt_completion),
-            "prompt": _each(shapes.only_prompt(shapes.prompt_completion)),
-        },
+        _rows({"sft": shapes.prompt_completion, "prompt": shapes.only_prompt(shapes.prompt_completion)}),
         hub=("trl-lib/tldr",),
         splits=dict.fromkeys(("sft", "prompt"), _TLDR),
     ),
     "tldr-preference": Recipe(
-        _compared(shapes.text_pair),
+        _rows(_compared(shapes.text_pair)),
         hub=("trl-lib/tldr-preference",),
         splits=dict.fromkeys(("preference", "sft", "prompt"), _TLDR),
     ),
     "summarize_from_feedback": Recipe(
-        _compared(shapes.summaries),
+        _rows(_compared(shapes.summaries)),
         hub=("openai/summarize_from_feedback",),
         splits=dict.fromkeys(("preference", "sft", "prompt"), _TLDR),
         # The dataset itself is a script, which `datasets` has not run since its version 4.
         options={"revision": "refs/convert/parquet", "data_dir": "comparisons"},
     ),
     "imdb": Recipe(
-        {"text": _each(shapes.review), "sft": _each(shapes.review), "prompt": _each(shapes.review_opening)},
+        {
+            kind: _each(adapt, "label")
+            for kind, adapt in (
+                ("text", shapes.review),
+                ("sft", shapes.review),
+                ("prompt", shapes.review_opening),
+            )
+        },
         hub=("stanfordnlp/imdb",),
         splits=dict.fromkeys(("text", "sft", "prompt"), ("train", "test")),
     ),
     "dolly": Recipe(
-        _chat(shapes.instruction("context", "response")),
+        _rows(_chat(shapes.instruction("context", "response"))),
         hub=("databricks/databricks-dolly-15k", "llm-jp/databricks-dolly-15k-ja"),
     ),
     "oasst1": Recipe(
@@ -140,13 +187,10 @@ RECIPES = {
         splits=dict.fromkeys(("sft", "text", "preference", "prompt"), ("train", "validation")),
         subset="language",
     ),
-    "hh-rlhf-12k-ja": Recipe(_compared(shapes.sharegpt_pair), hub=("llm-jp/hh-rlhf-12k-ja",)),
-    "sharegpt": Recipe(
-        _chat(shapes.sharegpt)
-        | {"preference": _each(shapes.sharegpt_pair), "preference or sft": _each(shapes.sharegpt_either)}
-    ),
-    "generated": Recipe(dict.fromkeys(("sft", "preference or sft"), _each(shapes.generated))),
-    "alpaca": Recipe(_chat(shapes.instruction("input", "output")), hub=("tatsu-lab/alpaca",)),
+    "hh-rlhf-12k-ja": Recipe(_rows(_compared(shapes.sharegpt_pair)), hub=("llm-jp/hh-rlhf-12k-ja",)),
+    "sharegpt": Recipe(_rows(SHAPES["sharegpt"])),
+    "generated": Recipe(_rows(SHAPES["generated"])),
+    "alpaca": Recipe(_rows(SHAPES["alpaca"]), hub=("tatsu-lab/alpaca",)),
 }
 _BY_HUB_NAME = {hub: name for name, recipe in RECIPES.items() for hub in recipe.hub}
 
@@ -162,37 +206,49 @@ class Source:
 
 
 def open_source(
-    source: str, kind: str, part: str = "train", *, split: str = "", take: int | None = None
+    source: str,
+    kind: str,
+    part: str = "train",
+    *,
+    split: str = "",
+    take: int | None = None,
+    ignore_fields: Sequence[str] = (),
 ) -> Records:
-    """The records of `kind` in a source, by its recipe where it has one.
+    """The records of `kind` in a source: by its recipe where it has one, else each row by its own shape.
 
     Args:
       part: "train" or "eval": which of its splits a hub dataset gives, where neither `source` nor `split` says.
       split: of a folder or hub dataset; what `source` itself names comes first.
       take: see `read_records`; of oasst1 it counts messages.
+      ignore_fields: fields of rows and of messages that are taken for absent.
 
     Raises DataError for a source that cannot be read, a recipe that has no records of `kind` and a part that the
     dataset has not.
     """
     named = parse_source(source)
     recipe = RECIPES.get(named.recipe)
+    served = kind
     if recipe is None:
         options = {"name": named.subset} if named.subset else {}
         split = named.split or split or "train"
-        records = read_records(named.place, split=split, take=take, hub_options=options)
-        shape = recognise(records[0], kind)
-        return RECIPES[shape].kinds[kind](records, "") if shape else records
-    if (served := _served(recipe, kind)) is None:
-        raise DataError(
-            f"{source}: recipe {named.recipe} has {', '.join(recipe.kinds)} data, but no {kind} data"
-        )
-    if not to_path(named.place).is_file():
-        split = named.split or split or _default_split(recipe, served, part, source)
-    options = dict(recipe.options) if named.place in recipe.hub else {}
-    if named.subset and recipe.subset != "language":
-        options[recipe.subset] = named.subset
+    else:
+        if (served := _served(recipe, kind)) is None:
+            raise DataError(
+                f"{source}: recipe {named.recipe} has {', '.join(recipe.kinds)} data, but no {kind} data"
+            )
+        if not to_path(named.place).is_file():
+            split = named.split or split or _default_split(recipe, served, part, source)
+        options = dict(recipe.options) if named.place in recipe.hub else {}
+        if named.subset and recipe.subset != "language":
+            options[recipe.subset] = named.subset
     records = read_records(named.place, split=split, take=take, hub_options=options)
-    return recipe.kinds[served](records, named.subset)
+    if ignore_fields:
+        records = _adapted(records, partial(without_fields, names=tuple(ignore_fields)))
+    if recipe is None:
+        records = _adapted(records, partial(read_shape, kind=kind))
+    else:
+        records = recipe.kinds[served](records, named.subset)
+    return _adapted(records, partial(complete_prompt, kind=kind))
 
 
 def parse_source(source: str) -> Source:
@@ -234,12 +290,18 @@ def _check_subset(recipe: Recipe, subset: str, local: bool, source: str) -> None
         raise DataError(f"{source}: {subset!r} is not one of {', '.join(recipe.subsets)}")
 
 
+def read_shape(row: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """A row of a well-known shape in our own fields; any other row as it is."""
+    shape = recognise(row, kind)
+    return _adapt_row(row, SHAPES[shape][kind]) if shape else row
+
+
 def recognise(row: Mapping[str, Any], kind: str) -> str:
-    """The recipe of a row that has a well-known shape instead of our own fields, or ""."""
-    if {"prompt", "completion", "finished"} <= row.keys() and kind in RECIPES["generated"].kinds:
+    """The name in `SHAPES` of a row that has such a shape instead of our own fields, or ""."""
+    if row.get("finished") is not None and row.get("completion") is not None and kind in SHAPES["generated"]:
         return "generated"
     turns = row.get("conversations")
-    if isinstance(turns, Sequence) and turns and isinstance(turns[0], Mapping) and "from" in turns[0]:
+    if isinstance(turns, Sequence) and not isinstance(turns, str) and (not turns or _is_speech(turns[0])):
         shape = "sharegpt"
     elif row.get("instruction") is not None and row.get("output") is not None:
         shape = "alpaca"
@@ -247,7 +309,11 @@ def recognise(row: Mapping[str, Any], kind: str) -> str:
         return ""
     own = {"text": ("text", "messages"), "prompt": ("prompt",)}.get(kind, ("messages", "prompt"))
     has_own = any(row.get(name) is not None for name in own)
-    return shape if kind in RECIPES[shape].kinds and not has_own else ""
+    return shape if kind in SHAPES[shape] and not has_own else ""
+
+
+def _is_speech(turn: Any) -> bool:
+    return isinstance(turn, Mapping) and "from" in turn
 
 
 def _served(recipe: Recipe, kind: str) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxalign.data.fields import check_message, check_unread
 from jaxalign.errors import ConfigError, DataError
 
 ROLES = ("system", "user", "assistant")
@@ -64,21 +65,36 @@ class Ranking:
 
 
 Record = Text | Transcript | PromptCompletion | Chat | Prompt | Preference | Ranking
+READ = {
+    Text: ("text",),
+    Transcript: ("messages",),
+    PromptCompletion: ("prompt", "completion"),
+    Chat: ("messages",),
+    Prompt: ("prompt",),
+    Preference: ("prompt", "chosen", "rejected"),
+    Ranking: ("prompt", "responses", "scores"),
+}
 
 
 def parse_record(row: Mapping[str, Any], kind: str, where: str) -> Record:
     """Turn a raw row into a checked record.
 
     Args:
-      row: fields by name; a field that is None counts as absent, extra fields are left alone.
+      row: fields by name, see `fields.complete_prompt`; one that is None counts as absent.
       kind: "text" (text, or messages), "sft" (messages, or prompt + completion, or text to mix in),
         "preference" (chosen + rejected with an explicit or implicit prompt, or prompt + responses + scores),
         "preference or sft" (either) or "prompt" (prompt).
       where: `file:row`, put at the head of every error.
+
+    Raises:
+      DataError: the row lacks a field, has one that cannot be used, or one that carries meaning and is not read.
     """
     if kind not in _PARSERS:
         raise ConfigError(f"unknown kind of data '{kind}'; write one of {', '.join(_PARSERS)}")
-    return _PARSERS[kind]({name: value for name, value in row.items() if value is not None}, where)
+    row = {name: value for name, value in row.items() if value is not None}
+    record = _PARSERS[kind](row, where)
+    check_unread(row, READ[type(record)], record, kind, where)
+    return record
 
 
 def _parse_text(row: Mapping[str, Any], where: str) -> Text | Transcript:
@@ -97,8 +113,10 @@ def _parse_sft(row: Mapping[str, Any], where: str) -> Chat | PromptCompletion | 
     if "text" in row and "prompt" not in row and "completion" not in row:
         return _parse_text(row, where)
     _require(row, ("prompt", "completion"), where, or_else="messages")
-    prompt = _turns(row["prompt"], "prompt", where)
-    return PromptCompletion(prompt, _completion(row["completion"], "completion", prompt, where))
+    prompt, completion = (_turns(row[name], name, where) for name in ("prompt", "completion"))
+    if "finished" not in row:  # what a model was seen to write may well repeat its prompt
+        prompt, (completion,) = _without_repeated_prompt(prompt, (completion,))
+    return PromptCompletion(prompt, _completion(completion, "completion", prompt, where))
 
 
 def _parse_prompt(row: Mapping[str, Any], where: str) -> Prompt:
@@ -121,14 +139,25 @@ def _parse_preference(row: Mapping[str, Any], where: str) -> Preference | Rankin
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise DataError(f"{where}: one of chosen and rejected is text, the other messages; write both alike")
     prompt = _turns(row["prompt"], "prompt", where) if "prompt" in row else None
-    # Common on the hub: the prompt as text, beside whole conversations that begin with it.
-    restated = isinstance(prompt, str) and not isinstance(chosen, str) and _opening(chosen) == prompt
+    # Common on the hub: the question as text, beside whole conversations that have it.
+    restated = isinstance(prompt, str) and not isinstance(chosen, str) and Message("user", prompt) in chosen
     if prompt is None or restated:
         prompt, chosen, rejected = _split_common_prompt(chosen, rejected)
-    return Preference(
-        prompt,
+    else:
+        prompt, (chosen, rejected) = _without_repeated_prompt(prompt, (chosen, rejected))
+    chosen, rejected = (
         _completion(chosen, "chosen", prompt, where),
         _completion(rejected, "rejected", prompt, where),
+    )
+    if not isinstance(prompt, str) and all(message.role == "assistant" for message in prompt):
+        raise DataError(
+            f"{where}: chosen and rejected are answers to nothing: there is no prompt, and neither begins with the "
+            f"question; write it as prompt (the row has {', '.join(row)})"
+        )
+    return Preference(
+        prompt,
+        chosen,
+        rejected,
         _number(row["margin"], "margin", where) if "margin" in row else 0.0,
         _pair_scores(row, where),
     )
@@ -152,9 +181,9 @@ def _parse_ranking(row: Mapping[str, Any], where: str) -> Ranking:
         raise DataError(
             f"{where}: {len(row['responses'])} responses but {len(row['scores'])} scores; give one score each"
         )
-    responses = tuple(
-        _completion(r, f"responses[{i}]", prompt, where) for i, r in enumerate(row["responses"])
-    )
+    turns = tuple(_turns(r, f"responses[{i}]", where) for i, r in enumerate(row["responses"]))
+    prompt, turns = _without_repeated_prompt(prompt, turns)
+    responses = tuple(_completion(r, f"responses[{i}]", prompt, where) for i, r in enumerate(turns))
     scores = tuple(_number(score, f"scores[{i}]", where) for i, score in enumerate(row["scores"]))
     if len(set(scores)) == 1:
         raise DataError(f"{where}: all scores equal {scores[0]}, so nothing is preferred; remove the row")
@@ -171,10 +200,6 @@ def _pair_scores(row: Mapping[str, Any], where: str) -> tuple[float, float] | No
     return None
 
 
-def _opening(messages: tuple[Message, ...]) -> str | None:
-    return messages[0].content if messages and messages[0].role == "user" else None
-
-
 def _split_common_prompt(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns]:
     """Longest common beginning, cut back to where both can go on: before an assistant turn or a space."""
     differ = (index for index, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
@@ -185,6 +210,21 @@ def _split_common_prompt(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, 
     return chosen[:size], chosen[size:], rejected[size:]
 
 
+def _without_repeated_prompt(prompt: Turns, answers: tuple[Turns, ...]) -> tuple[Turns, tuple[Turns, ...]]:
+    """Takes the prompt off answers that all begin with it: many data sets store prompt and answer in one field.
+
+    An answer may begin with a single short word that is also the whole prompt by chance: that is left as it is.
+    """
+    if isinstance(prompt, str) and len(prompt.split()) < 2 and len(prompt.strip()) < 8:
+        return prompt, answers
+    shorter = prompt.rstrip() if isinstance(prompt, str) else prompt
+    for start in (prompt, shorter):
+        size = len(start)
+        if size and all(isinstance(answer, type(start)) and answer[:size] == start for answer in answers):
+            return start, tuple(answer[size:] for answer in answers)
+    return prompt, answers
+
+
 def _begins_word(text: str, index: int) -> bool:
     return text[index : index + 1].isspace() and not text[index - 1].isspace()
 
@@ -193,9 +233,8 @@ def _begins_answer(messages: tuple[Message, ...], index: int) -> bool:
     return index < len(messages) and messages[index].role == "assistant"
 
 
-def _completion(value: Any, name: str, prompt: Turns, where: str) -> Turns:
+def _completion(turns: Turns, name: str, prompt: Turns, where: str) -> Turns:
     """A completion in the prompt's form: text that is not blank, or messages from and to assistant."""
-    turns = value if isinstance(value, tuple) else _turns(value, name, where)
     if isinstance(turns, str) != isinstance(prompt, str):
         forms = ("text", "messages") if isinstance(prompt, str) else ("messages", "text")
         raise DataError(f"{where}: prompt is {forms[0]} but {name} is {forms[1]}; write both alike")
@@ -214,6 +253,7 @@ def _turns(value: Any, name: str, where: str) -> Turns:
 
 
 def _messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
+    value = [value] if isinstance(value, Mapping) else value  # one message, as LLaMA-Factory writes an answer
     if not isinstance(value, Sequence) or isinstance(value, bytes | str):
         raise DataError(
             f"{where}: {name} is a {type(value).__name__}; "
@@ -225,6 +265,7 @@ def _messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
 def _message(value: Any, name: str, where: str) -> Message:
     if not isinstance(value, Mapping):
         raise DataError(f"{where}: {name} is a {type(value).__name__}; write an object with role and content")
+    check_message(value, name, where)
     _require(value, ("role", "content"), f"{where}: {name}")
     if value["role"] not in ROLES:
         raise DataError(f"{where}: {name} has unknown role {value['role']!r}; use {', '.join(ROLES)}")

@@ -14,7 +14,7 @@ from jaxalign.errors import DataError
 Row = Mapping[str, Any]
 Fields = dict[str, Any]
 Adapter = Callable[[Row], Fields]
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 class Unusable(Exception):
@@ -273,7 +273,8 @@ def _speakers(turns: Sequence[Any], name: str) -> Messages:
         speaker = _field(item, "from", str)
         if speaker not in _ROLES:
             raise DataError(f"{name}[{index}].from={speaker!r}; write one of {', '.join(_ROLES)}")
-        out.append(_turn(_ROLES[speaker], _field(item, "value", str)))
+        turn = _turn(_ROLES[speaker], _field(item, "value", str))
+        out.append({name: x for name, x in item.items() if name not in ("from", "value")} | turn)
     return out
 
 
@@ -294,7 +295,7 @@ def _messages(turns: Sequence[Any], name: str) -> Messages:
             raise DataError(
                 f'{name}[{index}] is a {type(item).__name__}; write {{"role": ..., "content": ...}}'
             )
-        out.append(_turn(_field(item, "role", str), _field(item, "content", str)))
+        out.append({**item} | _turn(_field(item, "role", str), _field(item, "content", str)))
     return out
 
 

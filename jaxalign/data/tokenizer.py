@@ -4,7 +4,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import jinja2
@@ -147,6 +147,14 @@ class SentencePieceTokenizer:
         for source, name in ((self.path, MODEL_NAME), (self.path.parent / TEMPLATE_NAME, TEMPLATE_NAME)):
             if source.is_file() and (target := folder / name).resolve() != source.resolve():
                 target.write_bytes(source.read_bytes())
+
+
+@lru_cache(maxsize=8)
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id that stands for whatever the tokenizer cannot spell; None if it can spell everything."""
+    # Two private-use characters that no vocabulary has: alike once encoded means that both are lost.
+    first, second = (tokenizer.encode(character) for character in ("\U000f5a3c", "\U000f9e27"))
+    return first[-1] if first and first == second else None
 
 
 def load_tokenizer(path: str | os.PathLike, chat_template: str | os.PathLike = "") -> Tokenizer:

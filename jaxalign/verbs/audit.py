@@ -18,6 +18,7 @@ from jaxalign.data.overlap import ALSO_IN_EVAL, HELD_OUT, KEYS, by_record, promp
 from jaxalign.data.packing import Item
 from jaxalign.data.records import Chat, Prompt, Record, Turns, parse_record
 from jaxalign.data.templates import load_template
+from jaxalign.data.tokenizer import unknown_id
 from jaxalign.storage import to_path
 from jaxalign.training.config import Config
 from jaxalign.training.run import KINDS, open_inputs
@@ -98,13 +99,6 @@ def measure(dataset: Dataset, kind: str, tokenizer: Tokenizer, max_length: int) 
         },
         "fingerprint": dataset.fingerprint,
     }
-
-
-def unknown_id(tokenizer: Tokenizer) -> int | None:
-    """The id that stands for whatever the tokenizer cannot spell; None if it can spell everything."""
-    # Two private-use characters that no vocabulary has: alike once encoded means that both are lost.
-    first, second = (tokenizer.encode(character) for character in ("\U000f5a3c", "\U000f9e27"))
-    return first[-1] if first and first == second else None
 
 
 def check_bos(

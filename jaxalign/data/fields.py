@@ -1,0 +1,246 @@
+"""What a row says outside the fields that its shape reads: taken into the conversation, or refused by name.
+
+A system message, earlier turns and a question in fields of their own become turns. Any other field whose name carries
+meaning for training (`CONTEXT`, `TEACHING`, `OF_MESSAGES`) must say nothing that the record does not say already.
+Fields of other names (ids, sources, scores, …) are left alone.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxalign.errors import DataError
+
+Row = Mapping[str, Any]
+
+SYSTEM = ("system", "system_prompt", "system_message")
+QUESTIONS = ("question", "instruction", "query")
+ANSWERS = ("completion", "chosen", "rejected")
+# What the model is shown.
+CONTEXT = frozenset((*SYSTEM, *QUESTIONS)) | frozenset(
+    "history input context prompt messages tools functions documents prefix suffix "
+    "image images audio audios video videos".split()
+)
+# How an answer is to be learned.
+TEACHING = frozenset(
+    "tool_calls function_call reasoning reasoning_content thinking label labels weight weights sample_weight "
+    "loss_weight mask loss_mask train trainable".split()
+)
+# Of a single message. Switches are harmless where they say what happens anyway.
+SWITCHES = frozenset("weight loss_weight mask loss_mask loss train trainable".split())
+OF_MESSAGES = SWITCHES | frozenset(
+    "tool_calls function_call tool_call_id tools functions reasoning reasoning_content thinking prefix image images "
+    "audio video".split()
+)
+
+
+def without_fields(row: Row, names: Iterable[str]) -> Row:
+    """The row without the fields called `names`, in the row itself and in the messages that it lists."""
+    names = frozenset(names)
+    if not names:
+        return row
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: item for name, item in value.items() if name not in names}
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return [strip(item) if isinstance(item, Mapping) else item for item in value]
+        return value
+
+    return {name: strip(value) for name, value in row.items() if name not in names}
+
+
+def complete_prompt(row: Row, kind: str) -> dict[str, Any]:
+    """The row with its question, history and system message as turns of the conversation, where it has one.
+
+    A prompt that is plain text has no turns: what stands beside it is left for `check_unread`.
+
+    Raises:
+      DataError, without the place: history of another form, or a second system message.
+    """
+    row = {name: value for name, value in row.items() if value is not None}
+    row = _with_question(row, kind)
+    conversations = _conversations(row, kind)
+    if not conversations:
+        return row
+    history = row.pop("history", None)
+    turns = [] if _empty(history) else _history(history)
+    system = next((name for name in SYSTEM if isinstance(row.get(name), str) and row[name].strip()), None)
+    for name in conversations:
+        row[name] = _opened(row[name], row.get(system), turns, system)
+    if system is not None:
+        del row[system]
+    return row
+
+
+def check_unread(row: Row, read: Iterable[str], record: Any, kind: str, where: str) -> None:
+    """Refuse a row that has a field of meaning beside those `read`, unless the record says the same.
+
+    Raises:
+      DataError: names the field.
+    """
+    meaning = CONTEXT - {"messages"} if kind == "prompt" else CONTEXT | TEACHING
+    if kind == "text":
+        meaning = meaning - {"label", "labels"}  # a class of the whole text, as classification data has it
+    said: str | None = None
+    for name, value in row.items():
+        if name.lower() not in meaning or name in read or _empty(value) or (name in SWITCHES and value == 1):
+            continue
+        said = "\n".join(_strings(record)) if said is None else said
+        strings = [text for text in _strings(value) if text.strip()]
+        if strings and all(text.strip() in said for text in strings):
+            continue
+        hint = (
+            "write prompt and answers as messages, lists of role and content, of which it then becomes the first"
+            if name in (*SYSTEM, "history")
+            else "write what it says into the prompt, the messages or the answer"
+        )
+        raise DataError(
+            f"{where}: the field {name!r} ({_short(value)}) means something for training, and rows of this shape "
+            f"({', '.join(read)}) do not read it; {hint}, or leave it out on purpose with "
+            f"config.data.ignore_fields={name}"
+        )
+
+
+def check_message(message: Row, name: str, where: str) -> None:
+    """Refuse a message that has more to it than role and content: tools, reasoning, a weight that is not the usual one.
+
+    Raises:
+      DataError: names the field.
+    """
+    for key, value in message.items():
+        if key.lower() not in OF_MESSAGES or value is None or (key not in SWITCHES and _empty(value)):
+            continue
+        if key in SWITCHES and value == (1 if message.get("role") == "assistant" else 0):
+            continue  # every assistant turn is learned, and no other
+        raise DataError(
+            f"{where}: {name} has {key}={_short(value)}, which is not read: a message is its role and its content; "
+            f"write it into the content as the model's chat template would, or leave it out on purpose with "
+            f"config.data.ignore_fields={key}"
+        )
+
+
+def _with_question(row: dict[str, Any], kind: str) -> dict[str, Any]:
+    """A question beside answers, or alone, as a prompt of one user turn; a row that has a prompt stays as it is."""
+    if isinstance(row.get("prompt"), str) and not row["prompt"].strip() and _question(row):
+        del row["prompt"]
+    answers = [name for name in ANSWERS if name in row]
+    responses = row["responses"] if isinstance(row.get("responses"), list) else []
+    if kind == "text" or "prompt" in row or not (answers or responses or kind == "prompt"):
+        return row
+    values = [row[name] for name in answers] + responses
+    whole = any(_begins_with_user(value) for value in values)
+    if "messages" in row and not whole and _awaits_reply(row["messages"]):
+        row["prompt"] = row.pop("messages")
+        return row | {name: _reply(row[name]) for name in answers}
+    name = _question(row)
+    if (
+        name is None
+        or whole
+        or (values and all(isinstance(v, str) and row[name].strip() in v for v in values))
+    ):
+        return row
+    question = row.pop(name)
+    if isinstance(row.get("input"), str):
+        question = "\n\n".join(part.strip() for part in (question, row.pop("input")) if part.strip())
+    row |= {name: _reply(row[name]) for name in answers}
+    if responses:
+        row["responses"] = [_reply(response) for response in responses]
+    return {"prompt": [{"role": "user", "content": question}]} | row
+
+
+def _question(row: Row) -> str | None:
+    return next((name for name in QUESTIONS if isinstance(row.get(name), str) and row[name].strip()), None)
+
+
+def _conversations(row: Row, kind: str) -> list[str]:
+    """The fields that hold the conversation from its beginning, as messages."""
+    if "prompt" in row and kind != "text":
+        names: tuple[str, ...] = ("prompt",)
+        # A prompt of text that restates what whole conversations begin with.
+        if isinstance(row["prompt"], str) and all(
+            _begins_with_user(row.get(n)) for n in ("chosen", "rejected")
+        ):
+            names = ("chosen", "rejected")
+    elif "chosen" in row and "rejected" in row:
+        names = ("chosen", "rejected")
+    else:
+        names = ("messages",)
+    return list(names) if all(_is_messages(row.get(name)) for name in names) else []
+
+
+def _opened(messages: Sequence[Row], system: str | None, turns: list[Row], name: str | None) -> list[Row]:
+    """The conversation with a system message and earlier turns before it."""
+    head = list(messages[:1]) if messages[0]["role"] == "system" else []
+    rest = messages[len(head) :]
+    if system is not None:
+        if head and head[0].get("content") != system:
+            raise DataError(
+                f"{name} is {_short(system)}, but the first message is another system message, "
+                f"{_short(head[0].get('content'))}; keep one of them"
+            )
+        head = [{"role": "system", "content": system}]
+    return [*head, *turns, *rest]
+
+
+def _history(value: Any) -> list[Row]:
+    if _is_messages(value):
+        return list(value)
+    pairs = value if isinstance(value, Sequence) and not isinstance(value, str) else [None]
+    turns: list[Row] = []
+    for pair in pairs:
+        if not (
+            isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        ):
+            raise DataError(
+                f"history is {_short(value)}; write earlier turns as pairs [[question, answer], ...] or as messages"
+            )
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return turns
+
+
+def _reply(value: Any) -> Any:
+    return [{"role": "assistant", "content": value}] if isinstance(value, str) else value
+
+
+def _is_messages(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(isinstance(item, Mapping) and "role" in item for item in value)
+    )
+
+
+def _begins_with_user(value: Any) -> bool:
+    return _is_messages(value) and value[0]["role"] != "assistant"
+
+
+def _awaits_reply(value: Any) -> bool:
+    return _is_messages(value) and value[-1]["role"] != "assistant"
+
+
+def _empty(value: Any) -> bool:
+    """Whether a field says nothing, as files with one set of columns for all rows have it."""
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}", "null")
+    return value is None or (isinstance(value, Sequence | Mapping) and not value)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text in a value or in a record, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in ("role", "from"):
+                yield from _strings(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _strings(item)
+    elif hasattr(value, "__dataclass_fields__"):
+        yield from _strings({name: item for name, item in vars(value).items() if name != "role"})
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
