@@ -1,4 +1,4 @@
-# jaxalign for NVIDIA GPUs:  docker build --file=launch/cuda.Dockerfile --tag=IMAGE .
+# jaxalign for NVIDIA GPUs:  docker build --platform=linux/amd64 --file=launch/cuda.Dockerfile --tag=IMAGE .
 # Run it with --gpus=all. CUDA comes with JAX's wheels; --build-arg=CUDA=13 for drivers from 580 on.
 FROM python:3.12.11-slim-bookworm
 

@@ -1,4 +1,4 @@
-# jaxalign for Cloud TPU:  docker build --file=launch/tpu.Dockerfile --tag=IMAGE .
+# jaxalign for Cloud TPU:  docker build --platform=linux/amd64 --file=launch/tpu.Dockerfile --tag=IMAGE .
 FROM python:3.12.11-slim-bookworm
 
 WORKDIR /app

@@ -21,7 +21,8 @@
 #   --slices=N                   several slices, joined over the data-centre network (default 1)
 #   --spot | --reserved          default: on demand
 #   --runtime-version=V          default: by the type
-#   --create-flag=FLAG           any other flag of `gcloud compute tpus queued-resources create`; may be repeated
+#   --create-flag=FLAG           any other flag of `gcloud compute tpus queued-resources create`; may be repeated.
+#                                --service-account=ACCOUNT: who uses the bucket, in place of Compute Engine's default
 # The job:
 #   --config=FILE --workdir=DIR --config.KEY=VALUE ...   as for `jaxalign train`; DIR on storage that all workers see
 #   --repo=URL[#BRANCH]          a git repository to install (default: this working tree)
@@ -76,6 +77,7 @@ parse() {
     case "$VERB" in create | run | all)
         [[ $TYPE ]] || die "--type=TYPE is missing; for instance --type=v5p-128 (also needed to ask for the slice anew)"
         describe_tpu "$TYPE"
+        [[ $TPU_RUNTIME ]] || die "TPU type '$TYPE' is not in the Cloud TPU API; launch/gke/submit.sh takes it"
         ;;
     esac
     case "$VERB" in run | all) need_training_flags ;; esac

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # the variables are the result
-# The table of TPU slices, from Google's "TPU versions" and "TPUs in GKE" pages. v4 and v5p are counted in TensorCores
-# (two a chip) and wired as a torus of three dimensions; v5e and v6e are counted in chips, in two.
+# The table of TPU slices, from Google's "TPU versions" and "TPUs in GKE" pages. v4, v5p and TPU7x are counted in
+# TensorCores (two a chip) and wired as a torus of three dimensions; v5e and v6e are counted in chips, in two.
 
 # describe_tpu TYPE: sets TPU_TYPE as gcloud spells it, TPU_RUNTIME, TPU_CHIPS, TPU_TOPOLOGY, TPU_HOSTS,
-# TPU_CHIPS_PER_HOST and GKE_ACCELERATOR.
+# TPU_CHIPS_PER_HOST and GKE_ACCELERATOR. TPU_RUNTIME is empty for what the Cloud TPU API does not have.
 describe_tpu() {
     local type="${1/#v5e-/v5litepod-}"
     local generation="${type%-*}" size="${type##*-}"
@@ -15,10 +15,11 @@ describe_tpu() {
         v5p) TPU_RUNTIME=v2-alpha-tpuv5 GKE_ACCELERATOR=tpu-v5p-slice ;;
         v5litepod) TPU_RUNTIME=v2-alpha-tpuv5-lite GKE_ACCELERATOR=tpu-v5-lite-podslice ;;
         v6e) TPU_RUNTIME=v2-alpha-tpuv6e GKE_ACCELERATOR=tpu-v6e-slice ;;
-        *) die "TPU type '$1': generation '$generation' is not one of v4, v5e, v5p, v6e" ;;
+        tpu7x) TPU_RUNTIME="" GKE_ACCELERATOR=tpu7x ;;
+        *) die "TPU type '$1': generation '$generation' is not one of v4, v5e, v5p, v6e, tpu7x" ;;
     esac
     case "$generation" in
-        v4 | v5p)
+        v4 | v5p | tpu7x)
             TPU_CHIPS=$((size / 2)) TPU_TOPOLOGY="$(torus_topology "$size")"
             TPU_CHIPS_PER_HOST=4
             ;;

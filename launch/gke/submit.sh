@@ -4,22 +4,25 @@
 #   launch/gke/submit.sh --name=dpo --type=v5p-128 --image=REGION-docker.pkg.dev/PROJECT/REPO/jaxalign:TAG \
 #       --config=configs/dpo.py --workdir=gs://BUCKET/runs/dpo --config.KEY=VALUE ...
 #
-#   --type=T              of each slice: v4-8 ..., v5e-16 ..., v5p-128 ..., v6e-256 ...; the cluster needs a node
-#                         pool of that type and topology for each slice, or node auto-provisioning
+#   --type=T              of each slice: v4-8 ..., v5e-16 ..., v5p-128 ..., v6e-256 ..., tpu7x-128 ...; the cluster
+#                         needs a node pool of that type and topology for each slice, or node auto-provisioning
 #   --slices=N            (1)
 #   --spot | --reservation=R
-#   --namespace=NS        (default)    --service-account=SA   with access to the bucket (default)
+#   --namespace=NS        (default)
 #   --env-file=FILE       lines NAME=VALUE, for instance HF_TOKEN: stored as the Secret NAME-env
 #   --max-restarts=N      after real errors (0). Exit code 75 and lost machines do not count. A host that dies without
 #                         notice makes its peers end with errors: on many hosts give it a few
 #   --dry-run             print the manifest and the commands
+#
+# The pods use the bucket as the service account of their node pool, which needs the roles on the bucket and the scope
+# cloud-platform (README.md); a Kubernetes service account gives them no rights in Google Cloud.
 #
 # Then: kubectl get jobset NAME
 #       kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=NAME,batch.kubernetes.io/job-completion-index=0
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/../tpu_types.sh"
 
-NAME="" TYPE="" IMAGE="" SLICES=1 CAPACITY="" NAMESPACE=default SERVICE_ACCOUNT=default
+NAME="" TYPE="" IMAGE="" SLICES=1 CAPACITY="" NAMESPACE=default
 for arg in "$@"; do
     case "$arg" in
         --name=?*) NAME="${arg#*=}" ;;
@@ -31,12 +34,11 @@ for arg in "$@"; do
             CAPACITY="$arg"
             ;;
         --namespace=?*) NAMESPACE="${arg#*=}" ;;
-        --service-account=?*) SERVICE_ACCOUNT="${arg#*=}" ;;
         *) take_common "$arg" || unknown_flag "$arg" ;;
     esac
 done
 [[ $TYPE ]] || die "--type=TYPE is missing; for instance --type=v5p-128"
-[[ $IMAGE ]] || die "--image=IMAGE is missing; docker build -f launch/tpu.Dockerfile makes one"
+[[ $IMAGE ]] || die "--image=IMAGE is missing; launch/tpu.Dockerfile says how to make one"
 # The longest name made of it, NAME-slice-N-M-xxxxx, must fit the 63 characters of a host name.
 [[ $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
     die "--name='$NAME' must be at most 40 lower-case letters, digits and hyphens, a letter first"
@@ -73,8 +75,8 @@ render() {
     local -A values
     values=(
         [NAME]="$NAME" [NAMESPACE]="$(json_string "$NAMESPACE")" [MAX_RESTARTS]="$MAX_RESTARTS" [SLICES]="$SLICES"
-        [HOSTS]="$TPU_HOSTS" [SERVICE_ACCOUNT]="$(json_string "$SERVICE_ACCOUNT")" [ACCELERATOR]="$GKE_ACCELERATOR"
-        [TOPOLOGY]="$TPU_TOPOLOGY" [CHIPS_PER_HOST]="$TPU_CHIPS_PER_HOST" [IMAGE]="$(json_string "$IMAGE")"
+        [HOSTS]="$TPU_HOSTS" [ACCELERATOR]="$GKE_ACCELERATOR" [TOPOLOGY]="$TPU_TOPOLOGY"
+        [CHIPS_PER_HOST]="$TPU_CHIPS_PER_HOST" [IMAGE]="$(json_string "$IMAGE")"
     )
     for key in "${!values[@]}"; do text="${text//@$key@/"${values[$key]}"}"; done
     # Last, so that nothing in a user's value is taken for one of the names above.

@@ -19,7 +19,6 @@ POD = {
     "terminationGracePeriodSeconds": int,
     "hostNetwork": bool,
     "dnsPolicy": {"ClusterFirstWithHostNet"},  # what a pod on the host's network needs to find its peers
-    "serviceAccountName": str,
     "nodeSelector": NAMES,
     "tolerations": [{"key": str, "operator": {"Exists"}, "effect": {"NoSchedule"}}],
     "containers": [
@@ -115,6 +114,9 @@ SLICES = [
     ("v6e-8", "tpu-v6e-slice", "2x4", 1, 8),
     ("v6e-16", "tpu-v6e-slice", "4x4", 4, 4),
     ("v6e-256", "tpu-v6e-slice", "16x16", 64, 4),
+    ("tpu7x-8", "tpu7x", "2x2x1", 1, 4),
+    ("tpu7x-16", "tpu7x", "2x2x2", 2, 4),
+    ("tpu7x-128", "tpu7x", "4x4x4", 16, 4),
 ]
 
 
@@ -133,7 +135,8 @@ def test_one_slice_of_every_generation(fakes, kind, accelerator, topology, hosts
 
 
 @pytest.mark.parametrize(
-    "generation, cores, sizes", [("v4", 2, 11), ("v5p", 2, 11), ("v5e", 1, 8), ("v6e", 1, 8)]
+    "generation, cores, sizes",
+    [("v4", 2, 11), ("v5p", 2, 11), ("v5e", 1, 8), ("v6e", 1, 8), ("tpu7x", 2, 11)],
 )
 def test_the_table_adds_up(fakes, generation, cores, sizes):
     """The product of a topology is the number of chips, and the machines hold exactly these."""
@@ -202,11 +205,18 @@ def test_capacity(fakes):
     assert reserved["cloud.google.com/reservation-name"] == "r-1"
 
 
-def test_account_and_namespace(fakes):
-    manifest = submit(fakes, "--type=v4-8", "--namespace=no", "--service-account=on")
+def test_namespace(fakes):
+    manifest = submit(fakes, "--type=v4-8", "--namespace=no")
     assert manifest["metadata"]["namespace"] == "no"
-    assert pod_of(manifest)["serviceAccountName"] == "on"
     assert fakes.calls == [["kubectl", "apply", "--filename=-"]]
+
+
+def test_pods_are_the_service_account_of_their_node_pool(fakes):
+    """An account of Kubernetes would have no effect on the host's network, so none can be given."""
+    pod = pod_of(submit(fakes, "--type=v4-8"))
+    assert pod["hostNetwork"] is True and "serviceAccountName" not in pod
+    refused = fakes.run("launch/gke/submit.sh", *FLAGS, "--type=v4-8", "--service-account=on")
+    assert refused.returncode == 2 and "'--service-account=on' is not a flag" in refused.stderr
 
 
 def test_secrets_go_into_a_secret(fakes, tmp_path):
