@@ -54,3 +54,6 @@ class PromptBatch:
     positions: Array  # [B, T] int32, 0 at the first real token
     segment_ids: Array  # [B, T] int32, 1 on the prompt and 0 on the padding
     rows: Array  # [B] int32, dataset record of the prompt; -1 for an empty row
+    # [B, L] int32: what ends an answer where it is trained on, from the stop token on; -1 after it. A reward model
+    # reads its score there. None: the stop token that was sampled.
+    ending: Array | None = None

@@ -9,7 +9,8 @@ ids sampling starts from. The first token of a sequence is never a target.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -29,15 +30,20 @@ from jaxalign.data.records import (
     Turns,
 )
 from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One sequence: `ids` int32 [N], `mask` float32 [N] with 1 on supervised targets."""
+    """One sequence: `ids` int32 [N], `mask` float32 [N] with 1 on supervised targets.
+
+    `ending`, of a prompt, is what ends an answer to it in training: the stop token and what the format writes after it.
+    """
 
     ids: np.ndarray
     mask: np.ndarray
     row: int = -1
+    ending: tuple[int, ...] = ()
 
     @property
     def prompt_length(self) -> int:
@@ -109,8 +115,27 @@ def encode_preference(
 def encode_prompt(record: Prompt, tokenizer: Tokenizer, template: jinja2.Template | None = None) -> Example:
     """Encode a prompt up to where the reply begins; nothing is supervised."""
     if isinstance(record.prompt, str):
-        return _example([([*_bos(tokenizer), *tokenizer.encode(record.prompt)], False)])
-    return _chat(record.prompt, tokenizer, template, add_generation_prompt=True)
+        prompt = _example([([*_bos(tokenizer), *tokenizer.encode(record.prompt)], False)])
+        return replace(prompt, ending=tokenizer.eos_ids[:1])
+    prompt = _chat(record.prompt, tokenizer, template, add_generation_prompt=True)
+    return replace(prompt, ending=answer_ending(tuple(m.role for m in record.prompt), tokenizer, template))
+
+
+@lru_cache(maxsize=64)
+def answer_ending(
+    roles: tuple[str, ...], tokenizer: Tokenizer, template: jinja2.Template | None
+) -> tuple[int, ...]:
+    """What a chat format writes after the answer to a conversation of these roles, from the stop token on.
+
+    Many write a line break after it: `<|im_end|>\\n`. Nothing learns to predict that, but a sequence ends there.
+    """
+    probe = (*(Message(role, "question") for role in roles), Message("assistant", "answer"))
+    try:
+        segments = render_chat(probe, tokenizer, template, first_supervised=len(roles))
+    except DataError:  # a format without a stop token, for instance: an answer in it can only be cut off
+        return tokenizer.eos_ids[:1]
+    last = max(index for index, segment in enumerate(segments) if segment.supervised)
+    return (segments[last].ids[-1], *(token for segment in segments[last + 1 :] for token in segment.ids))
 
 
 def members(item: Example | PairExample) -> tuple[Example, ...]:

@@ -41,6 +41,11 @@ class Rows:
         return max(most, self.max_segments // 2)
 
     @cached_property
+    def longest_ending(self) -> int:
+        """L of every batch of prompts."""
+        return max(1, *(len(item.ending) for item in self.items))
+
+    @cached_property
     def efficiency(self) -> float:
         """Share of token slots that hold a token."""
         tokens = sum(len(example.ids) for item in self.items for example in members(item))
@@ -195,11 +200,13 @@ def _collate_prompts(rows: Rows, indices: Sequence[int]) -> PromptBatch:
     tokens = np.full(shape, rows.pad_id, np.int32)
     positions, segment_ids = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     origin = np.full(len(indices), -1, np.int32)
+    ending = np.full((len(indices), rows.longest_ending), -1, np.int32)
     for b, index in enumerate(indices):
         for prompt in _items(rows, index):
+            ending[b, : len(prompt.ending)] = prompt.ending
             start = rows.row_length - len(prompt.ids)
             tokens[b, start:] = prompt.ids
             positions[b, start:] = np.arange(len(prompt.ids))
             segment_ids[b, start:] = 1
             origin[b] = prompt.row
-    return PromptBatch(tokens, positions, segment_ids, origin)
+    return PromptBatch(tokens, positions, segment_ids, origin, ending)

@@ -199,6 +199,25 @@ def _decode(
     return jax.lax.while_loop(more, body, (jnp.zeros((), jnp.int32), logits, cache, out))[-1]
 
 
+def close(completions: Completions, ending: jax.Array) -> Completions:
+    """Completions [B, N] that end as they do in training: [B, N + L - 1] tokens and mask.
+
+    The sampled stop token, one of several that a model may have, gives place to `ending` int32 [B, L], from the
+    format's own stop token on and filled up with -1. What ran into the limit has no end.
+    """
+    L = ending.shape[1]
+    written = completions.mask.sum(axis=1).astype(jnp.int32)
+    ended = completions.stopped & (written > 0)
+    begin = jnp.where(ended, written - 1, written)
+    tokens = jnp.pad(completions.tokens, ((0, 0), (0, L - 1)))
+    at = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :] - begin[:, None]
+    size = jnp.sum(ending >= 0, axis=1)
+    closing = ended[:, None] & (at >= 0) & (at < size[:, None])
+    tokens = jnp.where(closing, jnp.take_along_axis(ending, jnp.clip(at, 0, L - 1), axis=1), tokens)
+    live = (at < 0) | closing
+    return completions.replace(tokens=jnp.where(live, tokens, 0), mask=live.astype(jnp.float32))
+
+
 def join(
     tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, completions: Completions
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

@@ -7,9 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxalign.errors import ConfigError
+from jaxalign.data.encode import encode_completion
+from jaxalign.data.records import Message, PromptCompletion, parse_record
+from jaxalign.errors import ConfigError, StepZeroError
 from jaxalign.evaluation.rewards import RewardFunction, import_reward_function
 from jaxalign.models import ModelConfig, Params, init_head
 from jaxalign.models.frozen import keep
@@ -145,4 +148,25 @@ def _reward_model(run: Run, path: str) -> SavedModel:
             f"config.ppo.reward_model={path!r} has another tokenizer than config.model.init_from; train it from "
             f"a model with the policy's tokenizer"
         )
+    _check_format(run, found)
     return found
+
+
+def _check_format(run: Run, judge: SavedModel) -> None:
+    """Checks that an answer ends alike where the reward model was trained and where it reads the policy's answers."""
+    tokenizer, theirs = run.tokenizer, judge.tokenizer()
+    asked = parse_record(run.train.record(run.train.rows.items[0].row), "prompt", "the first prompt").prompt
+    reply = "answer" if isinstance(asked, str) else (Message("assistant", "answer"),)
+    read, trained = (encode_completion(PromptCompletion(asked, reply), t).ids for t in (tokenizer, theirs))
+    if not np.array_equal(read, trained):
+        raise ConfigError(
+            f"config.ppo.reward_model={str(judge.path)!r} was trained with another chat template than the policy has: "
+            f"the first prompt with an answer is {theirs.decode(trained)!r} to it, and {tokenizer.decode(read)!r} here;"
+            f" train both with one template (config.data.chat_template)"
+        )
+    ending = run.train.rows.items[0].ending
+    if tuple(read[-len(ending) :].tolist()) != ending:
+        raise StepZeroError(
+            f"the first prompt with an answer ends with the tokens {read[-len(ending) :].tolist()} in training, but a "
+            f"rollout with {list(ending)}: the chat template ends answers unlike one another"
+        )

@@ -14,7 +14,7 @@ from jaxalign.losses import running_moments
 from jaxalign.losses.advantages import gae, inverse_std, kl_estimate, shape_scores, token_rewards, whiten
 from jaxalign.losses.metrics import Max, Mean, Metrics, masked_mean
 from jaxalign.models import ModelConfig, Params
-from jaxalign.sampling.generate import Completions, join
+from jaxalign.sampling.generate import Completions, close, join
 from jaxalign.sampling.scoring import exact_kl, score_tokens, segment_rewards, token_values
 from jaxalign.training.flops import count_work
 from jaxalign.training.run import local_rows
@@ -62,7 +62,8 @@ def score_episodes(
 
     Returns:
       tokens, positions, segment_ids, mask [E, T]; old_logp, entropy, old_values, kl (by the estimator), kl1
-      (log π / π_ref) float32 [E, T]; scores [E] when there is a reward model.
+      (log π / π_ref) float32 [E, T]; scores [E] when there is a reward model, which reads an episode to the end that
+      sequences had when it was trained.
     """
     *tokens, mask = join(prompts.tokens, prompts.positions, prompts.segment_ids, completions)
     mine = score_tokens(policy, model, *tokens, temperature=temperature, with_entropy=True)
@@ -76,6 +77,9 @@ def score_episodes(
     out |= {"old_logp": mine.logp, "entropy": mine.entropy, "kl": kl, "kl1": kl1}
     out["old_values"] = token_values(critic, critic_model, *tokens)
     if reward_model is not None:
+        if prompts.ending is not None:
+            completions = close(completions, prompts.ending)
+        *tokens, _ = join(prompts.tokens, prompts.positions, prompts.segment_ids, completions)
         out["scores"] = segment_rewards(reward_model, reward_config, *tokens, 1)[:, 0]
     return out
 
