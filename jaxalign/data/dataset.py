@@ -41,9 +41,14 @@ class DataConfig:
     max_length: int = 1024  # tokens of one sequence
     row_length: int = 1024  # tokens of one packed row
     packing: bool = True  # False: one sequence, pair or ranking per row
-    max_segments: int = 32  # sequences in one packed row
+    max_segments: int = 0  # sequences in one packed row; 0: one for every 32 tokens of it, and at least 32
     overlong: str = "drop"  # what is longer than max_length: "error", "drop" or "truncate"; text is split
     seed: int = 0  # which sequences share a row
+
+    @property
+    def segments(self) -> int:
+        """Most sequences of a packed row."""
+        return self.max_segments or max(32, self.row_length // 32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +223,7 @@ def _pack(
             items.append(own)
             report += own_report
     most = max(len(members(item)) for own in items for item in own)
-    if config.packing and most > config.max_segments:
+    if config.packing and most > config.segments:
         raise ConfigError(
             f"config.data.max_segments={config.max_segments}: must be {most} or more, for so long a ranking"
         )
@@ -226,7 +231,7 @@ def _pack(
         items,
         kind,
         row_length=config.max_length if kind == "prompt" else config.row_length,
-        max_segments=config.max_segments,
+        max_segments=config.segments,
         packing=config.packing,
         seed=config.seed,
         weights=tuple(weights),
@@ -251,7 +256,7 @@ def _check(config: DataConfig, kind: str, source_count: int, weights: tuple[floa
             f"so that a row holds {what}",
         ),
         (
-            config.max_segments >= sequences,
+            config.segments >= sequences,
             f"max_segments={config.max_segments}: must be at least {sequences}",
         ),
         (config.take >= 0, f"take={config.take}: must be 0 or more"),

@@ -1,5 +1,6 @@
 """Batches in an order that is a pure function of (seed, step), whatever the number of processes."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -9,6 +10,7 @@ from jaxalign.data.packing import Rows, collate
 from jaxalign.errors import ConfigError
 
 PREFETCH = 4  # batches made ahead of the step that uses them
+_ENDLESS = 2**40  # batches
 
 
 def make_loader(
@@ -17,7 +19,7 @@ def make_loader(
     seed: int,
     *,
     shuffle: bool = True,
-    num_epochs: int | None = None,
+    num_epochs: float | None = None,
     parts: Sequence[int] = (0,),
     num_parts: int = 1,
 ) -> grain.DatasetIterator:
@@ -25,20 +27,26 @@ def make_loader(
 
     Global batch s holds rows order[s * batch_size : (s + 1) * batch_size], where `order` runs through all
     rows, freshly shuffled for every epoch. A process gets those of the `num_parts` equal parts of each batch
-    that its devices hold, see `parallel.processes.batch_parts`. A batch may straddle two epochs, and so the
-    last one is filled up from the epoch after. Sources with weights are interleaved, each in its own order:
-    over any stretch of steps their shares of rows are right to within rounding, the ratio of a weight to the
-    smallest counting in hundredths.
+    that its devices hold, see `parallel.processes.batch_parts`. A batch may straddle two epochs. With `num_epochs`
+    every row comes that often, and empty rows fill up the last batch. Sources with weights are interleaved, each in
+    its own order: over any stretch of steps their shares of rows are right to within rounding, the ratio of a weight to
+    the smallest counting in hundredths.
 
     The iterator's `get_state()` is a JSON-able dict that holds the number of batches taken; `set_state` goes
     there, also in a run with another number of processes.
     """
-    batches = train_batches(rows, batch_size, seed, shuffle=shuffle, parts=parts, num_parts=num_parts)
-    if num_epochs is not None:
-        if rows.weights:
-            raise ConfigError("a mixture with weights has no epochs; give a number of steps instead")
-        batches = batches[: -(-len(rows) * num_epochs // batch_size)]
+    if num_epochs is not None and rows.weights:
+        raise ConfigError("a mixture with weights has no epochs; give a number of steps instead")
+    total = None if num_epochs is None else rows_of_epochs(rows, num_epochs)
+    batches = train_batches(
+        rows, batch_size, seed, shuffle=shuffle, total=total, parts=parts, num_parts=num_parts
+    )
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)))
+
+
+def rows_of_epochs(rows: Rows, num_epochs: float) -> int:
+    """How many rows `num_epochs` passes take; part of a row counts as one."""
+    return max(1, math.ceil(round(num_epochs * len(rows), 6)))
 
 
 def train_batches(
@@ -47,13 +55,24 @@ def train_batches(
     seed: int,
     *,
     shuffle: bool = True,
+    total: int | None = None,
     parts: Sequence[int] = (0,),
     num_parts: int = 1,
 ) -> grain.MapDataset:
-    """The batches of `make_loader` by number: `train_batches(...)[s]` is batch s."""
+    """The batches of `make_loader` by number: `train_batches(...)[s]` is batch s.
+
+    Args:
+      total: rows in all; empty ones fill up the last batch. None: there is no end.
+    """
     share = _share(batch_size, parts, num_parts)
-    steps = _order(rows, seed, shuffle).batch(batch_size, batch_fn=list)
-    return steps.map(lambda indices: collate(rows, [indices[i] for i in share]))
+    order = _order(rows, seed, shuffle)
+    total = _ENDLESS * batch_size if total is None else total
+
+    def batch(step: int) -> Batch | PairBatch | PromptBatch:
+        places = (step * batch_size + i for i in share)
+        return collate(rows, [order[place] if place < total else -1 for place in places])
+
+    return grain.MapDataset.range(-(-total // batch_size)).map(batch)
 
 
 def eval_batches(

@@ -41,6 +41,13 @@ class Rows:
         return max(most, self.max_segments // 2)
 
     @cached_property
+    def crowded(self) -> float:
+        """Share of rows that hold as many sequences as a row may, and so take no more however much room is left."""
+        counts = [sum(len(members(self.items[i])) for i in bin) for bin in self.bins]
+        fewest = min(len(members(item)) for item in self.items)
+        return sum(count + fewest > self.max_segments for count in counts) / len(counts)
+
+    @cached_property
     def longest_ending(self) -> int:
         """L of every batch of prompts."""
         return max(1, *(len(item.ending) for item in self.items))

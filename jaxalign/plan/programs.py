@@ -21,7 +21,7 @@ from jaxalign.stages.supervised import make_train_step
 from jaxalign.training.config import Config
 from jaxalign.training.flops import step_flops
 from jaxalign.training.optimizer import make_optimizer, make_schedule
-from jaxalign.training.run import Run
+from jaxalign.training.run import Run, count_updates
 from jaxalign.training.state import abstract_train_state
 from jaxalign.training.weights import find_model, resolve_architecture
 
@@ -65,6 +65,7 @@ def abstract_run(config: Config, mesh: Mesh | AbstractMesh, platform: str) -> Ru
         )
     # Constants of the schedule: when the steps are counted in epochs of data that is not here, any number will do.
     steps = config.num_steps or config.optimizer.warmup_steps + 1000
+    updates = count_updates(config, steps)
     parallel.check_divides(
         mesh, "batch_size / config.num_microbatches", config.batch_size // config.num_microbatches
     )
@@ -78,8 +79,8 @@ def abstract_run(config: Config, mesh: Mesh | AbstractMesh, platform: str) -> Ru
         train=None,
         held_out=None,
         steps=steps,
-        optimizer=make_optimizer(config.optimizer, steps),
-        schedule=make_schedule(config.optimizer, steps),
+        optimizer=make_optimizer(config.optimizer, updates),
+        schedule=make_schedule(config.optimizer, updates),
     )
 
 
@@ -108,7 +109,7 @@ def abstract_batch(run: Run) -> Batch | PairBatch:
     data, B = run.config.data, run.config.batch_size
     T, S = (
         data.row_length,
-        data.max_segments if data.packing else 1 + (run.config.stage not in ("pretrain", "sft")),
+        data.segments if data.packing else 1 + (run.config.stage not in ("pretrain", "sft")),
     )
     row = _rows(run, B, T)
     shared = {

@@ -180,8 +180,9 @@ def build(run: Run) -> Stage:
 
     def evaluate(state: PPOState) -> dict[str, float]:
         merged: list[Metrics] = []
-        # A fixed key: evaluations differ by the policy alone.
-        fixed = state.replace(key=jax.random.fold_in(jax.random.key(run.config.seed), 2))
+        # A fixed key: evaluations differ by the policy alone. And the policy is the one that is exported.
+        policy = state.policy if state.average is None else state.policy.replace(params=state.average)
+        fixed = state.replace(policy=policy, key=jax.random.fold_in(jax.random.key(run.config.seed), 2))
         for batch in run.eval_batches():
             merged.append(sampler(fixed, batch, run.held_out)[1])
         values = finalize(merge_ragged(merged))

@@ -47,6 +47,11 @@ class PPOConfig:
     normalize_values: bool = False  # train the critic on returns of mean 0 and variance 1
     value_decay: float = 0.99  # of their running mean and variance
 
+    @property
+    def updates_per_step(self) -> int:
+        """Updates of the policy on one rollout."""
+        return self.ppo_epochs * self.num_minibatches
+
     def __post_init__(self) -> None:
         if bool(self.reward_model) == bool(self.reward_function):
             state = "both are" if self.reward_model else "neither is"

@@ -48,11 +48,10 @@ def load_models(run: Run, options: Any) -> PPOModels:
       ConfigError: the reward model is not one, or reads other tokens than the policy writes.
       CheckpointError: a model is missing.
     """
-    updates = run.steps * options.ppo_epochs * options.num_minibatches
     critic_rates = dataclasses.replace(run.config.optimizer, learning_rate=options.critic_learning_rate)
     optimizer, critic_optimizer = (
-        make_optimizer(run.config.optimizer, updates),
-        make_optimizer(critic_rates, updates),
+        make_optimizer(run.config.optimizer, run.updates),
+        make_optimizer(critic_rates, run.updates),
     )
     micro = run.config.num_microbatches
     run.check_divides(
@@ -110,7 +109,7 @@ def load_models(run: Run, options: Any) -> PPOModels:
         critic_config=critic_config,
         optimizer=optimizer,
         critic_optimizer=critic_optimizer,
-        schedule=make_schedule(run.config.optimizer, updates),
+        schedule=make_schedule(run.config.optimizer, run.updates),
         abstract_policy=abstract_policy,
         abstract_critic=abstract_critic,
         init=init,

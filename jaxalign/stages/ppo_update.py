@@ -173,7 +173,10 @@ def make_update(run: Run, models: PPOModels) -> Any:
                     _verify_ratio(metrics, run.model)
                 if options.early_stop_kl:
                     stopped = float(finalize(metrics)["policy/approxkl_avg"]) > options.early_stop_kl
+            first = int(critic.step) == 0
             critic, more = value_update(critic, part, policy.skipped)
+            if first:
+                _verify_values(more)
             seen.append(metrics | more)
         merged = merge_ragged(seen)
         merged["policy/updates"] = Mean(jnp.float32(sum("val/ratio" in m for m in seen)), jnp.ones(()))
@@ -202,7 +205,18 @@ def merge_ragged(seen: list[Metrics]) -> Metrics:
     return merged
 
 
+def _verify_values(metrics: Metrics) -> None:
+    clipped = float(finalize(metrics)["val/clipfrac_avg"])
+    if clipped:
+        raise StepZeroError(
+            f"before the critic's first update no value can have left its clipping range, yet val/clipfrac_avg is "
+            f"{clipped:.4f}; rollout and update compute different values"
+        )
+
+
 def _verify_ratio(metrics: Metrics, model: ModelConfig) -> None:
+    if not float(metrics["val/ratio"].weight):
+        return  # a minibatch of the empty rows that fill up a last batch
     ratio = {name: float(x) for name, x in finalize(metrics).items() if name.startswith("val/ratio")}
     tolerance = 1e-4 if model.dtype == "float32" else 0.05
     if not all(abs(x - 1) <= tolerance for x in ratio.values()):

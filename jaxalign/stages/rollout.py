@@ -29,9 +29,9 @@ class Rollout:
     segment_ids: jax.Array  # int32
     mask: jax.Array  # float32
     old_logp: jax.Array  # float32, of the policy that sampled, by the same forward pass that trains
-    old_values: jax.Array  # float32, on the critic's own scale
+    old_values: jax.Array  # float32, as the critic put them out
     advantages: jax.Array  # float32
-    returns: jax.Array  # float32, on the critic's own scale
+    returns: jax.Array  # float32, on the scale that the critic is trained on
 
 
 def completion_texts(completions: Completions, tokenizer: Tokenizer, stop_ids: tuple[int, ...]) -> list[str]:
@@ -116,9 +116,8 @@ def finish_rollout(
     advantages = advantages + own_kl * mask
     if options.normalize_values:
         moments = running_moments.update(moments, returns, mask, options.value_decay)
+        # The old values stay what the critic said: it is around its own output that its change is clipped.
         returns = running_moments.normalize(moments, returns)
-        # The old values, too, must be on the scale that the critic is now trained on.
-        scored = scored | {"old_values": running_moments.normalize(moments, values)}
     if options.whiten_advantages:
         advantages = whiten(advantages, mask)
     rollout = Rollout(

@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from jaxalign.errors import CheckpointError
+from jaxalign.data.loader import rows_of_epochs
+from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.models import count_params
 from jaxalign.parallel import processes
 from jaxalign.storage import Path, to_path
@@ -82,6 +83,11 @@ def train(
         )
         loader = run.loader()
         state, step, phase, meta = _start(stage, checkpointer, loader)
+        if step > run.steps or (step == run.steps and phase):
+            raise ConfigError(
+                f"{run.workdir} has done {step} steps, and {_length(run)} are asked for; ask for more, or start in "
+                "another --workdir"
+            )
         if jax.process_index() == 0:
             (run.workdir / SETTINGS).write_text(json.dumps(settings(config), indent=1) + "\n")
         writer = stack.enter_context(MetricWriter(run.workdir))
@@ -177,11 +183,28 @@ def _introduction(stage: Stage, step: int) -> str:
     run = stage.run
     size = count_params(run.abstract_params(scalar=stage.scalar))
     devices = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items() if n > 1) or "1 device"
-    return (
+    rows, batch_size = run.train.rows, run.config.batch_size
+    lines = [
         f"{run.config.stage}: {size:,} parameters on {devices}; data: {run.train.report}; packed into "
-        f"{len(run.train.rows):,} rows, {run.train.rows.efficiency:.0%} full; "
-        f"{run.steps - step:,} of {run.steps:,} steps to go, {run.config.batch_size} rows each"
-    )
+        f"{len(rows):,} rows, {rows.efficiency:.0%} full; "
+        f"{run.steps - step:,} of {run.steps:,} steps to go, {batch_size} rows each, "
+        f"{run.epochs:.3g} epochs in all"
+    ]
+    if run.epochs_to_fill and (left := rows_of_epochs(rows, run.epochs_to_fill) % batch_size):
+        lines.append(f"the last batch holds {left} rows and {batch_size - left} empty ones")
+    if rows.efficiency < 0.8 and rows.crowded > 0.5:
+        lines.append(
+            f"{rows.crowded:.0%} of the rows take no more sequences, though they have room: raise "
+            f"config.data.max_segments={rows.max_segments}"
+        )
+    return "\n".join(lines)
+
+
+def _length(run: Run) -> str:
+    config = run.config
+    if config.num_steps:
+        return f"config.num_steps={config.num_steps}"
+    return f"config.num_epochs={config.num_epochs}, {run.steps} steps,"
 
 
 def finished(workdir: Path) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ class OptimizerConfig:
     name: str = "adamw"
     learning_rate: float = 3e-4  # The peak. For Adafactor it is relative to the RMS of each parameter.
     schedule: str = "cosine"
+    warmup: float = 0.0  # Part of all steps in which the rate rises; or a number of them:
     warmup_steps: int = 0
     final_ratio: float = 0.0  # Last learning rate / peak, for cosine, linear and wsd.
     decay_fraction: float = 0.1  # Part of all steps in which wsd decays, at the end.
@@ -43,6 +44,12 @@ class OptimizerConfig:
         self._check("learning_rate", self.learning_rate > 0, "a number above 0")
         whole = isinstance(self.warmup_steps, int) and self.warmup_steps >= 0
         self._check("warmup_steps", whole, "a whole number of steps, 0 or more")
+        self._check("warmup", 0 <= self.warmup < 1, "a part of the run in [0, 1), such as 0.03")
+        if self.warmup and self.warmup_steps:
+            raise ConfigError(
+                f"config.optimizer.warmup={self.warmup} and warmup_steps={self.warmup_steps}: set one of them, and the "
+                "other to 0"
+            )
         self._check("final_ratio", 0 <= self.final_ratio <= 1, "a ratio in [0, 1]")
         self._check("decay_fraction", 0 < self.decay_fraction <= 1, "a fraction in (0, 1]")
         for key in ("b1", "b2", "decay", "momentum"):
@@ -70,19 +77,23 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Returns step (0-based count of finished updates) -> float32 learning rate.
 
     Warm-up is linear, peak * (step + 1) / (warmup_steps + 1), so that the first update is not lost and the
-    peak is reached at step = warmup_steps. From there to total_steps: cosine (arXiv 1608.03983), linear,
-    constant, inverse_sqrt (arXiv 1706.03762 §5.3) or wsd, which is constant and then linear over the last
-    decay_fraction of all steps (arXiv 2404.06395). After total_steps the rate stays where it ended.
+    peak is reached at step = warmup_steps, or at warmup * total_steps, rounded down. From there to
+    total_steps: cosine (arXiv 1608.03983), linear, constant, inverse_sqrt (arXiv 1706.03762 §5.3) or wsd,
+    which is constant and then linear over the last decay_fraction of all steps (arXiv 2404.06395). After
+    total_steps the rate stays where it ended.
     Raises ConfigError when the warm-up (and the wsd decay) do not fit in total_steps.
     """
-    warmup, peak, final = config.warmup_steps, config.learning_rate, config.final_ratio
+    warmup = config.warmup_steps or int(config.warmup * total_steps)
+    peak, final = config.learning_rate, config.final_ratio
     decay_start = warmup
     if config.schedule == "wsd":
         decay_start = total_steps - round(config.decay_fraction * total_steps)
     if warmup >= total_steps or decay_start < warmup:
+        key = f"warmup={config.warmup}, {warmup} steps" if config.warmup else f"warmup_steps={warmup}"
         raise ConfigError(
-            f"config.optimizer.warmup_steps={warmup}: with schedule={config.schedule!r} and {total_steps} "
-            f"steps in all, use fewer than {max(1, min(total_steps, decay_start + 1))}"
+            f"config.optimizer.{key}: too long; give it as a part of the run (config.optimizer.warmup=0.03 and "
+            f"warmup_steps=0), or, with schedule={config.schedule!r} and {total_steps} steps in all, use fewer than "
+            f"{max(1, min(total_steps, decay_start + 1))}"
         )
 
     def ratio(step: jax.Array) -> jax.Array:

@@ -31,7 +31,7 @@ class Recorder:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leaves the time since the last step out of the next one's."""
+        """Leaves the time since the last step ended out of the next one's."""
         self._clock = time.monotonic()
 
     def metrics(self) -> dict[str, dict[str, str]]:
@@ -58,11 +58,8 @@ class Recorder:
 
     def end(self, step: int, state: Any) -> None:
         """Ends step number `step`, and logs the one before it; raises NonFiniteError."""
-        # The host runs at most one step ahead, so from dispatch to dispatch is a step's time on any backend.
-        now = time.monotonic()
-        elapsed, self._clock = now - self._clock, now
         done = self._pending
-        self._pending = (step, self._metrics, self._earlier, self._times, self._rows, elapsed)
+        self._pending = (step, self._metrics, self._earlier, self._times, self._rows)
         self._metrics, self._earlier = {}, {}
         if done is not None:
             self._log(*done, state)
@@ -73,10 +70,12 @@ class Recorder:
             done, self._pending = self._pending, None
             self._log(*done, state)
 
-    def _log(
-        self, step: int, metrics: dict, earlier: dict, times: dict, rows: Any, elapsed: float, state: Any
-    ) -> None:
-        values = {name: float(x) for name, x in finalize(jax.device_get(metrics)).items()}
+    def _log(self, step: int, metrics: dict, earlier: dict, times: dict, rows: Any, state: Any) -> None:
+        metrics = jax.device_get(metrics)
+        # From the end of one step to the end of the next: when a step is sent says nothing of when it is done.
+        now = time.monotonic()
+        elapsed, self._clock = now - self._clock, now
+        values = {name: float(x) for name, x in finalize(metrics).items()}
         values |= times | {"perf/step_time": elapsed}
         if TOKENS in values:  # not when the run goes on in the middle of a step: it took more than `elapsed`
             values["perf/tokens_per_second"] = values[TOKENS] / elapsed

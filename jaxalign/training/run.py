@@ -23,6 +23,7 @@ from jaxalign.data import (
     make_loader,
     train_batches,
 )
+from jaxalign.data.loader import rows_of_epochs
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, abstract_params, init_head, init_params
 from jaxalign.parallel import processes
@@ -90,7 +91,24 @@ class Run:
 
     def loader(self) -> Any:
         """The training batches, as an iterator of host arrays whose position can be saved."""
-        return make_loader(self.train.rows, self.config.batch_size, self.config.seed, **self.share)
+        rows, batch_size = self.train.rows, self.config.batch_size
+        return make_loader(rows, batch_size, self.config.seed, num_epochs=self.epochs_to_fill, **self.share)
+
+    @property
+    def updates(self) -> int:
+        """Updates of the optimizer in all; its schedule is made for so many."""
+        return count_updates(self.config, self.steps)
+
+    @property
+    def epochs_to_fill(self) -> float | None:
+        """Passes after which the data end, where that is how the run's length is given; None: they never do."""
+        counted = self.config.num_steps or self.train.rows.weights
+        return None if counted else self.config.num_epochs
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the packed rows that all steps make."""
+        return self.epochs_to_fill or self.steps * self.config.batch_size / len(self.train.rows)
 
     def batches(self, dataset: Dataset) -> Iterator[Any]:
         """Every row of a dataset once, in order; empty rows fill up the last batch."""
@@ -157,6 +175,11 @@ class Run:
         if rows % parts:
             raise ConfigError(f"config.{key}: {rows} rows cannot be cut into {parts} equal parts")
         parallel.check_divides(self.mesh, key, rows // parts)
+
+
+def count_updates(config: Config, steps: int) -> int:
+    """Updates of the optimizer in `steps` steps: of a step that samples, several."""
+    return steps * getattr(config.options, "updates_per_step", 1)
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
@@ -259,7 +282,9 @@ def _open(config: Config, workdir: Path) -> Run:
     inputs = open_inputs(config)
     config = inputs.config
     train, held_out = build_datasets(config.data, inputs.tokenizer, KINDS[config.stage])
-    steps = config.num_steps or max(1, round(config.num_epochs * len(train.rows) / config.batch_size))
+    total = rows_of_epochs(train.rows, config.num_epochs)
+    steps = config.num_steps or -(-total // config.batch_size)
+    updates = count_updates(config, steps)
     parallel.check_divides(
         mesh, "batch_size / config.num_microbatches", config.batch_size // config.num_microbatches
     )
@@ -273,8 +298,8 @@ def _open(config: Config, workdir: Path) -> Run:
         train=train,
         held_out=held_out,
         steps=steps,
-        optimizer=make_optimizer(config.optimizer, steps),
-        schedule=make_schedule(config.optimizer, steps),
+        optimizer=make_optimizer(config.optimizer, updates),
+        schedule=make_schedule(config.optimizer, updates),
     )
 
 
