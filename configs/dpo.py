@@ -8,20 +8,20 @@ On your own data: `--config.data.train=FILE.jsonl --config.model.init_from=RUN`,
 
 A published model, the length-normalised loss and rates of Tülu 3 8B (arXiv 2411.15124):
 
-    jaxalign plan --config=configs/dpo.py:llama3_1_8b --topology=v5p:4x4x4
+    jaxalign plan --config=configs/dpo.py:llama3_1_8b --topology=v5p:2x2x2
     jaxalign train --config=configs/dpo.py:llama3_1_8b --config.model.init_from=MODEL --config.data.train=FILE \\
         --workdir=runs/dpo
 """
 
-from jaxalign.configs.models import PRESETS, at_scale
+from jaxalign.configs.models import at_scale, names_model
 from ml_collections import ConfigDict
 
 from jaxalign.stages import default_config
 
 
 def get_config(root: str = "") -> ConfigDict:
-    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py."""
-    if root in PRESETS:
+    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py, or finetune."""
+    if names_model(root):
         return large(root)
     root = root or "quickstart"
     config = default_config("dpo")
@@ -41,10 +41,10 @@ def get_config(root: str = "") -> ConfigDict:
 
 def large(name: str) -> ConfigDict:
     """The stage for a published model."""
-    config = at_scale(default_config("dpo"), name, sequences=2)
+    config = at_scale(default_config("dpo"), name, max_length=2048, sequences=2)
     config.optimizer.learning_rate = 5e-7
     config.optimizer.schedule = "linear"
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup = 0.1
     config.dpo.beta = 5.0
     config.dpo.length_normalized = True
     return config

@@ -8,20 +8,20 @@ configs/reward.py; rows as for configs/sft.py may be mixed in, and are learned b
 
 A published model, rates as for Mistral-ORPO (arXiv 2403.07691):
 
-    jaxalign plan --config=configs/orpo.py:llama3_1_8b --topology=v5p:4x4x4
+    jaxalign plan --config=configs/orpo.py:llama3_1_8b --topology=v5p:2x2x2
     jaxalign train --config=configs/orpo.py:llama3_1_8b --config.model.init_from=MODEL --config.data.train=FILE \\
         --workdir=runs/orpo
 """
 
-from jaxalign.configs.models import PRESETS, at_scale
+from jaxalign.configs.models import at_scale, names_model
 from ml_collections import ConfigDict
 
 from jaxalign.stages import default_config
 
 
 def get_config(root: str = "") -> ConfigDict:
-    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py."""
-    if root in PRESETS:
+    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py, or finetune."""
+    if names_model(root):
         return large(root)
     root = root or "quickstart"
     config = default_config("orpo")
@@ -43,8 +43,8 @@ def get_config(root: str = "") -> ConfigDict:
 
 def large(name: str) -> ConfigDict:
     """The stage for a published model."""
-    config = at_scale(default_config("orpo"), name, sequences=2)
+    config = at_scale(default_config("orpo"), name, max_length=2048, sequences=2)
     config.optimizer.learning_rate = 5e-6
     config.optimizer.schedule = "inverse_sqrt"
-    config.optimizer.warmup_steps = 200
+    config.optimizer.warmup = 0.1
     return config

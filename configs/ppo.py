@@ -5,7 +5,7 @@
 
 On your own data: `--config.data.train=FILE.jsonl --config.model.init_from=RUN`, rows {"prompt": ...}, and a reward:
 `--config.ppo.reward_model=RUN`, or any Python function f(prompt, completion) -> float with
-`--config.ppo.reward_model= --config.ppo.reward_function=module:function --config.ppo.critic_init=policy`.
+`--config.ppo.reward_function=module:function`.
 
 A published model on prompts of 1,024 tokens and answers of 1,024, rates near those of Tülu 3 8B (arXiv 2411.15124):
 
@@ -14,21 +14,21 @@ A published model on prompts of 1,024 tokens and answers of 1,024, rates near th
         --config.ppo.reward_model=RUN --workdir=runs/ppo
 """
 
-from jaxalign.configs.models import PRESETS, at_scale
+from jaxalign.configs.models import at_scale, names_model
 from ml_collections import ConfigDict
 
 from jaxalign.stages import default_config
 
 
 def get_config(root: str = "") -> ConfigDict:
-    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py."""
-    if root in PRESETS:
+    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py, or finetune."""
+    if names_model(root):
         return large(root)
     root = root or "quickstart"
     config = default_config("ppo")
     config.model.init_from = f"{root}/sft"
     config.ppo.reward_model = f"{root}/reward"
-    config.ppo.critic_init = "reward"
+    config.ppo.critic_init = "auto"
     config.data.train = f"{root}/data/prompts.jsonl"
     config.data.max_length = 48  # of a prompt
     config.ppo.sampling.max_new_tokens = 32
@@ -53,7 +53,7 @@ def large(name: str) -> ConfigDict:
     config.data.row_length = length
     config.ppo.sampling.max_new_tokens = length
     config.ppo.reward_model = "runs/reward"
-    config.ppo.critic_init = "reward"
+    config.ppo.critic_init = "auto"
     config.optimizer.learning_rate = 3e-7
     config.optimizer.schedule = "linear"
     config.ppo.critic_learning_rate = 3e-7

@@ -14,15 +14,15 @@ A published size from scratch, 4 million tokens a step, rates as for Llama 3 8B 
         --workdir=runs/pretrain
 """
 
-from jaxalign.configs.models import PRESETS, at_scale
+from jaxalign.configs.models import at_scale, names_model
 from ml_collections import ConfigDict
 
 from jaxalign.stages import default_config
 
 
 def get_config(root: str = "") -> ConfigDict:
-    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py."""
-    if root in PRESETS:
+    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py, or finetune."""
+    if names_model(root):
         return large(root)
     root = root or "quickstart"
     config = default_config("pretrain")
@@ -51,7 +51,7 @@ def large(name: str) -> ConfigDict:
     """The stage for a published model."""
     config = at_scale(default_config("pretrain"), name, batch_size=512)
     config.optimizer.learning_rate = 3e-4
-    config.optimizer.warmup_steps = 2000
+    config.optimizer.warmup = 0.01
     config.optimizer.final_ratio = 0.01
     config.optimizer.weight_decay = 0.1
     return config

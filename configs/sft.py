@@ -9,20 +9,20 @@ completion) or {"text": ...} (loss on all of it).
 
 A published model, rates as for Tülu 3 8B (arXiv 2411.15124):
 
-    jaxalign plan --config=configs/sft.py:llama3_1_8b --topology=v5p:4x4x4
+    jaxalign plan --config=configs/sft.py:llama3_1_8b --topology=v5p:2x2x2
     jaxalign train --config=configs/sft.py:llama3_1_8b --config.model.init_from=MODEL --config.data.train=FILE \\
         --workdir=runs/sft
 """
 
-from jaxalign.configs.models import PRESETS, at_scale
+from jaxalign.configs.models import at_scale, names_model
 from ml_collections import ConfigDict
 
 from jaxalign.stages import default_config
 
 
 def get_config(root: str = "") -> ConfigDict:
-    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py."""
-    if root in PRESETS:
+    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py, or finetune."""
+    if names_model(root):
         return large(root)
     root = root or "quickstart"
     config = default_config("sft")
@@ -43,9 +43,9 @@ def get_config(root: str = "") -> ConfigDict:
 
 def large(name: str) -> ConfigDict:
     """The stage for a published model."""
-    config = at_scale(default_config("sft"), name)
+    config = at_scale(default_config("sft"), name, max_length=4096)
     config.num_epochs = 2.0
     config.optimizer.learning_rate = 5e-6
     config.optimizer.schedule = "linear"
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup = 0.03
     return config

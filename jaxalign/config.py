@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from jaxalign.errors import ConfigError
+from jaxalign.hub import is_foreign
 
 
 def thaw(cls: type, **given: Any) -> ConfigDict:
@@ -113,6 +114,7 @@ def parse_flags(argv: list[str], *, workdir: bool = True) -> tuple[ConfigDict, s
       ConfigError: a missing or unknown flag, an unknown config key (with the nearest one), a value that does
         not parse as the key's type, or a config file that does not exist or does not run.
     """
+    argv = _for_model(argv)
     values = flags.FlagValues()
     full = ["jaxalign", *argv]
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=full)
@@ -129,7 +131,7 @@ def parse_flags(argv: list[str], *, workdir: bool = True) -> tuple[ConfigDict, s
         rest = values(full)[1:]
         if rest:
             raise ConfigError(f"{rest[0]!r} is not a flag; write --config.key=value")
-        _leave_out_data_of_the_file(values.config, argv)
+        _leave_out(values.config, argv)
         return values.config, values.workdir if workdir else ""
     except ConfigError:
         raise
@@ -144,15 +146,82 @@ def parse_flags(argv: list[str], *, workdir: bool = True) -> tuple[ConfigDict, s
         raise ConfigError(str(error)) from error
 
 
-def _leave_out_data_of_the_file(config: ConfigDict, argv: list[str]) -> None:
-    """With training data by a flag, shares and held-out data that the file names for its own are not meant."""
-    given = {arg.split("=")[0].removeprefix("--config.") for arg in argv}
-    if "data.train" not in given or "data" not in config:
+# What a flag means that the config file cannot know. Of two keys one of which replaces the other, the one that is given
+# by a flag; with training data by a flag, shares and held-out data that the file names for its own are not meant.
+_REPLACED = {
+    "data.train": ("data.weights", "data.eval"),
+    "num_epochs": ("num_steps",),
+    "optimizer.warmup": ("optimizer.warmup_steps",),
+    "optimizer.warmup_steps": ("optimizer.warmup",),
+    "ppo.reward_function": ("ppo.reward_model",),
+    "ppo.reward_model": ("ppo.reward_function",),
+    "data.eval": ("data.eval_fraction",),
+    "data.eval_fraction": ("data.eval",),
+}
+
+
+def _given(argv: list[str]) -> set[str]:
+    """The keys of the config that flags give."""
+    return {arg.split("=")[0].removeprefix("--config.") for arg in argv if arg.startswith("--config.")}
+
+
+def _leave_out(config: ConfigDict, argv: list[str]) -> None:
+    """Takes out of a config what its file says in place of what flags say, and tells it."""
+    given = _given(argv)
+    for key, replaced in _REPLACED.items():
+        if key not in given or not _get(config, key):
+            continue
+        for other in replaced:
+            value = _get(config, other)
+            if other in given or not value:
+                continue
+            _tell(f"--config.{key} is yours: the config file's config.{other}={value!r} is left out")
+            config.update_from_flattened_dict({other: type(value)()})
+    _leave_out_architecture(config, given)
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        if part not in config:
+            return None
+        config = config[part]
+    return config
+
+
+def _leave_out_architecture(config: ConfigDict, given: set[str]) -> None:
+    """With a model to start from by a flag, tokenizer and sizes of a file that trains from scratch are not meant."""
+    if "model.init_from" not in given or not _get(config, "model.init_from"):
         return
-    for key, nothing in (("weights", ()), ("eval", "")):
-        if f"data.{key}" not in given and config.data.get(key):
-            print(
-                f"--config.data.train is yours: the config file's config.data.{key}={config.data[key]!r} is left out",
-                file=sys.stderr,
-            )
-            config.data[key] = nothing
+    if "data.tokenizer" in given or not _get(config, "data.tokenizer"):
+        return
+    from jaxalign.models.config import ARCHITECTURE_KEYS, ModelConfig
+
+    config.data.tokenizer = ""
+    for key in ARCHITECTURE_KEYS:
+        if f"model.{key}" not in given:
+            config.model[key] = getattr(ModelConfig, key)
+    _tell("--config.model.init_from is yours: it brings its own architecture and tokenizer")
+
+
+def _for_model(argv: list[str]) -> list[str]:
+    """The arguments, with the settings for fine-tuning chosen where a model from elsewhere meets a file without a word.
+
+    Without a word of its own a stage's config file is the quickstart's, for a model of a million parameters. A file
+    that knows others says so: it has `names_model`.
+    """
+    models = [arg.split("=", 1)[1] for arg in argv if arg.startswith("--config.model.init_from=")]
+    files = [index for index, arg in enumerate(argv) if arg.startswith("--config=")]
+    if not files or not models or not models[-1]:
+        return argv
+    path = argv[files[-1]].removeprefix("--config=")
+    if not os.path.isfile(path) or not is_foreign(models[-1]):
+        return argv
+    with open(path, encoding="utf-8") as file:
+        if "names_model" not in file.read():
+            return argv
+    _tell(f"{models[-1]} is no model of the quickstart: settings for fine-tuning are taken, {path}:finetune")
+    return [*argv[: files[-1]], f"--config={path}:finetune", *argv[files[-1] + 1 :]]
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)

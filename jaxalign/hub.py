@@ -1,10 +1,12 @@
 """Files of the Hugging Face hub, fetched once and from then on taken from its cache."""
 
+import json
 import pathlib
 import re
 from collections.abc import Sequence
 
 from jaxalign.errors import ConfigError
+from jaxalign.storage import is_remote
 
 _SECONDS = 5  # for an answer of the hub, before its cache is asked
 
@@ -13,6 +15,18 @@ def is_hub_name(path: str) -> bool:
     """Whether `path` reads as "organisation/name" and can be no path of this machine."""
     parts = re.fullmatch(r"([\w.-]+)/[\w.-]+", path)
     return parts is not None and not pathlib.Path(parts[1]).exists()
+
+
+def is_foreign(path: str) -> bool:
+    """Whether a model was not made here: the hub or another program has it, or a run here began with it."""
+    folder = pathlib.Path(path).expanduser()
+    if is_remote(path) or not folder.exists():
+        return not is_remote(path) and is_hub_name(path)
+    settings = folder / "settings.json"
+    if settings.is_file():
+        began = json.loads(settings.read_text("utf-8")).get("config.model.init_from", "")
+        return began != path and bool(began) and is_foreign(began)
+    return (folder / "config.json").is_file() and not (folder / "model").is_dir()
 
 
 def download(name: str, patterns: Sequence[str], key: str) -> pathlib.Path:

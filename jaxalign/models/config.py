@@ -186,3 +186,12 @@ class ModelConfig:
         """Which layers see no further than the window."""
         pattern = self.layer_pattern or ("L" if self.window else "G")
         return tuple(pattern[i % len(pattern)] == "L" for i in range(self.num_layers))
+
+
+# What says how a model is computed or trained, and not what it is.
+RUNTIME_KEYS = ("dtype", "remat", "attention", "router_balance_coef", "router_z_coef")
+ARCHITECTURE_KEYS = tuple(
+    field.name
+    for field in dataclasses.fields(ModelConfig)
+    if field.name not in RUNTIME_KEYS and field.name != "vocab_size"  # which is the tokenizer's
+)

@@ -41,7 +41,9 @@ class PPOConfig:
         0.0  # the result is an average of the weights (InstructGPT: 0.992); 0: the last ones
     )
     # Critic
-    critic_init: str = "policy"  # start from the policy, or from the "reward" model
+    critic_init: str = (
+        "policy"  # start from the policy, from the "reward" model, or "auto": from it if there is one
+    )
     critic_learning_rate: float = 1e-5
     value_clip: float | None = 0.2
     normalize_values: bool = False  # train the critic on returns of mean 0 and variance 1
@@ -52,6 +54,11 @@ class PPOConfig:
         """Updates of the policy on one rollout."""
         return self.ppo_epochs * self.num_minibatches
 
+    @property
+    def critic_from_reward(self) -> bool:
+        """Whether the critic starts as the reward model does."""
+        return self.critic_init == "reward" or (self.critic_init == "auto" and bool(self.reward_model))
+
     def __post_init__(self) -> None:
         if bool(self.reward_model) == bool(self.reward_function):
             state = "both are" if self.reward_model else "neither is"
@@ -60,8 +67,10 @@ class PPOConfig:
             raise ConfigError(
                 f"config.ppo.kl_estimator={self.kl_estimator!r} is not one of k1, k2, k3, exact"
             )
-        if self.critic_init not in ("policy", "reward"):
-            raise ConfigError(f"config.ppo.critic_init={self.critic_init!r} is not one of policy, reward")
+        if self.critic_init not in ("policy", "reward", "auto"):
+            raise ConfigError(
+                f"config.ppo.critic_init={self.critic_init!r} is not one of policy, reward, auto"
+            )
         if self.critic_init == "reward" and not self.reward_model:
             raise ConfigError(
                 "config.ppo.critic_init='reward' needs config.ppo.reward_model; or use 'policy'"

@@ -78,7 +78,7 @@ def load_models(run: Run, options: Any) -> PPOModels:
     if found:
         _check_length(run, found.config, "config.ppo.reward_model", options.sampling.max_new_tokens)
     critic_config = run.model
-    if options.critic_init == "reward":
+    if options.critic_from_reward:
         critic_config = dataclasses.replace(found.config, dtype=run.model.dtype, remat=run.model.remat)
 
     abstract_policy = abstract_train_state(run.abstract_params(), optimizer, run.mesh)
@@ -88,7 +88,7 @@ def load_models(run: Run, options: Any) -> PPOModels:
 
     def init() -> tuple[TrainState, TrainState]:
         policy = run.load_init(required=True)
-        if options.critic_init == "reward":
+        if options.critic_from_reward:
             critic = found.load(run.mesh)
         else:
             # First values are 0: nothing is known of the returns yet.

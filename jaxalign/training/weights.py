@@ -22,6 +22,7 @@ from jaxalign.data.hf_tokenizer import HFTokenizer
 from jaxalign.errors import CheckpointError, ConfigError, JaxalignError
 from jaxalign.hub import download, is_hub_name
 from jaxalign.models import ModelConfig, Params, abstract_params
+from jaxalign.models.config import RUNTIME_KEYS
 from jaxalign.models.hf.importer import CONFIG, HFModel, Path, by_path, load_folder, open_folder
 from jaxalign.models.kernels import default_attention
 from jaxalign.parallel import platform, processes
@@ -32,7 +33,6 @@ MODEL = "model"
 HF_CONFIG = "hf_config"  # in meta: the config.json that a model began with
 HF_DTYPE = "hf_dtype"  # and the type of its tensors
 HUB_FILES = ("model*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt")  # no pickle, no code
-RUNTIME_KEYS = ("dtype", "remat", "attention", "router_balance_coef", "router_z_coef")  # not what a model is
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,12 +68,14 @@ def test_another_argument_is_a_quickstart(stage):
 
 def test_parameters_of_a_chip_are_the_published_number():
     """8,030,261,248 parameters of Llama 3.1 8B in float32, and Adam's two moments, split over 64 chips."""
-    model, (step,) = steps_of(load_config("dpo", "llama3_1_8b"), chips=64)
+    config = load_config("dpo", "llama3_1_8b")
+    config.batch_size = 64
+    model, (step,) = steps_of(config, chips=64)
     norms = 4096 * (2 * 32 + 1)  # a norm is on every chip
     a_chip = 4 * ((8_030_261_248 - norms) // 64 + norms)
     assert bytes_per_device(step.kinds[PARAMETERS]) == a_chip == bytes_per_device(step.kinds[FROZEN])
     assert bytes_per_device(step.kinds[OPTIMIZER]) == 2 * a_chip + 8  # and two counts
-    assert step.tokens == 128 * 16_384
+    assert step.tokens == 64 * 4096
     assert model.attention == "splash"
 
 
