@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxalign.data.encode import members
+import numpy as np
+
+from jaxalign.data.encode import PairExample, members
 from jaxalign.data.encode_source import OVERLONG, Encoded, EncodingReport, collect, encode_records
 from jaxalign.data.overlap import KEYS, drop_shared, hold_out
 from jaxalign.data.packing import Item, Rows, build_rows
@@ -60,7 +62,7 @@ class Dataset:
 
     rows: Rows
     report: EncodingReport
-    fingerprint: str  # sha256 of all token ids and masks: equal data and equal tokenisation
+    fingerprint: str  # sha256 of all token ids, masks, pairs and margins: equal data, equally tokenised
     sources: tuple[Records, ...]
 
     def record(self, number: int) -> Mapping[str, Any]:
@@ -283,6 +285,9 @@ def _check(config: DataConfig, kind: str, source_count: int, weights: tuple[floa
 def _fingerprint(items: Sequence[Item]) -> str:
     digest = hashlib.sha256()
     for item in items:
+        if isinstance(item, PairExample):  # which of the sequences is preferred, and by how much
+            digest.update(np.asarray(item.pairs, "<i4").tobytes())
+            digest.update(np.float32(item.margin).astype("<f4").tobytes())
         for example in members(item):
             digest.update(len(example.ids).to_bytes(8, "little"))
             digest.update(example.ids.astype("<i4").tobytes())

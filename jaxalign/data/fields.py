@@ -5,6 +5,7 @@ meaning for training (`CONTEXT`, `TEACHING`, `OF_MESSAGES`) must say nothing tha
 Fields of other names (ids, sources, scores, …) are left alone.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -86,8 +87,8 @@ def check_unread(row: Row, read: Iterable[str], record: Any, kind: str, where: s
         if name.lower() not in meaning or name in read or _empty(value) or (name in SWITCHES and value == 1):
             continue
         said = "\n".join(_strings(record)) if said is None else said
-        strings = [text for text in _strings(value) if text.strip()]
-        if strings and all(text.strip() in said for text in strings):
+        strings = [text.strip() for text in _strings(value) if text.strip()]
+        if strings and all(_is_said(text, said) for text in strings):
             continue
         hint = (
             "write prompt and answers as messages, lists of role and content, of which it then becomes the first"
@@ -239,6 +240,13 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
     elif hasattr(value, "__dataclass_fields__"):
         yield from _strings({name: item for name, item in vars(value).items() if name != "role"})
+
+
+def _is_said(text: str, said: str) -> bool:
+    """Whether `said` contains the text, and a short one not merely as letters of other words."""
+    if len(text) >= 8:
+        return text in said
+    return re.search(rf"(?<!\w){re.escape(text)}(?!\w)", said) is not None
 
 
 def _short(value: Any, limit: int = 60) -> str:

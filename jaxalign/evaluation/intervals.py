@@ -4,33 +4,57 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import special
 
-Z = 1.959964  # two-sided 95 % of the normal distribution
+LEVEL = 0.975  # of two-sided 95 % intervals
+Z = special.ndtri(LEVEL)
 
 Interval = tuple[float, float, float]  # mean, lower end, upper end
+NOTHING: Interval = (float("nan"),) * 3
 
 
 def mean_interval(values: Sequence[float] | Any) -> Interval:
-    """Mean of independent values and its normal-approximation interval, mean ± 1.96 s / √n.
+    """Mean of n independent values and Student's interval, mean ± t s / √n with n - 1 degrees of freedom.
 
-    One value has no interval: both ends are NaN.
+    One value has no interval: both ends are NaN; no value has no mean either.
     """
     x = np.asarray(values, np.float64)
     if x.size < 2:
-        return float(x.mean()), float("nan"), float("nan")
-    half = Z * x.std(ddof=1) / np.sqrt(x.size)
+        return (float(x.mean()), *NOTHING[1:]) if x.size else NOTHING
+    half = special.stdtrit(x.size - 1, LEVEL) * x.std(ddof=1) / np.sqrt(x.size)
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
 def proportion_interval(hits: float, count: int) -> Interval:
-    """A proportion and its Wilson score interval (Wilson 1927), right near 0 and 1 too."""
+    """A proportion and its Wilson score interval (Wilson 1927), right near 0 and 1 too; NaN for a count of 0.
+
+    Raises:
+      ValueError: there are fewer than no hits, or more than `count`.
+    """
+    if not 0 <= hits <= count:
+        raise ValueError(f"{hits} hits of {count}: there must be between none and all")
+    if count == 0:
+        return NOTHING
     p = hits / count
     centre = (p + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z * np.sqrt(p * (1 - p) / count + Z**2 / (4 * count**2)) / (1 + Z**2 / count)
-    return float(p), float(centre - half), float(centre + half)
+    # Rounding may put an end beyond the proportion, which is never outside.
+    return float(p), max(0.0, min(float(centre - half), p)), min(1.0, max(float(centre + half), p))
 
 
 def win_rate(mine: Sequence[float], theirs: Sequence[float]) -> Interval:
-    """How often my score is higher on the same question; a tie counts half."""
-    difference = np.asarray(mine, np.float64) - np.asarray(theirs, np.float64)
-    return mean_interval(0.5 + 0.5 * np.sign(difference))
+    """How often my score is higher on the same question, a tie counting half, and Wilson's interval of that share.
+
+    Ties vary less than wins and losses, so with many of them the interval is wider than it must be.
+
+    Raises:
+      ValueError: the two have not one score each for every question.
+    """
+    mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
+    if mine.shape != theirs.shape or mine.ndim != 1:
+        raise ValueError(
+            f"scores of shapes {mine.shape} and {theirs.shape}: give one for every question to both"
+        )
+    if not (np.isfinite(mine).all() and np.isfinite(theirs).all()):
+        raise ValueError("a score is not a finite number, so it is neither higher nor lower")
+    return proportion_interval(float(np.sum(0.5 + 0.5 * np.sign(mine - theirs))), mine.size)

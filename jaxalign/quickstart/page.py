@@ -53,10 +53,10 @@ GUIDE = {
 }
 
 LIMITS = """<ul>
-<li>Score and its parts, win rate and KL: mean ± 1.96 standard errors over the questions, one sampled answer each. In
-the win rate a question counts 1, ½ or 0. An interval without width means that all answers scored alike, not that a
-rarer one could not occur.</li>
-<li>Agreement of the reward model: Wilson's score interval over the held-out pairs.</li>
+<li>Score and its parts and KL: mean and Student's 95 % interval over the questions, one sampled answer each. An
+interval without width means that all answers scored alike, not that a rarer one could not occur.</li>
+<li>Win rate, in which a question counts 1, ½ or 0, and agreement of the reward model: Wilson's score interval over the
+questions and over the held-out pairs.</li>
 <li>An interval covers the draw of the questions: other questions would give other means. It does not cover the
 training, which had one seed. Before you rank two methods, run several seeds.</li>
 <li>Two intervals that do not touch are strong evidence of a difference for these two trained models; it is a stricter

@@ -7,9 +7,10 @@ from scipy import stats
 from jaxalign.evaluation import mean_interval, proportion_interval, win_rate
 
 
-def test_mean_interval_is_the_normal_one():
-    x = np.random.default_rng(0).normal(3.0, 2.0, 50)
-    low, high = stats.norm.interval(0.95, loc=x.mean(), scale=stats.sem(x))
+@pytest.mark.parametrize("count", [2, 5, 50])
+def test_mean_interval_is_students(count):
+    x = np.random.default_rng(0).normal(3.0, 2.0, count)
+    low, high = stats.t.interval(0.95, count - 1, loc=x.mean(), scale=stats.sem(x))
     assert mean_interval(x) == pytest.approx((x.mean(), low, high))
 
 
@@ -26,17 +27,43 @@ def test_proportion_interval_is_wilsons(hits, count):
     )
 
 
-def test_mean_interval_covers_the_truth_95_times_in_100():
+@pytest.mark.parametrize("count", [5, 100])
+def test_mean_interval_covers_the_truth_95_times_in_100(count):
     rng = np.random.default_rng(1)
     inside = 0
     for _ in range(2000):
-        _, low, high = mean_interval(rng.uniform(size=100))
-        inside += low <= 0.5 <= high
-    assert 0.93 < inside / 2000 < 0.965
+        _, low, high = mean_interval(rng.normal(size=count))
+        inside += low <= 0 <= high
+    assert 0.935 < inside / 2000 < 0.965
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.95])
+def test_win_rate_of_ten_questions_covers_the_truth(rate):
+    """The whole distribution, not a sample of it: 10 questions have 11 outcomes."""
+    intervals = [win_rate([1.0] * wins + [0.0] * (10 - wins), [0.5] * 10) for wins in range(11)]
+    chances = stats.binom.pmf(range(11), 10, rate)
+    covered = sum(p for p, (_, low, high) in zip(chances, intervals, strict=True) if low <= rate <= high)
+    assert covered > 0.9
+    assert all(0 <= low <= mean <= high <= 1 for mean, low, high in intervals)
+
+
+def test_all_wins_leave_room_for_a_loss():
+    expected = stats.binomtest(10, 10).proportion_ci(method="wilson")
+    assert win_rate(range(1, 11), [0] * 10) == pytest.approx((1.0, expected.low, 1.0))
 
 
 def test_win_rate_counts_ties_half():
     mean, low, high = win_rate([1.0, 0.5, 0.0, 0.7], [0.0, 0.5, 1.0, 0.2])
     assert mean == pytest.approx((1 + 0.5 + 0 + 1) / 4)
     assert low < mean < high
-    assert win_rate([0.3, 0.3], [0.3, 0.3]) == (0.5, 0.5, 0.5)
+    assert win_rate([0.3, 0.3], [0.3, 0.3]) == proportion_interval(1, 2)
+
+
+def test_what_has_no_rate():
+    assert all(np.isnan(proportion_interval(0, 0))) and all(np.isnan(mean_interval([])))
+    with pytest.raises(ValueError, match=r"shapes \(3,\) and \(1,\)"):
+        win_rate([1, 2, 3], [2])
+    with pytest.raises(ValueError, match="not a finite number"):
+        win_rate([1, float("nan")], [2, 0])
+    with pytest.raises(ValueError, match="5 hits of 4"):
+        proportion_interval(5, 4)
