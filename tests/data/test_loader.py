@@ -48,6 +48,24 @@ def test_epochs_wrap_and_drop_nothing(shuffle):
         assert order[:12] == [*range(10), 0, 1]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 32])
+@pytest.mark.parametrize(("count", "epochs"), [(47, 1), (40, 1), (5, 1), (5, 3), (10, 2.5), (7, 0.5)])
+def test_epochs_have_every_row_as_often_as_they_say(count, epochs, batch_size):
+    rows = rows_of(count)
+    batches = taken(make_loader(rows, batch_size, seed=3, num_epochs=epochs))
+    order = [row for batch in batches for row in batch]
+    total = int(np.ceil(count * epochs))
+    assert len(batches) == -(-total // batch_size) and all(len(batch) == batch_size for batch in batches)
+    assert order[total:] == [-1] * (len(order) - total) and -1 not in order[:total]
+    counts = np.bincount(order[:total], minlength=count)
+    assert counts.max() - counts.min() <= 1 and counts.sum() == total
+    assert order[:total] == order_of(make_loader(rows, batch_size, seed=3), len(batches))[:total]
+
+
+def test_a_batch_of_one_row_never_ends():
+    assert order_of(make_loader(rows_of(3), 1, seed=0, shuffle=False), 7) == [0, 1, 2, 0, 1, 2, 0]
+
+
 def test_order_depends_on_the_seed_only():
     rows = rows_of(40)
     assert taken(make_loader(rows, 4, seed=0), 30) == taken(make_loader(rows, 4, seed=0), 30)

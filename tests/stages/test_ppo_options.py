@@ -217,3 +217,20 @@ def test_truncated_sampling_is_refused(truncation):
         ConfigError, match=r"config\.ppo\.sampling uses top_k, top_p or min_p: the loss would divide"
     ):
         PPOConfig(reward_function="f:f", sampling=SamplingConfig(**truncation))
+
+
+def test_values_are_clipped_around_what_the_critic_said(runs, tmp_path):
+    """With one update a rollout the critic has not moved when it is updated, so nothing is out of range."""
+    changes = {"num_steps": 3, "ppo.ppo_epochs": 1, "ppo.normalize_values": True, "ppo.critic_init": "reward"}
+    run("ppo", runs, tmp_path, **changes)
+    lines = [values for _, values in history(tmp_path)]
+    assert [values["val/clipfrac_avg"] for values in lines] == [0, 0, 0]
+    assert all(values["critic/grad_norm"] > 1e-3 for values in lines)
+
+
+def test_the_weights_that_are_exported_are_evaluated(runs, tmp_path):
+    """An average that hardly moves is the reference still, however far the policy itself has gone."""
+    changes = {"num_steps": 3, "ppo.average_decay": 1 - 1e-6, "optimizer.learning_rate": 1e-2}
+    summary = run("ppo", runs, tmp_path, **changes, **{"data.eval": str(runs / "prompts.jsonl")})
+    assert history(tmp_path)[-1][1]["objective/kl"] > 0.1
+    assert abs(summary["eval"]["eval/objective/kl"]) < 1e-3

@@ -1,0 +1,112 @@
+"""How long a run is, what it says of it, and that no part of it is left out."""
+
+import jax
+import numpy as np
+import pytest
+from tiny import assert_tree_close, final_state, history, make_config, run, write_jsonl
+
+from jaxalign.errors import ConfigError
+from jaxalign.stages import parse_config, train
+
+ROWS = [
+    {"prompt": f"who wrote {word}?", "completion": "the fox"}
+    for word in ("this", "that", "a", "the", "reply")
+]
+
+
+def few(tmp_path, count=5):
+    return {
+        "data.train": write_jsonl(tmp_path / "few.jsonl", ROWS[:count]),
+        "data.packing": False,
+        "num_steps": 0,
+    }
+
+
+def params(workdir):
+    return {
+        name: x for name, x in final_state(workdir).items() if name.startswith(("params/", "policy/params/"))
+    }
+
+
+@pytest.mark.parametrize("stage", ["sft", pytest.param("ppo", marks=pytest.mark.slow)])
+def test_a_batch_of_one_row_trains(stage, runs, tmp_path):
+    run(stage, runs, tmp_path, num_steps=2, batch_size=1)
+    assert [step for step, _ in history(tmp_path)] == [1, 2]
+
+
+def test_empty_rows_at_the_end_of_an_epoch_change_nothing(runs, tmp_path):
+    """5 rows in a batch of 8 are trained on as 5 rows in a batch of 5."""
+    for size in (5, 8):
+        run("sft", runs, tmp_path / str(size), batch_size=size, **few(tmp_path))
+        assert len(history(tmp_path / str(size))) == 1
+    assert_tree_close(params(tmp_path / "8"), params(tmp_path / "5"), 1e-6)
+
+
+@pytest.mark.slow
+def test_ppo_trains_on_the_prompts_that_there_are(runs, tmp_path):
+    """With one minibatch a rollout of 8 rows, 3 of them empty, has the tokens of 5 episodes."""
+    changes = few(tmp_path) | {
+        "data.train": write_jsonl(tmp_path / "p.jsonl", [{"prompt": r["prompt"]} for r in ROWS])
+    }
+    run("ppo", runs, tmp_path / "run", batch_size=8, **changes)
+    ((_, values),) = history(tmp_path / "run")
+    state = final_state(tmp_path / "run")
+    assert (state["rollout/mask"].sum(1) > 0).sum() == 5
+    assert np.isfinite(values["loss"]) and values["val/ratio"] == pytest.approx(1, abs=0.2)
+
+
+def test_the_first_line_says_epochs_and_what_the_last_batch_holds(runs, tmp_path, capsys):
+    def said(**changes):
+        config = parse_config(make_config("sft", runs, **few(tmp_path), **changes))
+        train(config, tmp_path / "run", devices=jax.devices()[:1])
+        return capsys.readouterr().out
+
+    out = said(batch_size=4, num_epochs=1.0)
+    assert "2 of 2 steps to go, 4 rows each, 1 epochs in all" in out
+    assert "the last batch holds 1 rows and 3 empty ones" in out
+
+
+def test_rows_that_take_no_more_sequences_are_told(runs, tmp_path, capsys):
+    for number, (segments, told) in enumerate(((2, True), (0, False))):
+        config = make_config("sft", runs, data__max_segments=segments, num_steps=1)
+        train(parse_config(config), tmp_path / str(number), devices=jax.devices()[:1])
+        out = capsys.readouterr().out
+        assert (
+            "take no more sequences, though they have room: raise config.data.max_segments=2" in out
+        ) == told
+
+
+def test_rows_of_many_tokens_take_many_sequences(runs, tmp_path):
+    config = parse_config(make_config("sft", runs, data__max_segments=0, data__row_length=16_384))
+    assert config.data.segments == 512
+    assert parse_config(make_config("sft", runs, data__max_segments=0)).data.segments == 32
+
+
+def test_a_run_that_has_done_more_than_is_asked_for_is_refused(runs, tmp_path):
+    run("sft", runs, tmp_path, num_steps=3)
+    before = final_state(tmp_path, "model")
+    with pytest.raises(
+        ConfigError, match=r"has done 3 steps, and config.num_steps=2 are asked for; ask for more"
+    ):
+        run("sft", runs, tmp_path, num_steps=2)
+    assert final_state(tmp_path, "model").keys() == before.keys()
+    run("sft", runs, tmp_path, num_steps=4)
+    assert [step for step, _ in history(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"schedule": "linear", "warmup_steps": 4},
+        {"schedule": "wsd", "warmup_steps": 4},
+        {"schedule": "linear", "warmup": 0.67},
+    ],
+)
+def test_ppo_warms_up_over_updates(schedule, runs, tmp_path):
+    """Two rollouts with three updates each: a warm-up of four updates is longer than the rollouts, and fits."""
+    changes = {f"optimizer.{key}": value for key, value in schedule.items()}
+    run("ppo", runs, tmp_path, num_steps=2, ppo__ppo_epochs=3, **changes)
+    rates = [values["learning_rate"] for _, values in history(tmp_path)]
+    warm = [1e-3 * min(1, (step + 1) / 5) for step in range(4)]
+    assert rates[0] == pytest.approx(np.mean(warm[:3]), rel=1e-5)
+    assert rates[1] > rates[0]
