@@ -95,6 +95,18 @@ def test_packing_off_is_one_per_row(tokenizer):
     assert len(dataset.rows) == 5 and dataset.rows.max_segments == 1
 
 
+def test_the_fingerprint_knows_which_answer_is_preferred_and_by_how_much(tokenizer):
+    def fingerprint(row):
+        return dataset_from_records([Records([row], "m")], CONFIG, tokenizer, "preference").fingerprint
+
+    pair = {"prompt": "the", "chosen": " a", "rejected": " b"}
+    ranking = {"prompt": "the", "responses": [" a", " b", " c"], "scores": [1, 2, 3]}
+    rows = [pair, pair | {"margin": 1.0}, pair | {"margin": 2.0}, pair | {"chosen": " b", "rejected": " a"}]
+    rows += [ranking, ranking | {"scores": [3, 2, 1]}, ranking | {"scores": [1, 2, 2]}]
+    assert len({fingerprint(row) for row in rows}) == len(rows)
+    assert fingerprint(ranking) == fingerprint(ranking | {"scores": [10, 20, 30]})  # the same pairs
+
+
 def test_template_from_a_file(tokenizer, tmp_path):
     (tmp_path / "t.jinja").write_text(
         "{% for m in messages %}{{ '<|' ~ m.role ~ '|>' ~ m.content ~ '<|end|>' }}{% endfor %}"
