@@ -1,9 +1,16 @@
 """The command line: `jaxalign VERB ...`."""
 
 import argparse
+import contextlib
 import os
 import sys
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from jaxalign import signals
+from jaxalign.errors import JaxalignError
+from jaxalign.streams import unbroken_output
 
 USAGE = """usage: jaxalign VERB ...
 
@@ -45,9 +52,10 @@ USAGE = """usage: jaxalign VERB ...
 """
 
 
+@unbroken_output()
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 0, 1 for a deliberate error or a problem that `audit` found, 2 for bad usage,
-    75 when stopped by a signal. A run that hangs ends itself with 70.
+    75 when stopped by a signal, 130 when interrupted with nothing saved. A run that hangs ends itself with 70.
     """
     argv = sys.argv[1:] if argv is None else argv
     verb, rest = (argv[0], argv[1:]) if argv else ("help", [])
@@ -70,20 +78,48 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in verbs:
         print(f"jaxalign: unknown verb {verb!r}\n\n{USAGE}", file=sys.stderr)
         return 2
+    resumable = verb in ("quickstart", "train")
+    try:
+        with signals.leaving_at_once(verb) if resumable else contextlib.nullcontext():
+            return _run(verb, verbs[verb], rest)
+    except KeyboardInterrupt:
+        print(f"jaxalign {verb}: interrupted", file=sys.stderr)
+        return 130  # what a shell says of a program that Ctrl-C ended
+
+
+def _run(verb: str, function: Callable[[list[str]], int | None], argv: list[str]) -> int:
     # Imports take seconds: usage errors should not have to wait for them.
-    from jaxalign.errors import JaxalignError
     from jaxalign.training.loop import Stopped
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        code = verbs[verb](rest)
+        code = function(argv)
     except JaxalignError as error:
         print(f"jaxalign {verb}: {error}", file=sys.stderr)
         return 1
     except Stopped as stopped:
         print(f"jaxalign {verb}: {stopped}; run the same command to go on", file=sys.stderr)
-        return 75  # EX_TEMPFAIL: try again
+        return signals.TRY_AGAIN
     return code or 0
+
+
+@contextlib.contextmanager
+def _no_early_end() -> Iterator[None]:
+    """Makes an error of a sys.exit() in what is called: exit code 0 shall mean that there is a model.
+
+    Raises:
+      JaxalignError: names the place.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if error.code:
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise JaxalignError(
+            f"{place.filename}:{place.lineno} ended the program before its end (sys.exit); remove that call, or let "
+            "it give an exit code other than 0"
+        ) from error
 
 
 def _quickstart(argv: list[str]) -> None:
@@ -101,9 +137,11 @@ def _quickstart(argv: list[str]) -> None:
     if args.fast:  # which would otherwise spend most of its minute on compiling well what runs briefly
         jax.config.update("jax_disable_most_optimizations", True)
     workdir = args.workdir or ("quickstart-fast" if args.fast else "quickstart")
-    quickstart(workdir, fast=args.fast, seed=args.seed)
+    with _no_early_end():
+        quickstart(workdir, fast=args.fast, seed=args.seed)
 
 
+@_no_early_end()
 def _train(argv: list[str]) -> None:
     if "--help" in argv or "-h" in argv:
         print(USAGE)

@@ -4,20 +4,23 @@ A config file returns a ConfigDict; flags override single keys of it; `freeze` t
 Defaults, types and comments live in the dataclasses alone.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import os
 import re
 import sys
+import traceback
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, JaxalignError
 from jaxalign.hub import is_foreign
 
 
@@ -128,7 +131,11 @@ def parse_flags(argv: list[str], *, workdir: bool = True) -> tuple[ConfigDict, s
     if workdir and not any(arg.startswith("--workdir") for arg in argv):
         raise ConfigError("--workdir=DIR is missing: the folder for checkpoints, metrics and the final model")
     try:
-        rest = values(full)[1:]
+        with _blaming(files[-1]):
+            rest = values(full)[1:]
+            if values.config is None:
+                raise ConfigError(f"--config={files[-1]}: get_config returns nothing; return the config")
+            values.config.get("stage")  # an OSError in the file is raised only when the config is looked into
         if rest:
             raise ConfigError(f"{rest[0]!r} is not a flag; write --config.key=value")
         _leave_out(values.config, argv)
@@ -144,6 +151,33 @@ def parse_flags(argv: list[str], *, workdir: bool = True) -> tuple[ConfigDict, s
         raise ConfigError(f"{flag} does not exist; {hint}") from error
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _blaming(file: str) -> Iterator[None]:
+    """Turns what code in `file` raises, or a sys.exit there, into a ConfigError; other errors are the flags' own."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        cause: BaseException | None = error
+        while cause is not None and (line := _line_of(file, cause)) is None:
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        if isinstance(cause, JaxalignError):
+            raise ConfigError(f"--config={file}: {cause}") from error
+        raise ConfigError(
+            f"--config={file}, line {line}: {type(cause).__name__}: {cause}; mend the config file"
+        ) from error
+
+
+def _line_of(file: str, error: BaseException) -> int | None:
+    """The line of `file` where `error` arose, or None if that was elsewhere."""
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno))
+    lines = [line for name, line in places if os.path.abspath(name) == os.path.abspath(file)]
+    return lines[-1] if lines else None
 
 
 # What a flag means that the config file cannot know. Of two keys one of which replaces the other, the one that is given

@@ -14,16 +14,22 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable
+from typing import IO
 
 import fsspec
 from etils import epath
 
 from jaxalign.errors import ConfigError
+from jaxalign.locks import try_lock
 
 Path = pathlib.Path | epath.Path
 
 SCHEME = "gs://"
 _UPLOAD_SECONDS = 60.0
+_TEMPORARY = "jaxalign-"  # how the names of temporary folders begin
+_OWNED = ".owned"  # the file in each that its owner keeps locked
+
+_owned: list[IO] = []  # these files, open until the process ends
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -49,18 +55,26 @@ def to_path(path: str | os.PathLike) -> Path:
     try:
         fsspec.get_filesystem_class("gcs")
     except ImportError:
-        raise ConfigError(f"{text}: {SCHEME} needs more packages: pip install '.[gcs]' in jaxalign's checkout") from None
+        raise ConfigError(
+            f"{text}: {SCHEME} needs more packages: pip install '.[gcs]' in jaxalign's checkout"
+        ) from None
     return epath.Path(text)
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file under another name first: one that exists is whole. Objects always are."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not isinstance(path, pathlib.Path):
+    # What is no file, as /dev/stdout may be, can be written but not replaced.
+    if not isinstance(path, pathlib.Path) or (path.exists() and not path.is_file()):
         path.write_bytes(data)
         return
+    path = path.resolve()  # a link stays one
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(data)
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        # The name may reach the disk before the content does, and a power cut come between them.
+        os.fsync(file.fileno())
     partial.replace(path)
 
 
@@ -103,23 +117,33 @@ def upload(folder: pathlib.Path, target: Path) -> None:
 
 def temporary_folder() -> pathlib.Path:
     """A new local folder that vanishes when the process ends; or, if it was killed, when another one asks for one."""
-    for left in pathlib.Path(tempfile.gettempdir()).glob("jaxalign-*-*"):
-        owner = left.name.split("-")[1]
-        if owner.isdigit() and not _runs(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=f"jaxalign-{os.getpid()}-")
+    for left in pathlib.Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+        _remove_if_left(left)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+    # The folder is known by a file that is locked as long as this process lives, and before it has its name.
+    unnamed = folder / f"{_OWNED}.new"
+    file = unnamed.open("wb")
+    if try_lock(file):
+        unnamed.rename(folder / _OWNED)
+    _owned.append(file)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return pathlib.Path(folder)
+    inside = folder / "files"  # where the caller finds nothing but what it puts there
+    inside.mkdir()
+    return inside
 
 
-def _runs(process: int) -> bool:
+def _remove_if_left(folder: pathlib.Path) -> None:
+    """Removes a temporary folder of this user's whose owner is gone. A process number would not tell: containers that
+    share a disk count their processes apart."""
+    mark = folder / _OWNED
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        pass
-    return True
+        if not mark.is_file() or folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            return
+        with mark.open("rb+") as file:
+            if try_lock(file):
+                shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # its owner has just removed it
+        return
 
 
 class Lines:

@@ -1,5 +1,6 @@
 """The command line's own behaviour; what the verbs do is tested with their rooms."""
 
+import signal
 import subprocess
 import sys
 
@@ -73,3 +74,93 @@ def test_the_printed_config_is_the_config_as_flags(name, capsys):
     assert len(flags) > 70
     assert main(["train", file, "--print-config", *flags]) == 0
     assert capsys.readouterr().out.splitlines() == printed
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import sys\nsys.exit(0)", "line 2: SystemExit: 0"),
+        ("def get_config():\n    raise SystemExit", "line 2: SystemExit"),
+        ("def get_config():\n    return 1 / 0", "line 2: ZeroDivisionError: division by zero"),
+        ("def get_config():\n    return {}['beta']", "line 2: KeyError: 'beta'"),
+        ("def get_config():\n    raise ValueError('no')", "line 2: ValueError: no"),
+        ("def get_config():\n    open('absent.json')", "line 2: FileNotFoundError: "),
+        ("def get_config()\n    pass", "line 1: SyntaxError: "),
+        (
+            "import jaxalign.stages\njaxalign.stages.default_config('sfd')",
+            "line 2: ConfigError: stage.sfd does",
+        ),
+        ("def get_config():\n    pass", "get_config returns nothing"),
+    ],
+)
+def test_a_config_file_that_fails_is_named(code, said, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(code + "\n")
+    assert main(["train", f"--config={file}", f"--workdir={tmp_path}/run"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"jaxalign train: --config={file}") and said in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(("code", "ends_with"), [(None, 1), (0, 1), (3, 3)])
+def test_no_call_of_exit_passes_for_a_finished_run(code, ends_with, monkeypatch, capsys):
+    def leave(*_, **__):
+        sys.exit(code)
+
+    monkeypatch.setattr("jaxalign.stages.train", leave)
+    monkeypatch.setattr("jaxalign.quickstart.pipeline.quickstart", leave)
+    for argv in (["train", "--config=configs/pretrain.py", "--workdir=x"], ["quickstart", "--workdir=x"]):
+        try:
+            assert main(argv) == ends_with
+        except SystemExit as error:
+            assert error.code == ends_with
+        else:
+            assert f"jaxalign {argv[0]}: {__file__}:" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as helped:
+        main(["quickstart", "--help"])
+    assert helped.value.code == 0
+
+
+def test_an_interrupt_is_one_line_and_130(monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxalign.stages.train", interrupt)
+    assert main(["train", "--config=configs/pretrain.py", "--workdir=x"]) == 130
+    assert capsys.readouterr().err == "jaxalign train: interrupted\n"
+
+
+# Whoever runs the tests may have started them with nohup, and children inherit what that ignores.
+WITHOUT_NOHUP = """
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+from jaxalign.cli import main
+sys.exit(main())
+"""
+SLEEP = "import sys, time\ndef get_config():\n    print('ready', flush=True)\n    time.sleep(600)\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "ends_with", "said"),
+    [
+        (signal.SIGTERM, 75, "\njaxalign train: stopped by SIGTERM; run the same command to go on\n"),
+        (signal.SIGHUP, 75, "\njaxalign train: stopped by SIGHUP; run the same command to go on\n"),
+        (signal.SIGINT, 130, "jaxalign train: interrupted\n"),
+    ],
+)
+def test_a_signal_before_training_asks_for_the_same_command(number, ends_with, said, tmp_path):
+    file = tmp_path / "slow.py"
+    file.write_text(SLEEP)
+    flags = [f"--config={file}", f"--workdir={tmp_path}/run"]
+    command = [sys.executable, "-c", WITHOUT_NOHUP, "train", *flags]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(number)
+    assert child.communicate(timeout=60) == ("", said)
+    assert child.returncode == ends_with
+
+
+def test_a_signal_in_the_first_moment_asks_for_the_same_command():
+    code = "import os, signal; from jaxalign import cli; cli._run = lambda *_: os.kill(os.getpid(), signal.SIGTERM)"
+    for verb, ends_with in (("train", 75), ("quickstart", 75), ("evaluate", -signal.SIGTERM)):
+        command = [sys.executable, "-c", f"{code}; cli.main(['{verb}'])"]
+        assert subprocess.run(command, capture_output=True, timeout=60).returncode == ends_with

@@ -28,7 +28,7 @@ from jaxalign.data.hf_files import (
 )
 from jaxalign.data.templates import turn_terminator
 from jaxalign.errors import ConfigError
-from jaxalign.storage import to_path
+from jaxalign.storage import to_path, write_whole
 
 
 class HFTokenizer:
@@ -134,13 +134,12 @@ class HFTokenizer:
             for file in (
                 f for name in (JSON_NAME, CONFIG_NAME, *SOURCES, *TEMPLATES) for f in own.glob(name)
             ):
-                target = folder / file.relative_to(own)
-                target.parent.mkdir(exist_ok=True)
-                target.write_bytes(file.read_bytes())
+                write_whole(folder / file.relative_to(own), file.read_bytes())
             generation = {**self._settings.generation, "eos_token_id": list(self.eos_ids)}
-            (folder / GENERATION_CONFIG).write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
+            text = json.dumps(generation, indent=2) + "\n"
+            write_whole(folder / GENERATION_CONFIG, text.encode())
         if not (folder / JSON_NAME).is_file():
-            (folder / JSON_NAME).write_text(self._tokenizer.to_str(pretty=True), "utf-8")
+            write_whole(folder / JSON_NAME, self._tokenizer.to_str(pretty=True).encode())
 
     def _role_ids(self, kind: str) -> list[int]:
         token = self._settings.named.get(f"{kind}_token")

@@ -14,7 +14,7 @@ from jaxalign.data.hf_tokenizer import JSON_NAME, HFTokenizer
 from jaxalign.data.templates import TEMPLATE_NAME, load_template
 from jaxalign.errors import ConfigError
 from jaxalign.hub import download, is_hub_name
-from jaxalign.storage import to_path
+from jaxalign.storage import to_path, write_whole
 
 MODEL_NAME = "tokenizer.model"
 TURN_END = "<|end|>"
@@ -146,7 +146,7 @@ class SentencePieceTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         for source, name in ((self.path, MODEL_NAME), (self.path.parent / TEMPLATE_NAME, TEMPLATE_NAME)):
             if source.is_file() and (target := folder / name).resolve() != source.resolve():
-                target.write_bytes(source.read_bytes())
+                write_whole(target, source.read_bytes())
 
 
 @lru_cache(maxsize=8)
@@ -227,9 +227,7 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise ConfigError(_training_advice(str(error), vocab_size)) from None
-    file = to_path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(model.getvalue())
+    write_whole(to_path(path), model.getvalue())
     return SentencePieceTokenizer(path)
 
 

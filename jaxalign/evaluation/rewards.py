@@ -6,7 +6,6 @@
 import functools
 import importlib
 import importlib.util
-import math
 import os
 import pathlib
 import sys
@@ -19,12 +18,14 @@ from jaxalign.errors import ConfigError, RewardError
 
 RewardFunction = Callable[[Any, str], float]
 
+_LARGEST = float(np.finfo(np.float32).max)  # training computes with scores in float32
+
 
 def import_reward_function(name: str, key: str) -> RewardFunction:
     """The callable that `module:function` names; `key` is where the name was given.
 
     Raises:
-      ConfigError: not of that form, or not importable.
+      ConfigError: not of that form, or not importable, or its file ends the program.
     """
     module, _, attribute = name.rpartition(":")
     try:
@@ -35,6 +36,11 @@ def import_reward_function(name: str, key: str) -> RewardFunction:
         raise ConfigError(
             f"{key}={name!r} cannot be imported ({error}); write FILE.py:function, or module:function with the module "
             "installed, in the current folder or on PYTHONPATH"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"{key}={name!r}: importing {module} raised {type(error).__name__}: {error}; mend it: importing should "
+            "do no more than define the function"
         ) from error
     if not callable(function):
         raise ConfigError(f"{key}={name!r} is not callable")
@@ -64,7 +70,7 @@ def call_reward_function(
     """The function's score of each completion: float64 [E].
 
     Raises:
-      RewardError: the function raised, or returned something that is not a finite number; shows the input.
+      RewardError: the function raised, or returned something that is not a finite float32; shows the input.
     """
     name = getattr(function, "__name__", repr(function))
     scores = np.zeros(len(texts))
@@ -72,14 +78,15 @@ def call_reward_function(
         given = f"prompt {_short(prompt)}, completion {_short(text)}"
         try:
             score = float(function(prompt, text))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RewardError(
                 f"the reward function {name} raised {type(error).__name__}: {error} for {given}; it must take "
                 f"(prompt, completion) and return a number for any text, the empty one too"
             ) from error
-        if not math.isfinite(score):
+        if not abs(score) <= _LARGEST:  # NaN is not either
             raise RewardError(
-                f"the reward function {name} returned {score} for {given}; return a finite number"
+                f"the reward function {name} returned {score} for {given}; return a finite number, of at most "
+                f"{_LARGEST:.2g}"
             )
         scores[i] = score
     return scores

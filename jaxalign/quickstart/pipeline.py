@@ -24,12 +24,13 @@ from jaxalign.config import load_config
 from jaxalign.data import read_records, train_sentencepiece
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation import win_rate
+from jaxalign.locks import LOCK, locked
 from jaxalign.models import count_params
 from jaxalign.quickstart.evaluate import Examiner, make_examiner, measure_reward_model
 from jaxalign.quickstart.report import print_results, write_report
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.stages import parse_config, train
-from jaxalign.storage import is_remote
+from jaxalign.storage import is_remote, write_whole
 from jaxalign.training.loop import finished
 from jaxalign.training.metrics import FILE_NAME, read_metrics
 from jaxalign.training.weights import find_model
@@ -82,15 +83,19 @@ def quickstart(
       The results; quickstart/report.py says what is in them.
 
     Raises:
-      ConfigError: `workdir` holds a quickstart with another seed or size, or is not local.
+      ConfigError: `workdir` holds a quickstart with another seed or size, is in use, or is not local.
     """
     if is_remote(workdir):
         raise ConfigError(
             f"--workdir={workdir}: a quickstart works in a local folder; name one, and copy it then"
         )
-    root, console = pathlib.Path(workdir), console or Console()
+    root = pathlib.Path(workdir)
+    with locked(root / LOCK, f"--workdir={root}"):
+        return _run_parts(root, fast, seed, console or Console())
+
+
+def _run_parts(root: pathlib.Path, fast: bool, seed: int, console: Console) -> dict[str, Any]:
     scale = FAST if fast else FULL
-    root.mkdir(parents=True, exist_ok=True)
     _claim(root, {"fast": fast, "seed": seed})
     clock = _Clock(root / "seconds.json", console)
     world = World(seed=seed)
@@ -123,7 +128,7 @@ def quickstart(
         with clock.part("evaluation", f"{scale.questions} held-out questions to every model"):
             results = _measure(root, world, scale)
     results |= {"seed": seed, "fast": fast, "seconds": clock.seconds()}
-    (root / "results.json").write_text(json.dumps(results, indent=1))
+    write_whole(root / "results.json", json.dumps(results, indent=1).encode())
     write_report(results, root / "report.html")
     print_results(results, console)
     console.print(f"The report: {root / 'report.html'}")
@@ -146,8 +151,15 @@ def stage_config(stage: str, root: pathlib.Path, scale: Scale, seed: int) -> Con
 def _claim(root: pathlib.Path, settings: dict[str, Any]) -> None:
     path = root / "quickstart.json"
     if not path.is_file():
-        path.write_text(json.dumps(settings))
-    elif (found := json.loads(path.read_text())) != settings:
+        write_whole(path, json.dumps(settings).encode())
+        return
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: not JSON ({error}); delete it if this quickstart began with {settings}, or use another --workdir"
+        ) from None
+    if found != settings:
         raise ConfigError(
             f"--workdir={root} holds a quickstart with {found}, not {settings}; use another --workdir, or delete it"
         )
@@ -186,9 +198,7 @@ def _write_on_policy_pairs(root: pathlib.Path, world: World, scale: Scale, seed:
         for texts in answers
     ]
     rows, without = label_pairs(examiner.prompts, tuple(answers), tuple(scores), seed=seed)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.rename(path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
     Console().print(f"  {len(rows)} pairs; {without} prompts gave none (equal or empty answers)")
 
 
@@ -252,8 +262,17 @@ class _Clock:
     console: Console
 
     def seconds(self) -> dict[str, float]:
-        times = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        times = self._read()
         return times | {"total": round(sum(times.values()), 1)}
+
+    def _read(self) -> dict[str, float]:
+        if not self.path.is_file():
+            return {}
+        try:
+            return {name: float(value) for name, value in json.loads(self.path.read_bytes()).items()}
+        except (ValueError, TypeError, AttributeError):  # an earlier version was cut off while writing it
+            self.console.print(f"{self.path} cannot be read: the times of the parts begin anew")
+            return {}
 
     @contextlib.contextmanager
     def part(self, name: str, what: str) -> Iterator[None]:
@@ -262,7 +281,6 @@ class _Clock:
         try:
             yield
         finally:
-            times = self.seconds()
-            del times["total"]
+            times = self._read()
             times[name] = round(times.get(name, 0.0) + time.monotonic() - began, 1)
-            self.path.write_text(json.dumps(times))
+            write_whole(self.path, json.dumps(times).encode())

@@ -1,5 +1,6 @@
 """The plots of a quickstart's report, drawn with Agg: the same results give the same bytes."""
 
+import io
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from jaxalign.quickstart.findings import (
     percent,
     shown,
 )
+from jaxalign.storage import write_whole
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; every model has a marker of its own too.
 COLOURS = {
@@ -83,7 +85,9 @@ def write_plots(results: Mapping[str, Any], folder: str | Path) -> dict[str, Plo
             alt = function(figure, results)
             plots[name] = Plot(folder / f"{name}.png", alt)
             # Without the version of matplotlib, so that the bytes depend on the pixels alone.
-            figure.savefig(plots[name].path, dpi=_DPI, metadata={"Software": None})
+            file = io.BytesIO()
+            figure.savefig(file, dpi=_DPI, metadata={"Software": None})
+            write_whole(plots[name].path, file.getvalue())
     return plots
 
 

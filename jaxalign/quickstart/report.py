@@ -25,6 +25,7 @@ from jaxalign.quickstart.findings import (
 )
 from jaxalign.quickstart.page import GUIDE, KINDS, LIMITS, PAGE, STAGES
 from jaxalign.quickstart.plots import COLOURS, Plot, write_plots
+from jaxalign.storage import write_whole
 
 
 class Column(NamedTuple):
@@ -75,7 +76,7 @@ def write_report(results: Mapping[str, Any], path: str | Path) -> None:
         **figures,
     )
     # A model may write half of a character, which UTF-8 cannot hold.
-    path.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+    write_whole(path, page.encode(errors="backslashreplace"))
 
 
 def print_results(results: Mapping[str, Any], console: Console | None = None) -> None:

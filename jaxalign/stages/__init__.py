@@ -1,5 +1,6 @@
 """The six stages: config + parameters + batch -> new state + metrics."""
 
+import contextlib
 import importlib
 import os
 from types import ModuleType
@@ -11,7 +12,9 @@ from ml_collections import ConfigDict
 from jaxalign import parallel
 from jaxalign.config import check_keys
 from jaxalign.errors import ConfigError
+from jaxalign.locks import LOCK, locked
 from jaxalign.parallel import processes
+from jaxalign.storage import to_path
 from jaxalign.training import config as settings
 from jaxalign.training import loop
 from jaxalign.training.run import open_run
@@ -56,9 +59,15 @@ def train(
 
     Args:
       devices: to run on; all of them when None.
+
+    Raises:
+      ConfigError: another process trains in `workdir`.
     """
-    with processes.together():
-        mesh = parallel.make_mesh(config.mesh, devices or jax.devices())
-    with parallel.use_mesh(mesh, parallel.parse_rules(config.mesh.rules)):
+    with contextlib.ExitStack() as stack:
+        with processes.together():
+            mesh = parallel.make_mesh(config.mesh, devices or jax.devices())
+            if jax.process_index() == 0:
+                stack.enter_context(locked(to_path(workdir) / LOCK, f"--workdir={workdir}"))
+        stack.enter_context(parallel.use_mesh(mesh, parallel.parse_rules(config.mesh.rules)))
         run = open_run(config, workdir)
         return loop.train(_module(config.stage).build(run), stop_at=stop_at, probe=probe, quiet=quiet)

@@ -15,7 +15,8 @@ from jaxalign.data.loader import rows_of_epochs
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.models import count_params
 from jaxalign.parallel import processes
-from jaxalign.storage import Path, to_path
+from jaxalign.signals import handled, restart_signals
+from jaxalign.storage import Path, to_path, write_whole
 from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer
 from jaxalign.training.metrics import FILE_NAME, MetricWriter, read_metrics
 from jaxalign.training.progress import Progress
@@ -69,7 +70,7 @@ def train(
       The summary: last training metrics, final evaluation, steps, seconds.
 
     Raises:
-      Stopped: by `stop_at`, or by SIGTERM or SIGINT to any of the processes, once the state is saved.
+      Stopped: by `stop_at`, or by SIGTERM, SIGINT or SIGHUP to any of the processes, once the state is saved.
       NonFiniteError: NaN or infinity in loss or gradient, and config.on_nonfinite is "stop".
       CheckpointError: the latest checkpoint is damaged or belongs to another model, data or reference.
     """
@@ -89,7 +90,8 @@ def train(
                 "another --workdir"
             )
         if jax.process_index() == 0:
-            (run.workdir / SETTINGS).write_text(json.dumps(settings(config), indent=1) + "\n")
+            text = json.dumps(settings(config), indent=1) + "\n"
+            write_whole(run.workdir / SETTINGS, text.encode())
         writer = stack.enter_context(MetricWriter(run.workdir))
         writer.truncate_after(step)
         mode = "silent" if quiet else "auto"
@@ -174,8 +176,10 @@ def train(
             if final and not _evaluated(run.workdir, step):
                 writer.write(step, final, kind="eval")
             writer.flush()
-            (run.workdir / SUMMARY).write_text(json.dumps(summary, indent=1))
+            write_whole(run.workdir / SUMMARY, json.dumps(summary, indent=1).encode())
         processes.barrier()  # what is returned to any process is there for all
+        if asked and jax.process_count() == 1:  # too late for this run, but more may be meant to follow it
+            raise Stopped("stopped after the last step, with the model written")
     return summary
 
 
@@ -208,9 +212,12 @@ def _length(run: Run) -> str:
 
 
 def finished(workdir: Path) -> dict[str, Any] | None:
-    """The summary of a run that has ended, or None."""
+    """The summary of a run that has ended, or None: also where an earlier version was cut off while writing it."""
     path = workdir / SUMMARY
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else None
+    except ValueError:
+        return None
 
 
 def _evaluated(workdir: Path, step: int) -> bool:
@@ -269,14 +276,13 @@ def _export(stage: Stage, state: Any) -> None:
     )
     if run.config.data.chat_template and jax.process_index() == 0:
         template = to_path(run.config.data.chat_template).read_bytes()
-        (run.workdir / MODEL / TEMPLATE).write_bytes(template)
+        write_whole(run.workdir / MODEL / TEMPLATE, template)
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
     """A list that fills when the process is asked to end. A second Ctrl-C ends it at once."""
     asked: list[int] = []
-    before = {}
 
     def handle(number: int, frame: Any) -> None:
         if asked and number == signal.SIGINT:
@@ -286,15 +292,8 @@ def _signals() -> Iterator[list[int]]:
             with contextlib.suppress(OSError):
                 os.write(2, ASKED)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Only the main thread may set handlers; elsewhere the caller's stay.
-        with contextlib.suppress(ValueError):
-            before[number] = signal.signal(number, handle)
-    try:
+    with handled([*restart_signals(), signal.SIGINT], handle):
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def summarize(summary: dict[str, Any]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from jaxalign.data.packing import Item
 from jaxalign.data.records import Chat, Prompt, Record, Turns, parse_record
 from jaxalign.data.templates import load_template
 from jaxalign.data.tokenizer import unknown_id
-from jaxalign.storage import to_path
+from jaxalign.storage import to_path, write_whole
 from jaxalign.training.config import Config
 from jaxalign.training.run import KINDS, open_inputs
 
@@ -288,4 +288,4 @@ def find_notes(numbers: dict[str, Any]) -> list[str]:
 def write_json(found: Audit, path: str) -> None:
     """All numbers, notes and problems as one JSON object."""
     whole = found.numbers | {"notes": found.notes, "problems": found.problems}
-    to_path(path).write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write_whole(to_path(path), (json.dumps(whole, indent=1, ensure_ascii=False) + "\n").encode())

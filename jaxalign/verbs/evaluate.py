@@ -15,7 +15,7 @@ from jaxalign.evaluation import Interval
 from jaxalign.evaluation.generation import Measured, measure_answers
 from jaxalign.evaluation.rewards import import_reward_function
 from jaxalign.sampling.generate import SamplingConfig
-from jaxalign.storage import to_path
+from jaxalign.storage import to_path, write_whole
 from jaxalign.training.weights import RUNTIME_KEYS, SavedModel
 from jaxalign.verbs.generate import language_model
 
@@ -83,4 +83,4 @@ def write_answers(prompts: Sequence[Any], texts: Sequence[str], path: str) -> No
         json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n"
         for prompt, text in zip(prompts, texts, strict=True)
     )
-    to_path(path).write_text("".join(lines), "utf-8")
+    write_whole(to_path(path), "".join(lines).encode())

@@ -15,9 +15,10 @@ import jax
 from jaxalign import parallel
 from jaxalign.data import DataConfig, Dataset, build_dataset, load_tokenizer
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.locks import LOCK, locked
 from jaxalign.sampling.answers import answer_batches
 from jaxalign.sampling.generate import SamplingConfig
-from jaxalign.storage import Lines, Path, to_path
+from jaxalign.storage import Lines, Path, to_path, write_whole
 from jaxalign.training.weights import SavedModel, find_model
 
 
@@ -47,10 +48,15 @@ def generate_file(request: Request) -> Iterator[str]:
     """Writes the completions that are missing in `request.out`; yields lines that say how far it is.
 
     Raises:
-      ConfigError: the file has completions of another request, or the model is a reward model.
+      ConfigError: the file has completions of another request, or is in use, or the model is a reward model.
     """
-    model = language_model(request.model, "--model")
     out = to_path(request.out)
+    with locked(out.with_name(f".{out.name}{LOCK}"), f"--out={out}"):
+        yield from _write_missing(request, out)
+
+
+def _write_missing(request: Request, out: Path) -> Iterator[str]:
+    model = language_model(request.model, "--model")
     mesh = parallel.make_mesh(parallel.MeshConfig(data=-1), jax.devices())
     parallel.check_divides(mesh, "--batch-size", request.batch_size)
     with parallel.use_mesh(mesh):
@@ -131,13 +137,19 @@ def _row(prompts: Dataset, number: int, samples: int, text: str, finished: bool)
 def _claim(out: Path, claim: dict[str, Any]) -> None:
     """Raises ConfigError unless what `out` holds is of this very request."""
     beside = out.with_name(out.name + ".request.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
     claim = json.loads(json.dumps(claim))
     if not beside.is_file():
         if out.exists():
             raise ConfigError(f"--out={out} exists and is not by this command; name another file")
-        beside.write_text(json.dumps(claim))
-    elif (found := json.loads(beside.read_text())) != claim:
+        write_whole(beside, json.dumps(claim).encode())
+        return
+    try:
+        found = json.loads(beside.read_bytes())
+    except ValueError as error:
+        raise ConfigError(
+            f"{beside}: not JSON ({error}); delete it and {out.name}, or name another --out"
+        ) from None
+    if found != claim:
         keys = [key for key in claim if claim[key] != found.get(key)]
         raise ConfigError(
             f"--out={out} holds completions of a request with another {', '.join(keys)}; name another file, or "

@@ -16,7 +16,7 @@ from jaxalign.plan.estimate import estimate
 from jaxalign.plan.measure import measure
 from jaxalign.plan.programs import stage_steps
 from jaxalign.plan.search import candidates, rank
-from jaxalign.storage import to_path
+from jaxalign.storage import to_path, write_whole
 from jaxalign.training.config import Config
 
 
@@ -109,4 +109,4 @@ def _head(config: Config, topology: Topology, model: Any, mesh: Any, steps: list
 
 def write_json(found: dict[str, Any], path: str) -> None:
     """All numbers of a plan, or of a search."""
-    to_path(path).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    write_whole(to_path(path), (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())

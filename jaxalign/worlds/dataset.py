@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxalign.storage import write_whole
 from jaxalign.worlds.corpus import corpus
 from jaxalign.worlds.judge import judge
 from jaxalign.worlds.preferences import DEFAULT_NOISE, sample_preference
@@ -43,14 +44,14 @@ def write_dataset(
     preference[_held_out].jsonl  {"prompt", "chosen", "rejected", "chosen_score", "rejected_score"}
     prompts.jsonl                {"prompt", "kind"} of the training split, for PPO
     questions_held_out.jsonl     {"prompt", "kind"} of the held-out split, for evaluation
-    world.json                   what `World.load` needs to rebuild the judge
+    world.json                   what `World.load` needs to rebuild the judge; written last: where it is, all are
 
     The scores are the judge's own, without noise; `noise` is that of the choice between the two.
     """
     sizes = sizes or DatasetSizes()
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    world.save(folder / "world.json")
+    (folder / "world.json").unlink(missing_ok=True)
     # No two files share questions or sentences by construction: every file has its own stream.
     for number, (name, split) in enumerate((("", "train"), ("_held_out", "held_out"))):
         documents = corpus(world, getattr(sizes, f"corpus{name}"), 2 * seed + number)
@@ -63,6 +64,7 @@ def write_dataset(
         folder / "questions_held_out.jsonl",
         _prompts(world, "held_out", sizes.questions_held_out, 3 * seed + 2),
     )
+    world.save(folder / "world.json")
 
 
 def _sft(world: World, split: Split, n: int, seed: int) -> Iterable[dict]:
@@ -107,5 +109,4 @@ def _turn(text: str) -> list[dict[str, str]]:
 
 
 def _write(path: Path, rows: Iterable[dict]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

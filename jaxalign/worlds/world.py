@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.storage import write_whole
 from jaxalign.worlds.grammar import ATTRIBUTES
 
 _ONSETS = "bdfgklmnprstvz"
@@ -80,7 +81,7 @@ class World:
             "held_out_fraction": self.held_out_fraction,
             "fingerprint": self._fingerprint,
         }
-        Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_whole(Path(path), (json.dumps(record, indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> "World":

@@ -2,14 +2,19 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
+from rich.console import Console
 
 from jaxalign.errors import ConfigError
+from jaxalign.locks import LOCK, locked
 from jaxalign.quickstart import pipeline
 from jaxalign.stages import parse_config
-from jaxalign.training.loop import Stopped
+from jaxalign.training.loop import Stopped, finished
 
 
 @pytest.fixture
@@ -69,3 +74,58 @@ def test_the_reviews_configs_are_valid():
 
     for stage in pipeline.STAGES:
         assert parse_config(load_config("reviews", f"{stage},data,runs")).stage == stage
+
+
+def test_files_that_an_earlier_version_left_torn_stop_nothing_for_ever(tmp_path, capsys):
+    seconds = tmp_path / "seconds.json"
+    clock = pipeline._Clock(seconds, Console())
+    for torn in (b"", b'{"data": 1', b"[1]", b'{"data": null}', b"\xff"):
+        seconds.write_bytes(torn)
+        with clock.part("data", "a world"):
+            pass
+        assert json.loads(seconds.read_bytes()).keys() == {"data"}
+    assert capsys.readouterr().out.count("the times of the parts begin anew") == 5
+    assert clock.seconds()["total"] < 1
+    (tmp_path / "quickstart.json").write_bytes(b"")
+    with pytest.raises(
+        ConfigError, match=r"quickstart\.json: not JSON .*; delete it if this quickstart began"
+    ):
+        pipeline.quickstart(tmp_path, fast=True, seed=3)
+    (tmp_path / "summary.json").write_bytes(b"")
+    assert finished(tmp_path) is None
+
+
+def test_a_second_quickstart_in_the_same_folder_ends_at_once(tmp_path):
+    with locked(tmp_path / LOCK, "--workdir"):
+        with pytest.raises(
+            ConfigError, match=rf"^--workdir={tmp_path} is in use by process {os.getpid()} on"
+        ):
+            pipeline.quickstart(tmp_path, fast=True)
+    assert [file.name for file in tmp_path.iterdir()] == [LOCK]
+
+
+# Says which part it has begun, and stays in that of the tokenizer.
+CHILD = """
+import sys, time
+from jaxalign.cli import main
+from jaxalign.quickstart import pipeline
+pipeline.write_dataset = lambda *_, **__: None
+def train_sentencepiece(*_):
+    print("ready", flush=True)
+    time.sleep(600)
+pipeline.train_sentencepiece = train_sentencepiece
+sys.exit(main(["quickstart", "--fast", f"--workdir={sys.argv[1]}"]))
+"""
+
+
+def test_a_signal_between_the_stages_asks_for_the_same_command(tmp_path):
+    command = [sys.executable, "-c", CHILD, str(tmp_path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while child.stdout.readline().strip() not in ("ready", ""):
+        pass
+    child.terminate()
+    said = child.communicate(timeout=60)[1]
+    assert said == "\njaxalign quickstart: stopped by SIGTERM; run the same command to go on\n"
+    assert child.returncode == 75
+    with locked(tmp_path / LOCK, "--workdir"):
+        assert json.loads((tmp_path / "seconds.json").read_text()).keys() == {"data"}

@@ -251,10 +251,26 @@ def test_a_local_path_is_pathlibs(tmp_path, monkeypatch):
 
 def test_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    names = [f"jaxalign-{ended.pid}-abc", f"jaxalign-{os.getpid()}-abc", "jaxalign-other", "jaxalign-x-y"]
-    for name in names:
-        (tmp_path / name).mkdir()
+    hold = "from jaxalign.storage import temporary_folder as t; print(t(), flush=True); input()"
+    command = [sys.executable, "-c", hold]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    dead, alive = (
+        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    )
+    folders = [pathlib.Path(child.stdout.readline().strip()) for child in (dead, alive)]
+    for folder in folders:
+        (folder / "a.txt").write_text("a")
+    # Folders that merely look alike, one named after a process that has ended.
+    others = [tmp_path / f"jaxalign-{dead.pid}-abc", tmp_path / "jaxalign-other"]
+    for other in others:
+        other.mkdir()
+    dead.kill()
+    dead.communicate()
     mine = storage.temporary_folder()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], mine.name])
+    assert list(mine.iterdir()) == []
+    left = sorted(tmp_path.iterdir())
+    assert left == sorted([mine.parent, folders[1].parent, *others])
+    assert (folders[1] / "a.txt").read_text() == "a"
+    alive.communicate("\n")
+    assert not folders[1].exists()

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxalign import parallel
+from jaxalign import parallel, signals
 from jaxalign.losses.metrics import Mean, finalize
 from jaxalign.models import ModelConfig, count_params, init_params
 from jaxalign.training import loop
@@ -127,6 +127,33 @@ def test_the_first_signal_is_kept_for_the_loop_and_the_handlers_come_back():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_outside_the_loop_the_handlers_are_those_of_the_command_line(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+    left = []
+    monkeypatch.setattr(signals.os, "_exit", left.append)
+    with signals.leaving_at_once("train"):
+        with loop._signals() as asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert asked == [signal.SIGTERM] and left == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert left == [75]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == before
+
+
+def test_a_hangup_is_kept_too_unless_it_was_ignored_from_the_start():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with loop._signals() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert asked == [signal.SIGHUP]
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with signals.leaving_at_once("train"), loop._signals() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert asked == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_is_kept_though_nobody_reads_what_it_says(monkeypatch, capfd):

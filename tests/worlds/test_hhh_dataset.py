@@ -3,6 +3,10 @@
 import json
 import math
 import random
+import signal
+import subprocess
+import sys
+import time
 from statistics import mean
 
 import pytest
@@ -150,3 +154,33 @@ def test_every_quality_of_a_question_can_be_told_from_perfect_by_its_text():
         perfect = {respond(WORLD, question, rng) for _ in range(30)}
         for quality in set(mixture(question)) - {"perfect"}:
             assert respond(WORLD, question, rng, quality) not in perfect
+
+
+WRITE = """
+import sys
+from jaxalign.worlds import DatasetSizes, World, write_dataset
+write_dataset(World(seed=3), sys.argv[1], sizes=DatasetSizes(4000, 60, 400, 40, 400, 60, 128, 64), seed=3)
+"""
+
+
+def test_where_world_json_is_all_files_are_whatever_was_killed(tmp_path):
+    def start(folder):
+        return subprocess.Popen([sys.executable, "-c", WRITE, str(folder)])
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait(60) == 0
+    files = {file.name: file.read_bytes() for file in whole.iterdir()}
+    assert len(files) == 9 and "world.json" in files
+    # Over an earlier start's files: the mark that all are there must go before the first is written anew.
+    killed.mkdir()
+    (killed / "world.json").write_bytes(files["world.json"])
+    child = start(killed)
+    deadline = time.monotonic() + 60
+    while not (killed / "corpus.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    left = {file.name: file.read_bytes() for file in killed.iterdir() if file.suffix != ".partial"}
+    assert "world.json" not in left and left.items() < files.items()
+    assert start(killed).wait(60) == 0
+    assert {file.name: file.read_bytes() for file in killed.iterdir()} == files

@@ -1,0 +1,40 @@
+"""A file under its final name is whole, whatever stopped the writing; what is no file is written as it is."""
+
+import os
+import threading
+
+import pytest
+
+from jaxalign import storage
+from jaxalign.storage import write_whole
+
+
+def test_a_file_is_the_old_one_until_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "results.json"
+    write_whole(path, b"old")
+    synced = []
+
+    def cut_off(descriptor):
+        synced.append(os.fstat(descriptor).st_size)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(storage.os, "fsync", cut_off)
+        write_whole(path, b"newer")
+    assert synced == [5] and path.read_bytes() == b"old"
+    write_whole(path, b"newer")
+    assert path.read_bytes() == b"newer" and [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_link_stays_one_and_a_pipe_is_written(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("file")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"new"
+    os.mkfifo(tmp_path / "pipe")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    write_whole(tmp_path / "pipe", b"through")
+    reader.join(10)
+    assert read == [b"through"] and (tmp_path / "pipe").is_fifo()
