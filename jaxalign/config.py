@@ -165,7 +165,7 @@ def _blaming(file: str) -> Iterator[None]:
         if cause is None:
             raise
         if isinstance(cause, JaxalignError):
-            raise ConfigError(f"--config={file}: {cause}") from error
+            raise ConfigError(f"--config={file}, line {line}: {cause}") from error
         raise ConfigError(
             f"--config={file}, line {line}: {type(cause).__name__}: {cause}; mend the config file"
         ) from error

@@ -4,9 +4,9 @@ import json
 import pathlib
 
 import pytest
+from jaxalign.configs.models import PRESETS
 
 from jaxalign.config import parse_flags
-from jaxalign.configs.models import PRESETS
 from jaxalign.errors import ConfigError
 from jaxalign.stages import parse_config
 
