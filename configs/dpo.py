@@ -33,7 +33,7 @@ def get_config(root: str = "") -> ConfigDict:
     config.num_steps = 70
     config.batch_size = 16
     config.optimizer.learning_rate = 2e-4
-    config.optimizer.warmup_steps = 10
+    config.optimizer.warmup = 0.143
     config.dpo.beta = 0.2
     config.log_every = 10
     return config

@@ -35,7 +35,7 @@ def get_config(root: str = "") -> ConfigDict:
     config.num_steps = 200
     config.batch_size = 16
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.warmup_steps = 20
+    config.optimizer.warmup = 0.1
     config.orpo.coef = 0.5
     config.log_every = 10
     return config

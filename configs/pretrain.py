@@ -41,7 +41,7 @@ def get_config(root: str = "") -> ConfigDict:
     config.num_steps = 600
     config.batch_size = 32
     config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_steps = 40
+    config.optimizer.warmup = 0.0667
     config.optimizer.weight_decay = 0.1
     config.log_every = 20
     return config

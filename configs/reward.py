@@ -33,7 +33,7 @@ def get_config(root: str = "") -> ConfigDict:
     config.num_steps = 140
     config.batch_size = 16
     config.optimizer.learning_rate = 5e-4
-    config.optimizer.warmup_steps = 10
+    config.optimizer.warmup = 0.072
     config.reward.centering = 0.01
     config.log_every = 10
     return config

@@ -36,7 +36,7 @@ def get_config(root: str = "") -> ConfigDict:
     config.num_steps = 130
     config.batch_size = 32
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_steps = 10
+    config.optimizer.warmup = 0.077
     config.log_every = 10
     return config
 

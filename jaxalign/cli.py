@@ -378,8 +378,8 @@ def _label(argv: list[str]) -> None:
     )
     print(
         f"{args.out}: {len(made.rows)} rows from {made.prompts} prompts; {made.without} prompts gave none (fewer than "
-        f"two different completions, or equal scores); {made.cut} completions without an end left out; "
-        f"mean score {made.mean:.4f}"
+        f"two different completions, or equal scores); {made.empty} empty completions and {made.cut} completions "
+        f"without an end left out; mean score {made.mean:.4f}"
     )
 
 

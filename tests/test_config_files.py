@@ -60,7 +60,7 @@ def test_epochs_by_a_flag_win_over_steps_of_the_file(capsys):
 
 
 def test_a_warmup_by_a_flag_wins_over_the_other_of_the_file():
-    assert read("sft", "optimizer.warmup=0.05").optimizer.warmup_steps == 0
+    assert read("sft", "optimizer.warmup_steps=5").optimizer.warmup == 0
     config = read("sft", "optimizer.warmup_steps=7", word="qwen3_0_6b")
     assert (config.optimizer.warmup_steps, config.optimizer.warmup) == (7, 0.0)
     with pytest.raises(ConfigError, match="set one of them"):

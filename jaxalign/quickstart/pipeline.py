@@ -141,7 +141,6 @@ def stage_config(stage: str, root: pathlib.Path, scale: Scale, seed: int) -> Con
     config.seed = seed
     full = config.num_steps
     config.num_steps = max(2, round(full * scale.steps))
-    config.optimizer.warmup_steps = round(config.optimizer.warmup_steps * config.num_steps / full)
     config.log_every = max(1, config.num_steps // 40)
     if stage in ("ppo", "dpo", "orpo"):
         config.eval_every = max(1, config.num_steps // scale.probes)

@@ -83,7 +83,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     total_steps the rate stays where it ended.
     Raises ConfigError when the warm-up (and the wsd decay) do not fit in total_steps.
     """
-    warmup = config.warmup_steps or int(config.warmup * total_steps)
+    warmup = config.warmup_steps or int(config.warmup * total_steps + 1e-9)
     peak, final = config.learning_rate, config.final_ratio
     decay_start = warmup
     if config.schedule == "wsd":

@@ -34,6 +34,7 @@ class Labelled:
     prompts: int
     without: int  # prompts that gave nothing to prefer: fewer than two different completions, or equal scores
     cut: int  # completions left out because they ran into the length limit: an end after them would be a lie
+    empty: int  # completions left out because they say nothing
     mean: float  # score over all completions
 
 
@@ -58,8 +59,9 @@ def label_file(
     if target.exists():
         raise ConfigError(f"--out={out} exists; name another file, or delete it")
     everything = read_completions(completions)
-    groups = [[row for row in group if row.get("finished", True)] for group in everything]
-    cut = sum(map(len, everything)) - sum(map(len, groups))
+    ended = [[row for row in group if row.get("finished", True)] for group in everything]
+    groups = [[row for row in group if completion_text(row["completion"]).strip()] for group in ended]
+    cut, empty = (sum(map(len, a)) - sum(map(len, b)) for a, b in ((everything, ended), (ended, groups)))
     scores = scorer(groups)
     rows: list[dict[str, Any]] = []
     without = 0
@@ -76,18 +78,15 @@ def label_file(
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_whole(target, text.encode())
     mean = float(np.mean([v for values in scores for v in values]))
-    return Labelled(rows, len(groups), without, cut, mean)
+    return Labelled(rows, len(groups), without, cut, empty, mean)
 
 
 def _prefer(
     group: Group, values: Sequence[float], pairing: str, noise: float, rng: random.Random
 ) -> list[dict[str, Any]]:
-    # The same text twice is one completion, and an empty one cannot be learned from.
+    # The same text twice is one completion.
     distinct = {json.dumps(r["completion"]): (r["completion"], v) for r, v in zip(group, values, strict=True)}
-    ranked = sorted(
-        (item for item in distinct.values() if completion_text(item[0]).strip()),
-        key=lambda item: -item[1],
-    )
+    ranked = sorted(distinct.values(), key=lambda item: -item[1])
     if len(ranked) < 2 or ranked[0][1] == ranked[-1][1]:
         return []
     if pairing == "ranking":
