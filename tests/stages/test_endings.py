@@ -60,6 +60,7 @@ def saved(workdir) -> list[str]:
     return [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
 
 
+@pytest.mark.slow
 def test_a_hangup_saves_and_until_then_no_second_run_begins(runs, compilation_cache, tmp_path, capsys):
     child = start(runs, tmp_path, compilation_cache, "--config.num_steps=1000000")
     wait_for_step(3, tmp_path, child)
@@ -90,6 +91,7 @@ def test_a_hangup_that_nohup_ignores_stops_nothing(runs, compilation_cache, tmp_
     assert "state saved" in child.communicate(timeout=60)[1] and child.returncode == 75
 
 
+@pytest.mark.slow
 def test_training_ends_with_a_model_though_nobody_reads(runs, compilation_cache, tmp_path):
     child = start(runs, tmp_path, compilation_cache, "--config.num_steps=30", "--config.eval_every=10")
     assert child.stdout.readline().startswith("pretrain: ")  # as `| head -1` does
