@@ -13,6 +13,7 @@ import pytest
 from tiny import run
 
 from jaxalign.cli import main
+from jaxalign.errors import ConfigError
 from jaxalign.locks import LOCK, locked
 from jaxalign.training.loop import Stopped, finished
 from jaxalign.training.metrics import read_metrics
@@ -99,6 +100,12 @@ def test_training_ends_with_a_model_though_nobody_reads(runs, compilation_cache,
     child.stderr.close()
     assert child.wait(120) == 0
     assert finished(tmp_path)["steps"] == steps(tmp_path) == 30
+
+
+def test_a_start_that_is_refused_leaves_no_folder(runs, tmp_path):
+    with pytest.raises(ConfigError, match="batch_size"):
+        run("pretrain", runs, tmp_path / "run", devices=8, batch_size=12)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_signal_after_the_last_step_is_not_forgotten(runs, tmp_path, monkeypatch):
