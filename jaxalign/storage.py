@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable
-from typing import IO
 
 import fsspec
 from etils import epath
@@ -28,8 +27,6 @@ SCHEME = "gs://"
 _UPLOAD_SECONDS = 60.0
 _TEMPORARY = "jaxalign-"  # how the names of temporary folders begin
 _OWNED = ".owned"  # the file in each that its owner keeps locked
-
-_owned: list[IO] = []  # these files, open until the process ends
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -125,7 +122,7 @@ def temporary_folder() -> pathlib.Path:
     file = unnamed.open("wb")
     if try_lock(file):
         unnamed.rename(folder / _OWNED)
-    _owned.append(file)
+    atexit.register(file.close)  # after the folder has gone: what is registered last runs first
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     inside = folder / "files"  # where the caller finds nothing but what it puts there
     inside.mkdir()

@@ -64,10 +64,21 @@ def train(
       ConfigError: another process trains in `workdir`.
     """
     with contextlib.ExitStack() as stack:
-        with processes.together():
-            mesh = parallel.make_mesh(config.mesh, devices or jax.devices())
+
+        def lock() -> None:
             if jax.process_index() == 0:
-                stack.enter_context(locked(to_path(workdir) / LOCK, f"--workdir={workdir}"))
+                stack.enter_context(locked(folder / LOCK, f"--workdir={workdir}"))
+
+        with processes.together():
+            folder = to_path(workdir)
+            mesh = parallel.make_mesh(config.mesh, devices or jax.devices())
+            # A new folder is not made before the config and the data are known to be good.
+            existed = os.path.isdir(folder)
+            if existed:
+                lock()
         stack.enter_context(parallel.use_mesh(mesh, parallel.parse_rules(config.mesh.rules)))
         run = open_run(config, workdir)
+        with processes.together():
+            if not existed:
+                lock()
         return loop.train(_module(config.stage).build(run), stop_at=stop_at, probe=probe, quiet=quiet)

@@ -13,6 +13,7 @@ import pytest
 from tiny import run
 
 from jaxalign.cli import main
+from jaxalign.errors import ConfigError
 from jaxalign.locks import LOCK, locked
 from jaxalign.training.loop import Stopped, finished
 from jaxalign.training.metrics import read_metrics
@@ -60,6 +61,7 @@ def saved(workdir) -> list[str]:
     return [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
 
 
+@pytest.mark.slow
 def test_a_hangup_saves_and_until_then_no_second_run_begins(runs, compilation_cache, tmp_path, capsys):
     child = start(runs, tmp_path, compilation_cache, "--config.num_steps=1000000")
     wait_for_step(3, tmp_path, child)
@@ -90,6 +92,7 @@ def test_a_hangup_that_nohup_ignores_stops_nothing(runs, compilation_cache, tmp_
     assert "state saved" in child.communicate(timeout=60)[1] and child.returncode == 75
 
 
+@pytest.mark.slow
 def test_training_ends_with_a_model_though_nobody_reads(runs, compilation_cache, tmp_path):
     child = start(runs, tmp_path, compilation_cache, "--config.num_steps=30", "--config.eval_every=10")
     assert child.stdout.readline().startswith("pretrain: ")  # as `| head -1` does
@@ -97,6 +100,12 @@ def test_training_ends_with_a_model_though_nobody_reads(runs, compilation_cache,
     child.stderr.close()
     assert child.wait(120) == 0
     assert finished(tmp_path)["steps"] == steps(tmp_path) == 30
+
+
+def test_a_start_that_is_refused_leaves_no_folder(runs, tmp_path):
+    with pytest.raises(ConfigError, match="batch_size"):
+        run("pretrain", runs, tmp_path / "run", devices=8, batch_size=12)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_signal_after_the_last_step_is_not_forgotten(runs, tmp_path, monkeypatch):
