@@ -14,7 +14,7 @@ A published size from scratch, 4 million tokens a step, rates as for Llama 3 8B 
         --workdir=runs/pretrain
 """
 
-from jaxalign.configs.models import at_scale, names_model
+from jaxalign.configs.models import FINE_TUNE, at_scale, names_model
 from ml_collections import ConfigDict
 
 from jaxalign.stages import default_config
@@ -48,9 +48,13 @@ def get_config(root: str = "") -> ConfigDict:
 
 
 def large(name: str) -> ConfigDict:
-    """The stage for a published model."""
-    config = at_scale(default_config("pretrain"), name, batch_size=512)
-    config.optimizer.learning_rate = 3e-4
+    """The stage for a published model, from scratch; or continued from any other, at a tenth of its rate."""
+    if name == FINE_TUNE:
+        config = at_scale(default_config("pretrain"), name, max_length=4096)
+        config.optimizer.learning_rate = 3e-5
+    else:
+        config = at_scale(default_config("pretrain"), name, batch_size=512)
+        config.optimizer.learning_rate = 3e-4
     config.optimizer.warmup = 0.01
     config.optimizer.final_ratio = 0.01
     config.optimizer.weight_decay = 0.1

@@ -45,7 +45,7 @@ def measure_answers(
     take: int = 0,
     seed: int = 0,
     batch_size: int = 64,
-    keep: Callable[[Sequence[Any], Sequence[str]], None] | None = None,
+    keep: Callable[[Sequence[Any], Answers], None] | None = None,
 ) -> Measured:
     """Samples one answer to each prompt in the file `prompts`; call inside `parallel.use_mesh`.
 
@@ -72,7 +72,7 @@ def measure_answers(
     # Row r holds the r-th prompt that fitted, which need not be the r-th record.
     asked = [dataset.record(item.row)["prompt"] for item in dataset.rows.items]
     if keep is not None:
-        keep(asked, answers.texts)
+        keep(asked, answers)
     score = mean_interval(call_reward_function(reward, asked, answers.texts))
     kl = perplexity = None
     if reference is not None:

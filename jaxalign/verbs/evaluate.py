@@ -14,10 +14,11 @@ from jaxalign.errors import ConfigError
 from jaxalign.evaluation import Interval
 from jaxalign.evaluation.generation import Measured, measure_answers
 from jaxalign.evaluation.rewards import import_reward_function
+from jaxalign.sampling.answers import Answers
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.storage import to_path, write_whole
 from jaxalign.training.weights import RUNTIME_KEYS, SavedModel
-from jaxalign.verbs.generate import language_model
+from jaxalign.verbs.generate import completion_row, language_model
 
 
 def evaluate_run(args: argparse.Namespace) -> Measured:
@@ -77,10 +78,10 @@ def report_lines(measured: Measured) -> list[str]:
     ]
 
 
-def write_answers(prompts: Sequence[Any], texts: Sequence[str], path: str) -> None:
-    """One JSON line an answer: {"prompt", "completion"}."""
+def write_answers(prompts: Sequence[Any], answers: Answers, path: str) -> None:
+    """One JSON line an answer, as `generate` writes them: {"prompt", "completion", "finished"}."""
     lines = (
-        json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n"
-        for prompt, text in zip(prompts, texts, strict=True)
+        json.dumps(completion_row(prompt, text) | {"finished": bool(finished)}, ensure_ascii=False) + "\n"
+        for prompt, text, finished in zip(prompts, answers.texts, answers.stopped, strict=True)
     )
     write_whole(to_path(path), "".join(lines).encode())

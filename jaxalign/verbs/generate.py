@@ -129,9 +129,13 @@ def _read_prompts(request: Request, tokenizer: Any) -> Dataset:
 def _row(prompts: Dataset, number: int, samples: int, text: str, finished: bool) -> dict[str, Any]:
     row = prompts.rows.items[number // samples].row
     prompt = prompts.record(row)["prompt"]
+    return completion_row(prompt, text) | {"row": row, "sample": number % samples, "finished": finished}
+
+
+def completion_row(prompt: Any, text: str) -> dict[str, Any]:
+    """A prompt, text or messages, and the text of its completion in the same form."""
     completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-    more = {"row": row, "sample": number % samples, "finished": finished}
-    return {"prompt": prompt, "completion": completion} | more
+    return {"prompt": prompt, "completion": completion}
 
 
 def _claim(out: Path, claim: dict[str, Any]) -> None:

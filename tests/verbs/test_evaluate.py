@@ -43,6 +43,7 @@ def test_means_over_the_answers(folder, tmp_path, capsys):
     said = numbers(capsys.readouterr().out)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert said["5"] == ["prompts"] and len(rows) == 5
+    assert all(type(row["finished"]) is bool for row in rows)
     rewards = [len(row["prompt"]) + len(row["completion"]) for row in rows]
     assert float(said["reward"][0]) == pytest.approx(np.mean(rewards), abs=1e-3)
     assert float(said["KL"][0]) > 0.01
