@@ -174,8 +174,9 @@ def _ends_with(said: str, answer: str) -> bool:
 
 
 def _normal(text: str) -> str:
-    # Tokenizers of published models may write characters in their composed or compatible form, as documented.
-    return unicodedata.normalize("NFKC", text)
+    # Tokenizers of published models may write characters in their composed or compatible form, as documented, and
+    # SentencePiece's mark of a space as a space.
+    return unicodedata.normalize("NFKC", text).replace("\u2581", " ")
 
 
 def check_shown(ids: Sequence[int], messages: Sequence[Message], tokenizer: Tokenizer) -> None:

@@ -14,11 +14,11 @@ from jaxalign.errors import DataError
 Row = Mapping[str, Any]
 
 SYSTEM = ("system", "system_prompt", "system_message")
-QUESTIONS = ("question", "instruction", "query")
+QUESTIONS = ("question", "instruction", "query", "input")
 ANSWERS = ("completion", "chosen", "rejected")
 # What the model is shown.
 CONTEXT = frozenset((*SYSTEM, *QUESTIONS)) | frozenset(
-    "history input context prompt messages tools functions documents prefix suffix "
+    "history context prompt messages tools functions documents prefix suffix chat_template_kwargs "
     "image images audio audios video videos".split()
 )
 # How an answer is to be learned.
@@ -141,7 +141,7 @@ def _with_question(row: dict[str, Any], kind: str) -> dict[str, Any]:
     ):
         return row
     question = row.pop(name)
-    if isinstance(row.get("input"), str):
+    if isinstance(row.get("input"), str):  # what an instruction is about
         question = "\n\n".join(part.strip() for part in (question, row.pop("input")) if part.strip())
     row |= {name: _reply(row[name]) for name in answers}
     if responses:

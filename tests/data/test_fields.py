@@ -61,7 +61,7 @@ def chat(*turns, answer):
     return "".join(f"<{role}\n{text}>\n" for role, text in turns) + f"<assistant\n[{answer}>]\n"
 
 
-@pytest.mark.parametrize("name", ["question", "instruction", "query"])
+@pytest.mark.parametrize("name", ["question", "instruction", "query", "input"])
 @pytest.mark.parametrize("form", [str, said])
 def test_a_question_beside_answers_is_the_prompt(show, name, form):
     row = {name: Q, "chosen": form(A), "rejected": form(B)}
@@ -165,6 +165,11 @@ def test_history_comes_before_the_question(show):
         ("sft", {"messages": user(Q) + said(A), "prompt": "another question"}, "prompt"),
         ("sft", {"prompt": Q, "completion": A, "images": ["a.png"]}, "images"),
         ("text", {"text": A, "loss_mask": [0, 1]}, "loss_mask"),
+        (
+            "sft",
+            {"messages": user(Q) + said(A), "chat_template_kwargs": {"enable_thinking": False}},
+            "chat_template_kwargs",
+        ),
     ],
 )
 def test_what_means_something_and_is_not_read_is_refused_by_name(show, kind, row, field):

@@ -97,6 +97,12 @@ def test_a_tokenizer_that_loses_part_of_an_answer_is_refused(tmp_path, normalize
         encode_text(Text(answer), tokenizer, 64)
 
 
+def test_a_mark_that_sentencepiece_writes_for_a_space_does_not_stop_a_corpus(tmp_path):
+    gemma = load_tokenizer(hf_models.gemma3().write(tmp_path))
+    (example,) = encode_text(Text("a \u2581 fox"), gemma, 64)
+    assert gemma.decode(example.ids) == "a   fox"
+
+
 def test_composed_characters_are_the_same_text(tmp_path):
     """Qwen's tokenizers compose characters, as they document: e and an accent become one."""
     qwen = load_tokenizer(hf_models.qwen().write(tmp_path))
