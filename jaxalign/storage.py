@@ -53,7 +53,7 @@ def to_path(path: str | os.PathLike) -> Path:
         fsspec.get_filesystem_class("gcs")
     except ImportError:
         raise ConfigError(
-            f"{text}: {SCHEME} needs more packages: pip install '.[gcs]' in jaxalign's checkout"
+            f"{text}: {SCHEME} needs more packages: pip install 'jaxalign[gcs]'"
         ) from None
     return epath.Path(text)
 
