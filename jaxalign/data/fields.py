@@ -5,6 +5,7 @@ meaning for training (`CONTEXT`, `TEACHING`, `OF_MESSAGES`) must say nothing tha
 Fields of other names (ids, sources, scores, …) are left alone.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -134,11 +135,7 @@ def _with_question(row: dict[str, Any], kind: str) -> dict[str, Any]:
         row["prompt"] = row.pop("messages")
         return row | {name: _reply(row[name]) for name in answers}
     name = _question(row)
-    if (
-        name is None
-        or whole
-        or (values and all(isinstance(v, str) and row[name].strip() in v for v in values))
-    ):
+    if name is None or whole or _begin_with(row[name].strip(), values):
         return row
     question = row.pop(name)
     if isinstance(row.get("input"), str):  # what an instruction is about
@@ -147,6 +144,13 @@ def _with_question(row: dict[str, Any], kind: str) -> dict[str, Any]:
     if responses:
         row["responses"] = [_reply(response) for response in responses]
     return {"prompt": [{"role": "user", "content": question}]} | row
+
+
+def _begin_with(question: str, answers: Sequence[Any]) -> bool:
+    """Whether answers are texts that repeat the question in what they begin with alike; a word or two is chance."""
+    if len(question) < 8 or len(answers) < 2 or not all(isinstance(answer, str) for answer in answers):
+        return False
+    return question in os.path.commonprefix(list(answers))
 
 
 def _question(row: Row) -> str | None:

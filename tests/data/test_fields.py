@@ -82,6 +82,18 @@ def test_input_follows_its_instruction(show):
     assert show("preference", row)[0] == chat(("user", "Name it.\n\nA red animal."), answer=A)
 
 
+def test_a_question_is_one_though_the_answers_have_its_words(show):
+    """Answers share a word of the question, and begin alike: that is no prompt."""
+    for question in ("fox", "The fox is brown."):
+        row = {
+            "question": question,
+            "chosen": "The fox is brown. Yes.",
+            "rejected": "The fox? It is brown. No.",
+        }
+        assert show("preference", row)[0] == chat(("user", question), answer="The fox is brown. Yes.")
+    assert show("sft", {"question": A, "completion": f"{A} Yes."}) == [chat(("user", A), answer=f"{A} Yes.")]
+
+
 def test_a_question_that_the_answers_repeat_is_their_beginning(show):
     row = {"question": Q, "chosen": f"Q: {Q} A: yes", "rejected": f"Q: {Q} A: no"}
     assert show("preference", row) == [
