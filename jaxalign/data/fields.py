@@ -5,7 +5,6 @@ meaning for training (`CONTEXT`, `TEACHING`, `OF_MESSAGES`) must say nothing tha
 Fields of other names (ids, sources, scores, …) are left alone.
 """
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -150,7 +149,8 @@ def _begin_with(question: str, answers: Sequence[Any]) -> bool:
     """Whether answers are texts that repeat the question in what they begin with alike; a word or two is chance."""
     if len(question) < 8 or len(answers) < 2 or not all(isinstance(answer, str) for answer in answers):
         return False
-    return question in os.path.commonprefix(list(answers))
+    end = answers[0].find(question) + len(question)
+    return question in answers[0] and all(answer[:end] == answers[0][:end] for answer in answers)
 
 
 def _question(row: Row) -> str | None:
