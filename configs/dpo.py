@@ -4,7 +4,9 @@
     jaxalign train --config=configs/dpo.py --workdir=runs/dpo
 
 On your own data: `--config.data.train=FILE.jsonl --config.model.init_from=RUN`, rows as for configs/reward.py. Losses:
-`--config.dpo.variant=sigmoid|robust|hinge|ipo|ipo_mean`; see jaxalign/losses/dpo.py.
+`--config.dpo.variant=sigmoid|robust|hinge|ipo|ipo_mean`; see jaxalign/losses/dpo.py. SimPO (arXiv 2405.14734) needs no
+reference: `--config.dpo.length_normalized=True --config.dpo.reference_free=True --config.dpo.beta=2.0
+--config.dpo.target_margin=1.0`.
 
 A published model, the length-normalised loss and rates of Tülu 3 8B (arXiv 2411.15124):
 

@@ -22,6 +22,7 @@ def dpo_loss(
     beta: float,
     variant: str = "sigmoid",
     label_smoothing: float = 0.0,
+    target_margin: float = 0.0,
     length_normalized: bool = False,
     reference_free: bool = False,
     nll_coef: float = 0.0,
@@ -35,8 +36,9 @@ def dpo_loss(
       hinge     max(0, 1 - βh)                                         arXiv 2309.06657 (RSO), after SLiC
       ipo       (h - 1 / (2β))²                                        arXiv 2310.12036 eq. 17
       ipo_mean  as ipo, on log-probabilities averaged over tokens      as TRL computes it
-    `length_normalized` divides each log-ratio by its length (Tülu 3, arXiv 2411.15124). `nll_coef` adds that
-    multiple of -chosen_logp / chosen_length (arXiv 2404.19733).
+    `length_normalized` divides each log-ratio by its length (Tülu 3, arXiv 2411.15124). `target_margin` γ puts βh - γ
+    in the place of βh: with length_normalized and reference_free that is SimPO (arXiv 2405.14734, equation 6).
+    `nll_coef` adds that multiple of -chosen_logp / chosen_length (arXiv 2404.19733).
 
     Args: sequence sums of log-probabilities, supervised token counts and pair weights, float32 of one shape;
     the reference arrays are constants, and None if `reference_free`; `normalizer` Σ weight over the global
@@ -46,7 +48,7 @@ def dpo_loss(
     Raises ConfigError for settings that mean nothing together, TypeError or ValueError for wrong arrays.
     """
     references = (ref_chosen_logp, ref_rejected_logp)
-    _check_settings(beta, variant, label_smoothing, length_normalized)
+    _check_settings(beta, variant, label_smoothing, target_margin, length_normalized)
     _check_references(reference_free, *references)
     require_float32(
         chosen_logp=chosen_logp,
@@ -66,7 +68,7 @@ def dpo_loss(
     if length_normalized or variant == "ipo_mean":
         chosen_ratio, rejected_ratio = chosen_ratio / chosen_length, rejected_ratio / rejected_length
 
-    pair_loss = _pair_loss(chosen_ratio - rejected_ratio, beta, variant, label_smoothing)
+    pair_loss = _pair_loss(chosen_ratio - rejected_ratio, beta, variant, label_smoothing, target_margin)
     nll = -chosen_logp / chosen_length
     if nll_coef:
         pair_loss = pair_loss + nll_coef * nll
@@ -98,19 +100,24 @@ def preference_metrics(
     }
 
 
-def _pair_loss(h: jax.Array, beta: float, variant: str, label_smoothing: float) -> jax.Array:
-    if variant == "hinge":
-        return jax.nn.relu(1.0 - beta * h)
+def _pair_loss(
+    h: jax.Array, beta: float, variant: str, label_smoothing: float, target_margin: float
+) -> jax.Array:
     if variant in ("ipo", "ipo_mean"):
         return jnp.square(h - 1.0 / (2.0 * beta))
-    agree = -(1.0 - label_smoothing) * jax.nn.log_sigmoid(beta * h)
-    flip = -label_smoothing * jax.nn.log_sigmoid(-beta * h)
+    logits = beta * h - target_margin
+    if variant == "hinge":
+        return jax.nn.relu(1.0 - logits)
+    agree = -(1.0 - label_smoothing) * jax.nn.log_sigmoid(logits)
+    flip = -label_smoothing * jax.nn.log_sigmoid(-logits)
     if variant == "robust":
         return (agree - flip) / (1.0 - 2.0 * label_smoothing)
     return agree + flip
 
 
-def _check_settings(beta: float, variant: str, label_smoothing: float, length_normalized: bool) -> None:
+def _check_settings(
+    beta: float, variant: str, label_smoothing: float, target_margin: float, length_normalized: bool
+) -> None:
     if variant not in VARIANTS:
         raise ConfigError(f"variant is {variant!r}; choose one of {', '.join(VARIANTS)}")
     if beta <= 0:
@@ -121,6 +128,12 @@ def _check_settings(beta: float, variant: str, label_smoothing: float, length_no
         raise ConfigError(
             f"label_smoothing={label_smoothing} means nothing to variant={variant!r}; "
             "set it to 0 or choose sigmoid or robust"
+        )
+    if not 0 <= target_margin < float("inf"):
+        raise ConfigError(f"target_margin is {target_margin}; give a finite margin of 0 or more")
+    if target_margin and variant in ("ipo", "ipo_mean"):
+        raise ConfigError(
+            f"target_margin={target_margin} with variant={variant!r}, whose target is 1 / (2 beta); set it to 0"
         )
     if length_normalized and variant in ("ipo", "ipo_mean"):
         raise ConfigError(

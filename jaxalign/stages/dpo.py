@@ -35,6 +35,9 @@ class DPOConfig:
     label_smoothing: float = 0.0  # probability that a label is flipped: cDPO (sigmoid) or robust DPO
     length_normalized: bool = False  # log-ratios per token, as in Tülu 3
     reference_free: bool = False  # a uniform reference
+    target_margin: float = (
+        0.0  # γ: by how much β times the difference should be positive; see `dpo_loss` on SimPO
+    )
     nll_coef: float = 0.0  # adds the chosen response's mean NLL
     precompute_reference: bool = False
 
@@ -74,6 +77,7 @@ def loss(
         beta=options.beta,
         variant=options.variant,
         label_smoothing=options.label_smoothing,
+        target_margin=options.target_margin,
         length_normalized=options.length_normalized,
         reference_free=options.reference_free,
         nll_coef=options.nll_coef,

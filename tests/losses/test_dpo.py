@@ -37,7 +37,7 @@ def sigmoid(h):
     return 1 / (1 + np.exp(-h))
 
 
-BETA, E = 0.3, 0.2
+BETA, E, GAMMA = 0.3, 0.2, 0.7
 SETTINGS = [
     ({}, pairwise(lambda h, _: -np.log(sigmoid(BETA * h)))),
     (
@@ -58,6 +58,19 @@ SETTINGS = [
         {"length_normalized": True, "variant": "hinge"},
         pairwise(lambda h, _: np.maximum(0, 1 - BETA * h), normalized=True),
     ),
+    ({"target_margin": GAMMA}, pairwise(lambda h, _: -log_sigmoid(BETA * h - GAMMA))),
+    (
+        {"target_margin": GAMMA, "variant": "robust", "label_smoothing": E},
+        pairwise(
+            lambda h, _: (
+                (-(1 - E) * log_sigmoid(BETA * h - GAMMA) + E * log_sigmoid(GAMMA - BETA * h)) / (1 - 2 * E)
+            )
+        ),
+    ),
+    (
+        {"target_margin": GAMMA, "variant": "hinge"},
+        pairwise(lambda h, _: np.maximum(0, 1 - BETA * h + GAMMA)),
+    ),
     ({"nll_coef": 0.7}, pairwise(lambda h, mean_logp: -log_sigmoid(BETA * h) - 0.7 * mean_logp)),
 ]
 
@@ -74,6 +87,23 @@ def test_reference_free_is_a_reference_of_zero():
         return dpo_loss(**x, ref_chosen_logp=None, ref_rejected_logp=None, beta=BETA, reference_free=True)
 
     check_loss(loss, pairwise(lambda h, _: -log_sigmoid(BETA * h)), arrays, LOGPS)
+
+
+def test_simpo_is_the_papers_equation():
+    """Equation 6 of arXiv 2405.14734: mean log-probabilities of a token, no reference, a margin."""
+    arrays = {name: x for name, x in make_arrays().items() if not name.startswith("ref_")}
+
+    def loss(**x):
+        return dpo_loss(
+            **x, ref_chosen_logp=None, ref_rejected_logp=None, beta=2.0, target_margin=1.6, reference_free=True,
+            length_normalized=True,
+        )  # fmt: skip
+
+    def equation(**x):
+        reward = {side: 2.0 / x[f"{side}_length"] * x[f"{side}_logp"] for side in ("chosen", "rejected")}
+        return weighted_mean(-np.log(sigmoid(reward["chosen"] - reward["rejected"] - 1.6)), x["weight"])
+
+    check_loss(loss, equation, arrays, LOGPS)
 
 
 @pytest.mark.parametrize("size", [1.0, 300.0, 1e4])
@@ -137,6 +167,8 @@ def test_extreme_log_ratios_neither_overflow_nor_saturate(chosen, rejected):
         ({"variant": "hinge", "label_smoothing": 0.1}, "means nothing to variant='hinge'"),
         ({"variant": "ipo", "label_smoothing": 0.1}, "means nothing to variant='ipo'"),
         ({"variant": "ipo", "length_normalized": True}, "length_normalized with variant='ipo'"),
+        ({"variant": "ipo", "target_margin": 1.0}, "target_margin=1.0 with variant='ipo'"),
+        ({"target_margin": -1.0}, "target_margin is -1.0"),
         ({"reference_free": True}, "reference_free is on but"),
         ({"ref_chosen_logp": None}, "reference log-probabilities are None"),
     ],
