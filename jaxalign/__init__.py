@@ -1,3 +1,32 @@
-"""jaxalign: aligned language models in JAX, one pure function per stage."""
+"""jaxalign: aligned language models in JAX, one pure function per stage.
+
+What stands below can be had from `jaxalign` itself; it is imported when it is first asked for.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "Model": "jaxalign.library",
+    "load": "jaxalign.library",
+    "default_config": "jaxalign.stages",
+    "parse_config": "jaxalign.stages",
+    "train": "jaxalign.stages",
+}
+_ROOMS = ("data", "evaluation", "losses", "models", "parallel", "sampling", "stages", "training")
+
+__all__ = ["__version__", *_PLACES, *_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"jaxalign.{name}")
+    raise AttributeError(f"module 'jaxalign' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

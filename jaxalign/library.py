@@ -1,0 +1,220 @@
+"""A model as an object: parameters, architecture and tokenizer together, on the devices of one mesh.
+
+import jaxalign
+model = jaxalign.load("runs/sft")        # a run, a Hugging Face folder or a hub name
+model.generate("Who asks?", n=4, temperature=0.8)
+model.score(["Who asks?"], [" The fox."])
+"""
+
+import dataclasses
+import functools
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxalign import parallel
+from jaxalign.data import DataConfig, Records, Tokenizer, dataset_from_records
+from jaxalign.data.encode import Example, encode_completion, encode_prompt
+from jaxalign.data.records import parse_record
+from jaxalign.errors import ConfigError
+from jaxalign.models import ModelConfig, Params, hidden_states, unembedding
+from jaxalign.sampling.answers import answer_batches
+from jaxalign.sampling.generate import SamplingConfig
+from jaxalign.sampling.scoring import score_tokens, segment_rewards
+from jaxalign.storage import to_path
+from jaxalign.training.weights import find_model, save_model
+
+Prompt = str | Sequence[dict[str, str]]  # text to go on with, or the messages of a conversation
+FORMATS = ("jaxalign", "hf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A language model, or with `scalar` a reward model. `dataclasses.replace(model, params=...)` gives it others."""
+
+    params: Params
+    config: ModelConfig
+    tokenizer: Tokenizer
+    scalar: bool
+    mesh: Mesh
+    meta: dict[str, Any]  # what a saved model keeps beside its parameters
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, after BOS where the tokenizer has one."""
+        bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        return bos + self.tokenizer.encode(text)
+
+    def logits(self, text: str | Sequence[int]) -> jax.Array:
+        """The logits of the token after each token of a text, or of given ids: float32 [T, V].
+
+        Raises:
+          ConfigError: it is a reward model, which has none.
+        """
+        self._check_language_model("logits")
+        ids = self.encode(text) if isinstance(text, str) else list(text)
+        example = Example(np.int32(ids), np.ones(len(ids), np.float32))
+        with parallel.use_mesh(self.mesh):
+            return _logits(self.params, self.config, *_pad([example], 1, len(ids))[:3])[0]
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        n: int = 1,
+        seed: int = 0,
+        batch_size: int = 64,
+        **sampling: Any,
+    ) -> list[str] | list[list[str]]:
+        """Samples n completions of each prompt, as text without stop tokens.
+
+        Args:
+          prompts: one prompt, whose completions come back as a list; or several, and a list for each.
+          batch_size: completions at a time; they do not depend on it.
+          sampling: fields of `SamplingConfig`: max_new_tokens, temperature, top_k, top_p, min_p.
+
+        Raises:
+          ConfigError: it is a reward model, or a value cannot work. DataError: a prompt cannot be used.
+        """
+        self._check_language_model("completions")
+        if n < 1 or batch_size < 1:
+            raise ConfigError(f"n={n}, batch_size={batch_size}: both must be at least 1")
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict))
+        records = Records([{"prompt": p} for p in ([prompts] if single else prompts)], "prompts")
+        if not len(records):
+            return []
+        encoded = [
+            encode_prompt(parse_record(row, "prompt", records.where(i)), self.tokenizer)
+            for i, row in enumerate(records)
+        ]
+        slots = max(2, *(len(prompt.ids) for prompt in encoded))
+        data = DataConfig(max_length=slots, row_length=slots)
+        with parallel.use_mesh(self.mesh):
+            batches = answer_batches(
+                self.params,
+                self.config,
+                dataset_from_records([records], data, self.tokenizer, "prompt", "eval"),
+                self.tokenizer,
+                sampling=SamplingConfig(**sampling),
+                key=jax.random.key(seed),
+                batch_size=min(batch_size, len(records) * n),
+                samples=n,
+            )
+            texts = [text for answers in batches for text in answers.texts]
+        grouped = [texts[start : start + n] for start in range(0, len(texts), n)]
+        return grouped[0] if single else grouped
+
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[Any], *, batch_size: int = 16
+    ) -> np.ndarray:
+        """One number for each completion after its prompt: float32 [N].
+
+        A language model's is log p(completion | prompt) in nats, its stop token included; a reward model's its score.
+
+        Args:
+          completions: text after prompts of text; text, or messages of the assistant, after messages.
+
+        Raises:
+          DataError: a completion cannot be used; names its number, counted from 1.
+        """
+        examples = [
+            _encode_pair(prompt, completion, self.tokenizer, f"completions:{i}")
+            for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), 1)
+        ]
+        if not examples:
+            return np.zeros(0, np.float32)
+        width = max(len(example.ids) for example in examples)
+        read = _rewards if self.scalar else _log_probabilities
+        batch_size = min(batch_size, len(examples))
+        parts = []
+        with parallel.use_mesh(self.mesh):
+            for start in range(0, len(examples), batch_size):
+                part = examples[start : start + batch_size]
+                values = read(self.params, self.config, *_pad(part, batch_size, width))
+                parts.append(np.asarray(values)[: len(part)])
+        return np.concatenate(parts)
+
+    def save(self, folder: str | os.PathLike, *, format: str = "jaxalign") -> None:
+        """Writes the model into a new folder, for `load`, or with format "hf" for transformers, vLLM and the like.
+
+        Raises:
+          ConfigError: the folder is not empty, or Hugging Face has no architecture for the model.
+        """
+        from jaxalign.verbs.convert import convert
+
+        if format not in FORMATS:
+            raise ConfigError(f"format={format!r} is not one of {', '.join(FORMATS)}")
+        with tempfile.TemporaryDirectory() as made:
+            with parallel.use_mesh(self.mesh):
+                parts = (to_path(made), self.params, self.config, self.tokenizer)
+                save_model(*parts, scalar=self.scalar, meta=self.meta)
+            convert(made, str(folder), format)
+
+    def _check_language_model(self, what: str) -> None:
+        if self.scalar:
+            raise ConfigError(f"a reward model has no {what}; load a language model")
+
+
+def load(path: str | os.PathLike, *, dtype: str = "float32", chat_template: str = "") -> Model:
+    """Loads a model onto the first device.
+
+    Args:
+      path: a run, the folder of a model, a Hugging Face folder, or the name of a model on the hub.
+      dtype: of the computation: float32, bfloat16 or float16. Parameters are float32.
+      chat_template: a Jinja file to be used instead of the model's own.
+
+    Raises:
+      CheckpointError, ConfigError: there is no model, or it is damaged or of an unknown kind.
+    """
+    from jaxalign.data import load_tokenizer
+
+    found = find_model(str(path), "path")
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    with parallel.use_mesh(mesh):
+        params = found.load(mesh)
+    config = dataclasses.replace(found.config, dtype=dtype)
+    tokenizer = load_tokenizer(found.path, chat_template)
+    return Model(params, config, tokenizer, found.scalar, mesh, found.meta)
+
+
+def _encode_pair(prompt: Prompt, completion: Any, tokenizer: Tokenizer, where: str) -> Example:
+    if not isinstance(prompt, str) and isinstance(completion, str):
+        completion = [{"role": "assistant", "content": completion}]
+    # "finished": the completion is taken as it is, though it may begin as its prompt does.
+    row = {"prompt": prompt, "completion": completion, "finished": True}
+    return encode_completion(parse_record(row, "sft", where), tokenizer)
+
+
+def _pad(examples: Sequence[Example], rows: int, width: int) -> tuple[np.ndarray, ...]:
+    """Sequences as tokens, positions, segment_ids int32 and mask float32, each [rows, width], padded on the right."""
+    tokens, positions, segment_ids = (np.zeros((rows, width), np.int32) for _ in range(3))
+    mask = np.zeros((rows, width), np.float32)
+    for row, example in enumerate(examples):
+        length = len(example.ids)
+        tokens[row, :length], positions[row, :length] = example.ids, np.arange(length)
+        segment_ids[row, :length], mask[row, :length] = 1, example.mask
+    return tokens, positions, segment_ids, mask
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _logits(params, config, tokens, positions, segment_ids):
+    hidden, _ = hidden_states(params, config, tokens, positions, segment_ids)
+    logits = jnp.einsum(
+        "btd,vd->btv", hidden, unembedding(params, config), preferred_element_type=jnp.float32
+    )
+    return config.final_softcap * jnp.tanh(logits / config.final_softcap) if config.final_softcap else logits
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _log_probabilities(params, config, tokens, positions, segment_ids, mask):
+    return jnp.sum(score_tokens(params, config, tokens, positions, segment_ids).logp * mask, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _rewards(params, config, tokens, positions, segment_ids, mask):
+    return segment_rewards(params, config, tokens, positions, segment_ids, 1)[:, 0]
