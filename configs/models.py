@@ -41,9 +41,10 @@ def names_model(arg: str) -> bool:
         return True
     if not arg or os.sep in arg or os.path.isdir(arg):
         return False
-    near = difflib.get_close_matches(arg, [*PRESETS, FINE_TUNE], 1, 0.0)[0]
+    near = difflib.get_close_matches(arg, [*PRESETS, FINE_TUNE], 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"models are {', '.join(PRESETS)}."
     raise ConfigError(
-        f"{arg!r} is neither a model of configs/models.py nor the folder of a quickstart; did you mean {near!r}? "
+        f"{arg!r} is neither a model of configs/models.py nor the folder of a quickstart; {hint} "
         f"{FINE_TUNE!r} takes the model that config.model.init_from names, whatever its size"
     )
 

@@ -117,7 +117,7 @@ def parse_flags(argv: list[str], *, workdir: bool = True) -> tuple[ConfigDict, s
       ConfigError: a missing or unknown flag, an unknown config key (with the nearest one), a value that does
         not parse as the key's type, or a config file that does not exist or does not run.
     """
-    argv = _for_model(argv)
+    argv = _for_model(_joined(argv))
     values = flags.FlagValues()
     full = ["jaxalign", *argv]
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=full)
@@ -203,7 +203,8 @@ def _leave_out(config: ConfigDict, argv: list[str]) -> None:
     """Takes out of a config what its file says in place of what flags say, and tells it."""
     given = _given(argv)
     for key, replaced in _REPLACED.items():
-        if key not in given or not _get(config, key):
+        # A warm-up of 0 is one, too; of the other keys, nothing means that the file's word holds.
+        if key not in given or not (_get(config, key) or key.startswith("optimizer.warmup")):
             continue
         for other in replaced:
             value = _get(config, other)
@@ -235,6 +236,21 @@ def _leave_out_architecture(config: ConfigDict, given: set[str]) -> None:
         if f"model.{key}" not in given:
             config.model[key] = getattr(ModelConfig, key)
     _tell("--config.model.init_from is yours: it brings its own architecture and tokenizer")
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """Flags as `--name=value`, also those that were given as `--name value` or with one dash."""
+    joined: list[str] = []
+    for arg in argv:
+        name = re.fullmatch(r"--?((?:config|workdir)(?:\..*|=.*)?)", arg)
+        before = joined[-1] if joined else ""
+        if name:
+            joined.append(f"--{name[1]}")
+        elif re.fullmatch(r"--(config|workdir)(\.[\w.]+)?", before) and not arg.startswith("-"):
+            joined[-1] = f"{before}={arg}"
+        else:
+            joined.append(arg)
+    return joined
 
 
 def _for_model(argv: list[str]) -> list[str]:

@@ -1,6 +1,5 @@
 """Files of the Hugging Face hub, fetched once and from then on taken from its cache."""
 
-import json
 import pathlib
 import re
 from collections.abc import Sequence
@@ -21,12 +20,12 @@ def is_foreign(path: str) -> bool:
     """Whether a model was not made here: the hub or another program has it, or a run here began with it."""
     folder = pathlib.Path(path).expanduser()
     if is_remote(path) or not folder.exists():
-        return not is_remote(path) and is_hub_name(path)
-    settings = folder / "settings.json"
-    if settings.is_file():
-        began = json.loads(settings.read_text("utf-8")).get("config.model.init_from", "")
-        return began != path and bool(began) and is_foreign(began)
-    return (folder / "config.json").is_file() and not (folder / "model").is_dir()
+        return is_remote(path) or is_hub_name(path)
+    # A run keeps the config.json that its model came with beside the weights.
+    kept = [*folder.glob("model/*/meta/metadata"), *folder.glob("[0-9]*/meta/metadata")]
+    if kept or (folder / "model").is_dir():
+        return any(b'"hf_config"' in file.read_bytes() for file in kept)
+    return (folder / "config.json").is_file()
 
 
 def download(name: str, patterns: Sequence[str], key: str) -> pathlib.Path:

@@ -27,9 +27,10 @@ def foreign(tmp_path):
     return str(tmp_path / "hf")
 
 
-def finished_run(folder, init_from=""):
-    (folder / "model").mkdir(parents=True)
-    (folder / "settings.json").write_text(json.dumps({"config.model.init_from": init_from}))
+def finished_run(folder, began_elsewhere=False):
+    meta = folder / "model/0/meta"
+    meta.mkdir(parents=True)
+    (meta / "metadata").write_text(json.dumps({"meta": {"hf_config": {}} if began_elsewhere else {}}))
     return str(folder)
 
 
@@ -70,8 +71,8 @@ def test_a_warmup_by_a_flag_wins_over_the_other_of_the_file():
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_model_from_elsewhere_takes_settings_for_fine_tuning(stage, foreign, tmp_path, capsys):
     """Also a run here that began with one; the quickstart's own models keep the quickstart's settings."""
-    made = finished_run(tmp_path / "made", foreign)
-    for name in (foreign, made, "organisation/name"):
+    made = finished_run(tmp_path / "made", began_elsewhere=True)
+    for name in (foreign, made, f"{made}/model", "organisation/name", "gs://bucket/name"):
         config = read(stage, f"model.init_from={name}", "data.train=mine.jsonl")
         assert config.model.init_from == name and config.data.train == "mine.jsonl"
         assert config.optimizer.learning_rate <= (3e-4 if stage == "pretrain" else 1e-5)
@@ -83,6 +84,17 @@ def test_a_model_from_elsewhere_takes_settings_for_fine_tuning(stage, foreign, t
     own = finished_run(tmp_path / "own")
     config = read(stage, f"model.init_from={own}", "data.train=mine.jsonl")
     assert config.model.dtype == "float32" and config.data.max_length <= 96
+
+
+def test_flags_may_have_a_space_or_one_dash(foreign):
+    for flags in (["--config.model.init_from", foreign], [f"-config.model.init_from={foreign}"]):
+        values, _ = parse_flags(["--config", f"{ROOT}/configs/sft.py", *flags], workdir=False)
+        assert parse_config(values).data.max_length == 4096
+
+
+def test_no_warmup_is_a_warmup_of_ones_own():
+    config = read("dpo", "optimizer.warmup_steps=0")
+    assert (config.optimizer.warmup_steps, config.optimizer.warmup) == (0, 0.0)
 
 
 def test_flags_win_over_the_settings_for_fine_tuning(foreign):

@@ -18,7 +18,7 @@ text is the same.
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -119,6 +119,7 @@ def _render_template(
             if piece:
                 pieces.append((controls.get(piece, piece.translate(originals)), answer))
 
+    written: dict[int, str] = {}  # what each answer is in the rendered text, but for control tokens
     done = 0
     for index, message in enumerate(messages):
         if message.role != "assistant" or index < first_supervised:
@@ -135,10 +136,18 @@ def _render_template(
             )
         if not kept and not text[start : end.start()].rstrip().endswith(contents[index].strip()):
             raise DataError(_changed(f"messages[{index}]", alone, text, template))
-        if not _ends_with(text[start : end.start()], contents[index]):
+        # Where the header opens a thought, the answer begins in it: <think> stands before what is supervised.
+        if not _ends_with(text[start : end.start()], contents[index]) and not _ends_with(
+            text[_end_of(render, index, text, start) : end.start()], contents[index]
+        ):
             raise DataError(_lost(f"the answer messages[{index}]", message.content, template.filename))
         add(text[done:start])
         add(text[start : end.end()], index)
+        written[index] = "".join(
+            piece.translate(originals)
+            for piece in names.split(text[start : end.start()])
+            if piece not in controls
+        )
         done = end.end()
     add(text[done:])
     encoded = zip(tokenizer.encode_pieces([piece for piece, _ in pieces]), pieces, strict=True)
@@ -146,9 +155,18 @@ def _render_template(
     for answer, group in groupby(encoded, key=lambda item: item[1][1]):
         ids = tuple(token for part, _ in group for token in part)
         if answer is not None:
-            check_decodes(ids, messages[answer].content, tokenizer, f"messages[{answer}]")
+            check_decodes(ids, written[answer], tokenizer, f"messages[{answer}]")
         segments.append(Segment(ids, answer is not None))
     return _with_one_bos([segment for segment in segments if segment.ids], tokenizer)
+
+
+def _end_of(render: Callable[[int, bool], str], index: int, text: str, otherwise: int) -> int:
+    """Where the rendered text of the first `index` messages ends in `text`, before the header of the next one."""
+    try:
+        before = render(index, False) if index else ""
+    except DataError:  # a template may refuse a conversation that ends with a question
+        return otherwise
+    return len(before) if text.startswith(before) else otherwise
 
 
 def check_decodes(ids: Sequence[int], answer: str, tokenizer: Tokenizer, what: str) -> None:

@@ -129,7 +129,8 @@ def open_sources(config: DataConfig, kind: str, part: str) -> list[Records]:
     if not all(names) or not names:
         raise ConfigError(f"{key}={getattr(config, part)!r}: names no data; write a file, folder or hub name")
     try:
-        take, ignore = config.take or None, config.ignore_fields
+        take = config.take or None
+        ignore = tuple(field for fields in config.ignore_fields for field in fields.split(","))
         return [
             open_source(name, kind, part, split=config.split, take=take, ignore_fields=ignore)
             for name in names

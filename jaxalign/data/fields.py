@@ -14,23 +14,24 @@ from jaxalign.errors import DataError
 Row = Mapping[str, Any]
 
 SYSTEM = ("system", "system_prompt", "system_message")
-QUESTIONS = ("question", "instruction", "query", "input")
+QUESTIONS = ("question", "instruction", "query", "problem", "input", "inputs")
 ANSWERS = ("completion", "chosen", "rejected")
 # What the model is shown.
 CONTEXT = frozenset((*SYSTEM, *QUESTIONS)) | frozenset(
-    "history context prompt messages tools functions documents prefix suffix chat_template_kwargs "
+    "history conversation_history chat_history context context_messages prompt messages preamble sys "
+    "custom_instructions initial_reason_steps tools functions documents prefix suffix chat_template_kwargs "
     "image images audio audios video videos".split()
 )
 # How an answer is to be learned.
 TEACHING = frozenset(
-    "tool_calls function_call reasoning reasoning_content thinking label labels weight weights sample_weight "
-    "loss_weight mask loss_mask train trainable".split()
+    "tool_calls function_call reasoning reasoning_content thinking label labels kto_tag weight weights sample_weight "
+    "train_detail loss_weight mask loss_mask train trainable".split()
 )
 # Of a single message. Switches are harmless where they say what happens anyway.
-SWITCHES = frozenset("weight loss_weight mask loss_mask loss train trainable".split())
+SWITCHES = frozenset("weight loss_weight mask loss_mask loss train training trainable".split())
 OF_MESSAGES = SWITCHES | frozenset(
-    "tool_calls function_call tool_call_id tools functions reasoning reasoning_content thinking prefix image images "
-    "audio video".split()
+    "tool_calls function_call tool_call_id tools functions reasoning reasoning_content thinking train_detail prefix "
+    "image images audio video".split()
 )
 
 
@@ -59,6 +60,8 @@ def complete_prompt(row: Row, kind: str) -> dict[str, Any]:
       DataError, without the place: history of another form, or a second system message.
     """
     row = {name: value for name, value in row.items() if value is not None}
+    if kind == "prompt" and isinstance(row.get("prompt"), str) and _is_messages(row.get("messages")):
+        row["prompt"] = _asked(row["prompt"], row["messages"])
     row = _with_question(row, kind)
     conversations = _conversations(row, kind)
     if not conversations:
@@ -73,18 +76,15 @@ def complete_prompt(row: Row, kind: str) -> dict[str, Any]:
     return row
 
 
-def check_unread(row: Row, read: Iterable[str], record: Any, kind: str, where: str) -> None:
-    """Refuse a row that has a field of meaning beside those `read`, unless the record says the same.
+def check_unread(row: Row, read: Iterable[str], record: Any, meaning: frozenset[str], where: str) -> None:
+    """Refuse a row that has one of the fields of `meaning` beside those `read`, unless the record says the same.
 
     Raises:
       DataError: names the field.
     """
-    meaning = CONTEXT - {"messages"} if kind == "prompt" else CONTEXT | TEACHING
-    if kind == "text":
-        meaning = meaning - {"label", "labels"}  # a class of the whole text, as classification data has it
     said: str | None = None
     for name, value in row.items():
-        if name.lower() not in meaning or name in read or _empty(value) or (name in SWITCHES and value == 1):
+        if name.lower() not in meaning or name in read or _says_nothing(name.lower(), value):
             continue
         said = "\n".join(_strings(record)) if said is None else said
         strings = [text.strip() for text in _strings(value) if text.strip()]
@@ -109,15 +109,51 @@ def check_message(message: Row, name: str, where: str) -> None:
       DataError: names the field.
     """
     for key, value in message.items():
-        if key.lower() not in OF_MESSAGES or value is None or (key not in SWITCHES and _empty(value)):
+        if key.lower() not in OF_MESSAGES or value is None:
+            continue
+        if key not in SWITCHES and _says_nothing(key.lower(), value):
             continue
         if key in SWITCHES and value == (1 if message.get("role") == "assistant" else 0):
             continue  # every assistant turn is learned, and no other
+        hint = (
+            "every answer of a conversation is learned alike; end the conversation with the answer to learn"
+            if key in SWITCHES
+            else "a message is its role and its content; write it into the content as the model's chat template would"
+        )
         raise DataError(
-            f"{where}: {name} has {key}={_short(value)}, which is not read: a message is its role and its content; "
-            f"write it into the content as the model's chat template would, or leave it out on purpose with "
+            f"{where}: {name} has {key}={_short(value)}, which is not read: {hint}, or leave it out on purpose with "
             f"config.data.ignore_fields={key}"
         )
+
+
+def check_no_question(row: Row, read: Iterable[str], where: str) -> None:
+    """Refuse a pair of texts without a prompt where another field may be the question to them.
+
+    Raises:
+      DataError: names the field, a text of some words that the answers do not repeat.
+    """
+    said = "\n".join(_strings({name: row[name] for name in read}))
+    for name, value in row.items():
+        words = isinstance(value, str) and len(value.split()) > 2
+        if name not in read and name != "margin" and words and value.strip() not in said:
+            raise DataError(
+                f"{where}: chosen and rejected are texts without a prompt, and {name!r} may be the question to them "
+                f"({_short(value)}); call it prompt, or leave it out with config.data.ignore_fields={name}"
+            )
+
+
+def _says_nothing(name: str, value: Any) -> bool:
+    """Whether a field of meaning is there for form's sake: empty, switched off, or a tag."""
+    if _empty(value) or (name in SWITCHES and value is not False and value == 1):
+        return True
+    if name in (
+        "label",
+        "labels",
+    ):  # a list or an object of them tags the row; one alone may judge the answer
+        return not isinstance(value, bool | int | float | str)
+    if name in ("reasoning", "thinking") and isinstance(value, str):
+        return len(value.split()) < 2  # on, off, low, high
+    return value is False and name not in SWITCHES and name != "kto_tag"
 
 
 def _with_question(row: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -143,6 +179,15 @@ def _with_question(row: dict[str, Any], kind: str) -> dict[str, Any]:
     if responses:
         row["responses"] = [_reply(response) for response in responses]
     return {"prompt": [{"role": "user", "content": question}]} | row
+
+
+def _asked(prompt: str, messages: Sequence[Row]) -> Any:
+    """The conversation up to the turn that a prompt of text restates, or the prompt where none does."""
+    for end in range(len(messages), 0, -1):
+        turn = messages[end - 1]
+        if turn["role"] == "user" and str(turn.get("content")).strip() == prompt.strip():
+            return list(messages[:end])
+    return prompt
 
 
 def _begin_with(question: str, answers: Sequence[Any]) -> bool:
@@ -178,7 +223,7 @@ def _opened(messages: Sequence[Row], system: str | None, turns: list[Row], name:
     head = list(messages[:1]) if messages[0]["role"] == "system" else []
     rest = messages[len(head) :]
     if system is not None:
-        if head and head[0].get("content") != system:
+        if head and str(head[0].get("content")).strip() != system.strip():
             raise DataError(
                 f"{name} is {_short(system)}, but the first message is another system message, "
                 f"{_short(head[0].get('content'))}; keep one of them"
@@ -228,7 +273,9 @@ def _empty(value: Any) -> bool:
     """Whether a field says nothing, as files with one set of columns for all rows have it."""
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null")
-    return value is None or (isinstance(value, Sequence | Mapping) and not value)
+    if isinstance(value, Sequence):
+        return all(_empty(item) for item in value)
+    return value is None or (isinstance(value, Mapping) and not value)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -79,14 +79,18 @@ class _Watched(Mapping):
         return len(self._row)
 
 
+PARSED = frozenset("text messages prompt completion chosen rejected responses scores margin".split())
+
+
 def _adapt_row(
     row: Mapping[str, Any], adapt: shapes.Adapter, left_out: tuple[str, ...] = ()
 ) -> shapes.Fields:
     """What `adapt` makes of a row, with the fields that it did not look at: a system message may be among them."""
     watched = _Watched(row)
     made = adapt(watched)
-    unread = {name: value for name, value in row.items() if name not in watched.read and name not in left_out}
-    return unread | made
+    # Of fields that are parsed, the recipe's own are meant.
+    known = {*watched.read, *left_out, *PARSED}
+    return {name: value for name, value in row.items() if name not in known} | made
 
 
 def _adapted(records: Records, adapt: shapes.Adapter) -> Records:

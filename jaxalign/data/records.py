@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxalign.data.fields import check_message, check_unread
+from jaxalign.data.fields import CONTEXT, TEACHING, check_message, check_no_question, check_unread
 from jaxalign.errors import ConfigError, DataError
 
 ROLES = ("system", "user", "assistant")
@@ -76,6 +76,11 @@ READ = {
 }
 
 
+# Fields beside those that carry meaning. Of plain text, classification data has the class in `label`, and what it was
+# made from in a prompt.
+MEANING = {Prompt: CONTEXT - {"messages"}, Text: TEACHING - {"label", "labels"}}
+
+
 def parse_record(row: Mapping[str, Any], kind: str, where: str) -> Record:
     """Turn a raw row into a checked record.
 
@@ -93,7 +98,7 @@ def parse_record(row: Mapping[str, Any], kind: str, where: str) -> Record:
         raise ConfigError(f"unknown kind of data '{kind}'; write one of {', '.join(_PARSERS)}")
     row = {name: value for name, value in row.items() if value is not None}
     record = _PARSERS[kind](row, where)
-    check_unread(row, READ[type(record)], record, kind, where)
+    check_unread(row, READ[type(record)], record, MEANING.get(type(record), CONTEXT | TEACHING), where)
     return record
 
 
@@ -130,7 +135,7 @@ def _parse_prompt(row: Mapping[str, Any], where: str) -> Prompt:
 
 
 def _parse_preference(row: Mapping[str, Any], where: str) -> Preference | Ranking:
-    if "responses" in row:
+    if "responses" in row and ("scores" in row or "chosen" not in row):
         return _parse_ranking(row, where)
     _require(row, ("chosen", "rejected"), where, or_else="prompt, responses and scores")
     chosen, rejected = (_turns(row[name], name, where) for name in ("chosen", "rejected"))
@@ -142,6 +147,8 @@ def _parse_preference(row: Mapping[str, Any], where: str) -> Preference | Rankin
     # Common on the hub: the question as text, beside whole conversations that have it.
     restated = isinstance(prompt, str) and not isinstance(chosen, str) and Message("user", prompt) in chosen
     if prompt is None or restated:
+        if isinstance(chosen, str):
+            check_no_question(row, ("chosen", "rejected"), where)
         prompt, chosen, rejected = _split_common_prompt(chosen, rejected)
     else:
         prompt, (chosen, rejected) = _without_repeated_prompt(prompt, (chosen, rejected))
@@ -213,15 +220,25 @@ def _split_common_prompt(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, 
 def _without_repeated_prompt(prompt: Turns, answers: tuple[Turns, ...]) -> tuple[Turns, tuple[Turns, ...]]:
     """Takes the prompt off answers that all begin with it: many data sets store prompt and answer in one field.
 
-    An answer may begin with a single short word that is also the whole prompt by chance: that is left as it is.
+    An answer may also begin like its prompt (a corrected sentence, a greeting): the prompt is taken off only where it
+    ends with white space or a colon, or white space follows it, and where something is left. A single short word is
+    left as it is.
     """
     if isinstance(prompt, str) and len(prompt.split()) < 2 and len(prompt.strip()) < 8:
         return prompt, answers
     shorter = prompt.rstrip() if isinstance(prompt, str) else prompt
     for start in (prompt, shorter):
         size = len(start)
-        if size and all(isinstance(answer, type(start)) and answer[:size] == start for answer in answers):
-            return start, tuple(answer[size:] for answer in answers)
+        if not size or not all(
+            isinstance(answer, type(start)) and answer[:size] == start for answer in answers
+        ):
+            continue
+        rests = tuple(answer[size:] for answer in answers)
+        if not isinstance(start, str):
+            return start, rests
+        ends = start[-1].isspace() or start[-1] in ":："
+        if all(rest.strip() and (ends or rest[0].isspace()) for rest in rests):
+            return start, rests
     return prompt, answers
 
 

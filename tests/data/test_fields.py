@@ -286,6 +286,78 @@ def test_a_prompt_that_the_answers_repeat_is_there_once(show, kind, row):
     assert show("preference", messages)[0] == chat(("user", Q), answer=A)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [
+        ("Good morning", "Good morning! How can I help?"),
+        ("She goes to school", "She goes to school."),
+        ("She goes to school.", "She goes to school."),
+        ("Tell me a joke about Java", "Tell me a joke about JavaScript"),
+    ],
+)
+def test_an_answer_that_begins_like_its_prompt_stays_whole(show, prompt, completion):
+    assert show("sft", {"prompt": prompt, "completion": completion}) == [
+        f"{prompt}[{completion}{{<|endoftext|>}}]"
+    ]
+
+
+def test_texts_without_a_prompt_beside_what_may_be_one_are_refused(show):
+    pair = {"chosen": "Step 1: add them.", "rejected": "Step 1: take one away."}
+    assert show("preference", pair)[0] == "Step 1:[ add them.{<|endoftext|>}]"
+    assert show("preference", pair | {"id": "7", "source": "a-b"})[0] == "Step 1:[ add them.{<|endoftext|>}]"
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:1: chosen and rejected are texts without a prompt, and 'task' may"
+    ):
+        show("preference", pair | {"task": "What is one and one?"})
+    with pytest.raises(DataError, match=r"rows.jsonl:1: the field 'context_messages'"):
+        show("preference", pair | {"context_messages": [{"role": "user", "content": "What is one and one?"}]})
+
+
+def test_what_text_was_made_from_is_harmless(show):
+    """As in Cosmopedia: the text is what is learned, and its prompt no part of it."""
+    assert show("text", {"text": A, "prompt": "Write about a fox.", "label": 1}) == show("text", {"text": A})
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"label": {"ability": "maths"}},
+        {"reasoning": "off"},
+        {"thinking": False},
+        {"images": [None], "tools": [""]},
+        {"system": None, "preamble": ""},
+    ],
+)
+def test_tags_and_switches_that_are_off_are_harmless(show, beside):
+    row = {"messages": user(Q) + said(A, prefix=False)}
+    assert show("sft", row | beside) == show("sft", row)
+
+
+def test_a_judgement_of_an_answer_is_refused(show):
+    for field in ("label", "kto_tag"):
+        row = {"instruction": Q, "input": "", "output": A, field: False}
+        with pytest.raises(DataError, match=f"the field '{field}'"):
+            show("sft", row)
+
+
+def test_messages_that_hold_a_prompt_of_text_are_the_prompt(show):
+    row = {"prompt": Q, "messages": [turn("system", "Be brief."), *user(Q), *said(A)]}
+    assert show("prompt", row) == [f"<system\nBe brief.>\n<user\n{Q}>\n<assistant\n"]
+
+
+def test_fields_to_ignore_may_be_one_text_with_commas(show):
+    row = {"messages": user(Q) + said(A), "tools": TOOLS, "label": True}
+    assert show("sft", row, ignore_fields=("tools,label",)) == show("sft", {"messages": row["messages"]})
+
+
+def test_a_named_recipe_reads_its_own_fields(tmp_path):
+    from jaxalign.data.recipes import open_source
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"instruction": Q, "input": "", "output": A, "text": f"### {Q} ### {A}"}))
+    assert open_source(f"alpaca:{file}", "text")[0] == {"messages": user(Q) + said(A)}
+
+
 def test_an_answer_may_begin_with_a_word_that_is_the_prompt(show):
     assert show("sft", {"prompt": "the", "completion": "the fox"}) == ["the[the fox{<|endoftext|>}]"]
     one = {"prompt": "Who asks? A:", "chosen": "Who asks? A: The fox.", "rejected": " No."}

@@ -69,6 +69,17 @@ def test_a_template_that_drops_what_was_asked_is_refused(tokenizer, role, turns)
         encode_prompt(Prompt(turns[:-1]), tokenizer, dropping)
 
 
+def test_a_thought_that_the_header_opens_is_part_of_the_answer(tokenizer):
+    """As Qwen3-Thinking and its kin: generation begins inside the thought, which the stored answer has whole."""
+    opens = OPEN.replace("assistant\n", "assistant\n<think>\n")
+    opening = compile_template(LOOP.replace("CONTENT", "m.content") + opens, "t.jinja")
+    example = encode_completion(Chat((U, THOUGHT)), tokenizer, opening)
+    supervised = tokenizer.decode(example.ids[example.mask > 0])
+    assert supervised == "2 and 2 make 4.\n</think>\n\nThe answer is 4."
+    prompt = encode_prompt(Prompt((U,)), tokenizer, opening).ids
+    assert example.ids[: len(prompt)].tolist() == prompt.tolist()
+
+
 def test_line_breaks_around_a_thought_may_be_the_templates(tmp_path):
     qwen = load_tokenizer(hf_models.qwen(hf_models.QWEN3).write(tmp_path))
     squeezed = Message("assistant", "<think>2 and 2 make 4.</think>The answer is 4.")
