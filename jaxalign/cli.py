@@ -103,9 +103,9 @@ def _run(verb: str, function: Callable[[list[str]], int | None], argv: list[str]
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         print(
-            f"jaxalign {verb}: out of memory on a device ({str(error).splitlines()[0]}); shorten rows "
-            "(config.data.row_length), cut batches into slices (config.num_microbatches), or split the model "
-            "(config.mesh.fsdp); jaxalign plan says what a step takes",
+            f"jaxalign {verb}: out of memory on a device ({str(error).splitlines()[0]}); take shorter rows "
+            "(config.data.max_length and row_length) or fewer (config.batch_size), cut batches into slices "
+            "(config.num_microbatches), or split the model (config.mesh.fsdp); jaxalign plan says what a step takes",
             file=sys.stderr,
         )
         return 1

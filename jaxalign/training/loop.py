@@ -196,7 +196,8 @@ def _introduction(stage: Stage, step: int) -> str:
     ]
     if run.epochs_to_fill and (left := rows_of_epochs(rows, run.epochs_to_fill) % batch_size):
         lines.append(f"the last batch holds {left} rows and {batch_size - left} empty ones")
-    if rows.efficiency < 0.8 and rows.crowded > 0.5:
+    packed = run.config.data.packing and rows.kind != "prompt"
+    if packed and rows.efficiency < 0.8 and rows.crowded > 0.5:
         lines.append(
             f"{rows.crowded:.0%} of the rows take no more sequences, though they have room: raise "
             f"config.data.max_segments={rows.max_segments}"

@@ -76,6 +76,12 @@ def test_rows_that_take_no_more_sequences_are_told(runs, tmp_path, capsys):
         ) == told
 
 
+def test_prompts_have_rows_of_their_own_and_that_is_no_fault(runs, tmp_path, capsys):
+    config = make_config("ppo", runs, num_steps=1)
+    train(parse_config(config), tmp_path, devices=jax.devices()[:1])
+    assert "max_segments" not in capsys.readouterr().out
+
+
 def test_rows_of_many_tokens_take_many_sequences(runs, tmp_path):
     config = parse_config(make_config("sft", runs, data__max_segments=0, data__row_length=16_384))
     assert config.data.segments == 512
