@@ -19,8 +19,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign import parallel
-from jaxalign.data import DataConfig, Records, Tokenizer, dataset_from_records
-from jaxalign.data.encode import Example, encode_completion, encode_prompt
+from jaxalign.data import (
+    DataConfig,
+    Records,
+    Tokenizer,
+    dataset_from_records,
+    eval_batches,
+    load_tokenizer,
+)
+from jaxalign.data.dataset import LONGEST, fit_prompts
+from jaxalign.data.encode import Example, encode_completion
+from jaxalign.data.packing import build_rows
 from jaxalign.data.records import parse_record
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, hidden_states, unembedding
@@ -57,10 +66,10 @@ class Model:
           ConfigError: it is a reward model, which has none.
         """
         self._check_language_model("logits")
-        ids = self.encode(text) if isinstance(text, str) else list(text)
-        example = Example(np.int32(ids), np.ones(len(ids), np.float32))
+        ids = np.int32([self.encode(text) if isinstance(text, str) else list(text)])
+        positions = np.arange(ids.size, dtype=np.int32)[None]
         with parallel.use_mesh(self.mesh):
-            return _logits(self.params, self.config, *_pad([example], 1, len(ids))[:3])[0]
+            return _logits(self.params, self.config, ids, positions, np.ones_like(ids))[0]
 
     def generate(
         self,
@@ -88,17 +97,13 @@ class Model:
         records = Records([{"prompt": p} for p in ([prompts] if single else prompts)], "prompts")
         if not len(records):
             return []
-        encoded = [
-            encode_prompt(parse_record(row, "prompt", records.where(i)), self.tokenizer)
-            for i, row in enumerate(records)
-        ]
-        slots = max(2, *(len(prompt.ids) for prompt in encoded))
-        data = DataConfig(max_length=slots, row_length=slots)
+        data = DataConfig(max_length=LONGEST, row_length=LONGEST)
+        dataset = fit_prompts(dataset_from_records([records], data, self.tokenizer, "prompt", "eval"))
         with parallel.use_mesh(self.mesh):
             batches = answer_batches(
                 self.params,
                 self.config,
-                dataset_from_records([records], data, self.tokenizer, "prompt", "eval"),
+                dataset,
                 self.tokenizer,
                 sampling=SamplingConfig(**sampling),
                 key=jax.random.key(seed),
@@ -129,15 +134,14 @@ class Model:
         if not examples:
             return np.zeros(0, np.float32)
         width = max(len(example.ids) for example in examples)
+        rows = build_rows([examples], "sft", row_length=width, max_segments=1, packing=False)
         read = _rewards if self.scalar else _log_probabilities
-        batch_size = min(batch_size, len(examples))
         parts = []
         with parallel.use_mesh(self.mesh):
-            for start in range(0, len(examples), batch_size):
-                part = examples[start : start + batch_size]
-                values = read(self.params, self.config, *_pad(part, batch_size, width))
-                parts.append(np.asarray(values)[: len(part)])
-        return np.concatenate(parts)
+            for batch in eval_batches(rows, min(batch_size, len(rows))):
+                arrays = (batch.tokens, batch.positions, batch.segment_ids, batch.loss_mask)
+                parts.append(read(self.params, self.config, *arrays))
+        return np.concatenate(jax.device_get(parts))[: len(rows)]
 
     def save(self, folder: str | os.PathLike, *, format: str = "jaxalign") -> None:
         """Writes the model into a new folder, for `load`, or with format "hf" for transformers, vLLM and the like.
@@ -171,8 +175,6 @@ def load(path: str | os.PathLike, *, dtype: str = "float32", chat_template: str 
     Raises:
       CheckpointError, ConfigError: there is no model, or it is damaged or of an unknown kind.
     """
-    from jaxalign.data import load_tokenizer
-
     found = find_model(str(path), "path")
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
     with parallel.use_mesh(mesh):
@@ -188,17 +190,6 @@ def _encode_pair(prompt: Prompt, completion: Any, tokenizer: Tokenizer, where: s
     # "finished": the completion is taken as it is, though it may begin as its prompt does.
     row = {"prompt": prompt, "completion": completion, "finished": True}
     return encode_completion(parse_record(row, "sft", where), tokenizer)
-
-
-def _pad(examples: Sequence[Example], rows: int, width: int) -> tuple[np.ndarray, ...]:
-    """Sequences as tokens, positions, segment_ids int32 and mask float32, each [rows, width], padded on the right."""
-    tokens, positions, segment_ids = (np.zeros((rows, width), np.int32) for _ in range(3))
-    mask = np.zeros((rows, width), np.float32)
-    for row, example in enumerate(examples):
-        length = len(example.ids)
-        tokens[row, :length], positions[row, :length] = example.ids, np.arange(length)
-        segment_ids[row, :length], mask[row, :length] = 1, example.mask
-    return tokens, positions, segment_ids, mask
 
 
 @functools.partial(jax.jit, static_argnames="config")

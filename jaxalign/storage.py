@@ -7,6 +7,7 @@ whole, once its writing has ended, and can only be written anew; a folder withou
 import atexit
 import fnmatch
 import functools
+import json
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import fsspec
 from etils import epath
@@ -71,6 +73,23 @@ def write_whole(path: Path, data: bytes) -> None:
         # The name may reach the disk before the content does, and a power cut come between them.
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def claim(path: Path, facts: Any, way_out: str) -> Any:
+    """Writes JSON-able `facts` where nothing is yet, so that a later start can tell whether it continues this one.
+
+    Returns:
+      What the file holds, which is `facts` for the first that comes.
+
+    Raises:
+      ConfigError: the file is not JSON; ends with `way_out`.
+    """
+    if not path.is_file():
+        write_whole(path, json.dumps(facts).encode())
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error}); {way_out}") from None
 
 
 def local_copy(path: Path, *patterns: str) -> pathlib.Path:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from jaxalign.data.templates import load_template
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import ConfigError, DataError
 
+LONGEST = 2**20  # tokens that no prompt reaches
 OVERLAP = ("drop", "error", "allow")
 
 
@@ -34,9 +35,8 @@ class DataConfig:
     )
     split: str = ""  # of a folder or hub dataset; "": the one that fits, as its recipe says, or "train"
     take: int = 0  # records of each source to read, a hub dataset being streamed; 0 reads all
-    ignore_fields: tuple[
-        str, ...
-    ] = ()  # of rows and messages, left out on purpose though they mean something
+    # Of rows and messages, left out on purpose though they mean something.
+    ignore_fields: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()  # each training source's share of rows; () is each row once per epoch
     tokenizer: str = ""  # .model or tokenizer.json, folder with one, or hub model; see `load_tokenizer`
     chat_template: str = ""  # Jinja file; "" is the tokenizer's own template, or else the built-in one
@@ -149,6 +149,12 @@ def dataset_from_records(
     weights = tuple(config.weights) if part == "train" else ()
     _check(config, kind, len(sources), weights)
     return _pack(sources, _encode(sources, config, tokenizer, kind), config, tokenizer, kind, weights)
+
+
+def fit_prompts(prompts: Dataset) -> Dataset:
+    """A dataset of prompts, read with `LONGEST` slots, in rows that just hold the longest of them."""
+    longest = max(len(item.ids) for item in prompts.rows.items)
+    return replace(prompts, rows=replace(prompts.rows, row_length=max(2, longest)))
 
 
 def _encode(

@@ -30,7 +30,7 @@ from jaxalign.quickstart.evaluate import Examiner, make_examiner, measure_reward
 from jaxalign.quickstart.report import print_results, write_report
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.stages import parse_config, train
-from jaxalign.storage import is_remote, write_whole
+from jaxalign.storage import claim, is_remote, write_whole
 from jaxalign.training.loop import finished
 from jaxalign.training.metrics import FILE_NAME, read_metrics
 from jaxalign.training.weights import find_model
@@ -148,16 +148,8 @@ def stage_config(stage: str, root: pathlib.Path, scale: Scale, seed: int) -> Con
 
 
 def _claim(root: pathlib.Path, settings: dict[str, Any]) -> None:
-    path = root / "quickstart.json"
-    if not path.is_file():
-        write_whole(path, json.dumps(settings).encode())
-        return
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(
-            f"{path}: not JSON ({error}); delete it if this quickstart began with {settings}, or use another --workdir"
-        ) from None
+    way_out = f"delete it if this quickstart began with {settings}, or use another --workdir"
+    found = claim(root / "quickstart.json", settings, way_out)
     if found != settings:
         raise ConfigError(
             f"--workdir={root} holds a quickstart with {found}, not {settings}; use another --workdir, or delete it"

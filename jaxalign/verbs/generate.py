@@ -14,11 +14,12 @@ import jax
 
 from jaxalign import parallel
 from jaxalign.data import DataConfig, Dataset, build_dataset, load_tokenizer
+from jaxalign.data.dataset import LONGEST, fit_prompts
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.locks import LOCK, locked
 from jaxalign.sampling.answers import answer_batches
 from jaxalign.sampling.generate import SamplingConfig
-from jaxalign.storage import Lines, Path, to_path, write_whole
+from jaxalign.storage import Lines, Path, claim, to_path
 from jaxalign.training.weights import SavedModel, find_model
 
 
@@ -62,14 +63,14 @@ def _write_missing(request: Request, out: Path) -> Iterator[str]:
     with parallel.use_mesh(mesh):
         tokenizer = load_tokenizer(model.path, request.chat_template)
         prompts = _read_prompts(request, tokenizer)
-        claim = {
+        wanted = {
             "model": str(model.path),
             "prompts": prompts.fingerprint,
             "samples": request.samples,
             "seed": request.seed,
             "sampling": dataclasses.asdict(request.sampling),
         }
-        _claim(out, claim)
+        _claim(out, wanted)
         lines = Lines(out)
         start, total = len(lines), len(prompts.rows) * request.samples
         yield f"{prompts.report}; {start} of {total} completions are there"
@@ -115,15 +116,10 @@ def language_model(path: str, flag: str) -> SavedModel:
 
 
 def _read_prompts(request: Request, tokenizer: Any) -> Dataset:
-    def read(slots: int) -> Dataset:
-        data = DataConfig(eval=request.prompts, take=request.take, max_length=slots, row_length=slots)
-        return build_dataset(data, tokenizer, "prompt", "eval")
-
-    if request.prompt_slots:
-        return read(request.prompt_slots)
-    # Rows are padded to the longest prompt, which is known once all have been encoded.
-    longest = max(len(item.ids) for item in read(2**20).rows.items)
-    return read(max(2, longest))
+    slots = request.prompt_slots or LONGEST
+    data = DataConfig(eval=request.prompts, take=request.take, max_length=slots, row_length=slots)
+    prompts = build_dataset(data, tokenizer, "prompt", "eval")
+    return prompts if request.prompt_slots else fit_prompts(prompts)
 
 
 def _row(prompts: Dataset, number: int, samples: int, text: str, finished: bool) -> dict[str, Any]:
@@ -138,23 +134,15 @@ def completion_row(prompt: Any, text: str) -> dict[str, Any]:
     return {"prompt": prompt, "completion": completion}
 
 
-def _claim(out: Path, claim: dict[str, Any]) -> None:
+def _claim(out: Path, request: dict[str, Any]) -> None:
     """Raises ConfigError unless what `out` holds is of this very request."""
     beside = out.with_name(out.name + ".request.json")
-    claim = json.loads(json.dumps(claim))
-    if not beside.is_file():
-        if out.exists():
-            raise ConfigError(f"--out={out} exists and is not by this command; name another file")
-        write_whole(beside, json.dumps(claim).encode())
-        return
-    try:
-        found = json.loads(beside.read_bytes())
-    except ValueError as error:
-        raise ConfigError(
-            f"{beside}: not JSON ({error}); delete it and {out.name}, or name another --out"
-        ) from None
-    if found != claim:
-        keys = [key for key in claim if claim[key] != found.get(key)]
+    if out.exists() and not beside.is_file():
+        raise ConfigError(f"--out={out} exists and is not by this command; name another file")
+    request = json.loads(json.dumps(request))  # tuples as the lists that JSON makes of them
+    found = claim(beside, request, f"delete it and {out.name}, or name another --out")
+    if found != request:
+        keys = [key for key in request if request[key] != found.get(key)]
         raise ConfigError(
             f"--out={out} holds completions of a request with another {', '.join(keys)}; name another file, or "
             f"delete it and {beside.name}"
