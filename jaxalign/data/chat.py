@@ -119,7 +119,6 @@ def _render_template(
             if piece:
                 pieces.append((controls.get(piece, piece.translate(originals)), answer))
 
-    written: dict[int, str] = {}  # what each answer is in the rendered text, but for control tokens
     done = 0
     for index, message in enumerate(messages):
         if message.role != "assistant" or index < first_supervised:
@@ -143,19 +142,16 @@ def _render_template(
             raise DataError(_lost(f"the answer messages[{index}]", message.content, template.filename))
         add(text[done:start])
         add(text[start : end.end()], index)
-        written[index] = "".join(
-            piece.translate(originals)
-            for piece in names.split(text[start : end.start()])
-            if piece not in controls
-        )
         done = end.end()
     add(text[done:])
     encoded = zip(tokenizer.encode_pieces([piece for piece, _ in pieces]), pieces, strict=True)
     segments = []
     for answer, group in groupby(encoded, key=lambda item: item[1][1]):
-        ids = tuple(token for part, _ in group for token in part)
+        parts = list(group)
+        ids = tuple(token for part, _ in parts for token in part)
         if answer is not None:
-            check_decodes(ids, written[answer], tokenizer, f"messages[{answer}]")
+            written = "".join(piece for _, (piece, _) in parts if isinstance(piece, str))
+            check_decodes(ids, written, tokenizer, f"messages[{answer}]")
         segments.append(Segment(ids, answer is not None))
     return _with_one_bos([segment for segment in segments if segment.ids], tokenizer)
 
@@ -197,15 +193,21 @@ def _normal(text: str) -> str:
     return unicodedata.normalize("NFKC", text).replace("\u2581", " ")
 
 
-def check_shown(ids: Sequence[int], messages: Sequence[Message], tokenizer: Tokenizer) -> None:
-    """Raises DataError unless the text of `ids` has what every system and user turn of a conversation says."""
+def check_shown(
+    ids: Sequence[int],
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None = None,
+) -> None:
+    """Raises DataError unless the text of `ids`, rendered by `template`, has what every system and user turn says."""
+    template = template or tokenizer.template
     said = tokenizer.decode(ids)
     for index, message in enumerate(messages):
         content = message.content.strip()
         if message.role == "assistant" or content in said or _normal(content) in _normal(said):
             continue  # of earlier answers, templates take out thoughts, as documented
         if unknown_id(tokenizer) not in ids:
-            name = tokenizer.template.filename if tokenizer.template else "in use"
+            name = template.filename if template else "in use"
             raise DataError(_lost(f"messages[{index}], of the {message.role}", content, name))
 
 

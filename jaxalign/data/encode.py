@@ -159,7 +159,7 @@ def _chat(
     """A conversation as `render_chat` renders it, with nothing of it lost."""
     segments: list[Segment] = render_chat(messages, tokenizer, template, **options)
     example = _example([(segment.ids, segment.supervised) for segment in segments])
-    check_shown(example.ids.tolist(), messages, tokenizer)
+    check_shown(example.ids.tolist(), messages, tokenizer, template)
     return example
 
 

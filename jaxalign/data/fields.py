@@ -146,10 +146,8 @@ def _says_nothing(name: str, value: Any) -> bool:
     """Whether a field of meaning is there for form's sake: empty, switched off, or a tag."""
     if _empty(value) or (name in SWITCHES and value is not False and value == 1):
         return True
-    if name in (
-        "label",
-        "labels",
-    ):  # a list or an object of them tags the row; one alone may judge the answer
+    if name in ("label", "labels"):
+        # A list or an object of them tags the row; one alone may judge the answer.
         return not isinstance(value, bool | int | float | str)
     if name in ("reasoning", "thinking") and isinstance(value, str):
         return len(value.split()) < 2  # on, off, low, high

@@ -35,9 +35,8 @@ class DPOConfig:
     label_smoothing: float = 0.0  # probability that a label is flipped: cDPO (sigmoid) or robust DPO
     length_normalized: bool = False  # log-ratios per token, as in Tülu 3
     reference_free: bool = False  # a uniform reference
-    target_margin: float = (
-        0.0  # γ: by how much β times the difference should be positive; see `dpo_loss` on SimPO
-    )
+    # γ: by how much β times the difference should be positive; see `dpo_loss` on SimPO.
+    target_margin: float = 0.0
     nll_coef: float = 0.0  # adds the chosen response's mean NLL
     precompute_reference: bool = False
 

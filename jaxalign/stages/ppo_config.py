@@ -41,9 +41,8 @@ class PPOConfig:
         0.0  # the result is an average of the weights (InstructGPT: 0.992); 0: the last ones
     )
     # Critic
-    critic_init: str = (
-        "policy"  # start from the policy, from the "reward" model, or "auto": from it if there is one
-    )
+    # Start from the "policy", from the "reward" model, or "auto": from the reward model if there is one.
+    critic_init: str = "policy"
     critic_learning_rate: float = 1e-5
     value_clip: float | None = 0.2
     normalize_values: bool = False  # train the critic on returns of mean 0 and variance 1
