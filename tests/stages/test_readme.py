@@ -75,7 +75,7 @@ def blocks() -> list[list[str]]:
         made.append(commands)
     # Commands in running text, whose RUN is any run.
     made.append(
-        [text.replace("RUN", "runs/sft") for text in re.findall(r"`(jaxalign [a-z]+ --[^`]*)`", README)]
+        [text.replace("RUN", "runs/sft") for text in re.findall(r"`(jaxalign\s[a-z]+\s--[^`]*)`", README)]
     )
     return made
 
