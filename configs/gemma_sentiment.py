@@ -4,12 +4,12 @@
     jaxalign train --config=configs/gemma_sentiment.py:sft,$M,$R,$D --workdir=$R/sft
     jaxalign generate --model=$R/sft --prompts=$D/sft.jsonl --out=$R/completions.jsonl --n=4 --take=240 \\
         --prompt-slots=16 --max-new-tokens=32
-    jaxalign label --completions=$R/completions.jsonl --out=$R/pairs.jsonl --reward=jaxalign.evaluation.rewards:vader
+    jaxalign label --completions=$R/completions.jsonl --out=$R/pairs.jsonl --reward=jaxalign.rewards:vader
     for stage in dpo ppo orpo; do
         jaxalign train --config=configs/gemma_sentiment.py:$stage,$M,$R,$D --workdir=$R/$stage
     done
     jaxalign evaluate --model=$R/dpo --reference=$R/sft --base=$M --prompts=$D/sft_held_out.jsonl --take=100 \\
-        --reward=jaxalign.evaluation.rewards:vader --prompt-slots=16 --max-new-tokens=32
+        --reward=jaxalign.rewards:vader --prompt-slots=16 --max-new-tokens=32
 
 A fifth argument "full" takes all the prompts and three times the steps, for an accelerator. About an hour on 2 CPU
 cores, most of it the output matrix of 262,144 words; docs/gemma.md has the numbers.
@@ -43,7 +43,7 @@ def get_config(arg: str) -> ConfigDict:
         config.batch_size = 32
         config.num_steps = 60 if full else 8
         config.optimizer.learning_rate = 3e-5
-        config.ppo.reward_function = "jaxalign.evaluation.rewards:vader"
+        config.ppo.reward_function = "jaxalign.rewards:vader"
         config.ppo.sampling.max_new_tokens = 32
         config.ppo.ppo_epochs = 1
         config.ppo.num_minibatches = 1

@@ -14,14 +14,14 @@ A published model on prompts of 1,024 tokens and answers of 1,024, rates near th
         --config.ppo.reward_model=RUN --workdir=runs/ppo
 """
 
-from jaxalign.configs.models import at_scale, names_model
 from ml_collections import ConfigDict
 
+from jaxalign.scale import at_scale, names_model
 from jaxalign.stages import default_config
 
 
 def get_config(root: str = "") -> ConfigDict:
-    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py, or finetune."""
+    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset (models/presets.py), or finetune."""
     if names_model(root):
         return large(root)
     root = root or "quickstart"

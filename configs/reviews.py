@@ -7,12 +7,12 @@
     jaxalign generate --model=runs/reviews/sft --prompts=DIR/sft.jsonl --out=runs/reviews/completions.jsonl \\
         --n=4 --take=4000 --prompt-slots=24 --max-new-tokens=48 --batch-size=128
     jaxalign label --completions=runs/reviews/completions.jsonl --out=runs/reviews/pairs.jsonl \\
-        --reward=jaxalign.evaluation.rewards:vader
+        --reward=jaxalign.rewards:vader
     for stage in dpo orpo; do
         jaxalign train --config=configs/reviews.py:$stage,DIR,runs/reviews --workdir=runs/reviews/$stage
     done
     jaxalign evaluate --model=runs/reviews/ppo --reference=runs/reviews/sft --prompts=DIR/sft_held_out.jsonl \\
-        --reward=jaxalign.evaluation.rewards:vader --prompt-slots=24 --max-new-tokens=48
+        --reward=jaxalign.rewards:vader --prompt-slots=24 --max-new-tokens=48
 
 DIR holds text.jsonl {"text"}, sft.jsonl {"prompt", "completion"} and preference.jsonl {"prompt", "chosen", "rejected"},
 and *_held_out.jsonl of the last two. DPO and ORPO learn from pairs of the SFT model's own continuations. 45 minutes on
@@ -59,7 +59,7 @@ def get_config(arg: str) -> ConfigDict:
         config.batch_size = 64
         config.num_steps = 60
         config.optimizer.learning_rate = 2e-4
-        config.ppo.reward_function = "jaxalign.evaluation.rewards:vader"
+        config.ppo.reward_function = "jaxalign.rewards:vader"
         config.ppo.sampling.max_new_tokens = 48
         config.ppo.ppo_epochs = 2
         config.ppo.num_minibatches = 2

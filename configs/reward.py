@@ -13,14 +13,14 @@ A published model, rates as for Tülu 3's reward model (arXiv 2411.15124):
         --workdir=runs/reward
 """
 
-from jaxalign.configs.models import at_scale, names_model
 from ml_collections import ConfigDict
 
+from jaxalign.scale import at_scale, names_model
 from jaxalign.stages import default_config
 
 
 def get_config(root: str = "") -> ConfigDict:
-    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset of configs/models.py, or finetune."""
+    """`root` is the folder of a quickstart, `quickstart` when empty; or a preset (models/presets.py), or finetune."""
     if names_model(root):
         return large(root)
     root = root or "quickstart"

@@ -164,8 +164,8 @@ def _train(argv: list[str]) -> None:
     from jaxalign.parallel import processes
     from jaxalign.stages import parse_config, train
     from jaxalign.training.loop import summarize
+    from jaxalign.training.open import settings
     from jaxalign.training.progress import print_summary
-    from jaxalign.training.run import settings
 
     if "--print-config" in argv:
         rest = [arg for arg in argv if arg != "--print-config"]

@@ -33,11 +33,11 @@ from jaxalign.data.packing import build_rows
 from jaxalign.data.records import parse_record
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, hidden_states, unembedding
+from jaxalign.models.scoring import score_tokens, segment_rewards
 from jaxalign.sampling.answers import answer_batches
 from jaxalign.sampling.generate import SamplingConfig
-from jaxalign.sampling.scoring import score_tokens, segment_rewards
 from jaxalign.storage import to_path
-from jaxalign.training.weights import find_model, save_model
+from jaxalign.training.saved_model import find_model, save_model
 
 Prompt = str | Sequence[dict[str, str]]  # text to go on with, or the messages of a conversation
 FORMATS = ("jaxalign", "hf")

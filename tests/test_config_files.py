@@ -4,10 +4,10 @@ import json
 import pathlib
 
 import pytest
-from jaxalign.configs.models import PRESETS
 
 from jaxalign.config import parse_flags
 from jaxalign.errors import ConfigError
+from jaxalign.models.presets import PRESETS
 from jaxalign.stages import parse_config
 
 ROOT = pathlib.Path(__file__).parent.parent

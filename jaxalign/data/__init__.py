@@ -10,7 +10,7 @@ from jaxalign.data.dataset import (
 )
 from jaxalign.data.loader import eval_batches, make_loader, train_batches
 from jaxalign.data.sources import Records, read_records
-from jaxalign.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from jaxalign.text.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
 __all__ = [
     "Batch",

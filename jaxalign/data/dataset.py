@@ -11,12 +11,12 @@ from jaxalign.data.encode import PairExample, members
 from jaxalign.data.encode_source import OVERLONG, Encoded, EncodingReport, collect, encode_records
 from jaxalign.data.overlap import KEYS, drop_shared, hold_out
 from jaxalign.data.packing import Item, Rows, build_rows
-from jaxalign.data.recipes import open_source
+from jaxalign.data.public.recipes import open_source
 from jaxalign.data.records import KINDS
 from jaxalign.data.sources import Records
-from jaxalign.data.templates import load_template
-from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.text.templates import load_template
+from jaxalign.text.tokenizer import Tokenizer
 
 LONGEST = 2**20  # tokens that no prompt reaches
 OVERLAP = ("drop", "error", "allow")

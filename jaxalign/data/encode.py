@@ -2,7 +2,7 @@
 
 Plain text:          <bos> text <eos>                all but <bos> supervised
 Prompt, completion:  <bos> prompt | completion <eos> the completion and <eos> supervised
-Conversations:       see `jaxalign.data.chat`; as pretraining text all supervised but <bos>
+Conversations:       see `jaxalign.text.chat`; as pretraining text all supervised but <bos>
 
 Prompt and completion are tokenised apart and their ids concatenated, so that training sees the very prompt
 ids sampling starts from. The first token of a sequence is never a target.
@@ -17,7 +17,6 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from jaxalign.data.chat import Segment, check_decodes, check_shown, render_chat
 from jaxalign.data.records import (
     Chat,
     Message,
@@ -29,8 +28,9 @@ from jaxalign.data.records import (
     Transcript,
     Turns,
 )
-from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import DataError
+from jaxalign.text.chat import Segment, check_decodes, check_shown, render_chat
+from jaxalign.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)

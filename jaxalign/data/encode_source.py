@@ -18,8 +18,8 @@ from jaxalign.data.encode import (
 )
 from jaxalign.data.records import Chat, Prompt, PromptCompletion, Record, Text, Transcript, parse_record
 from jaxalign.data.sources import Dropped, Records
-from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.text.tokenizer import Tokenizer
 
 OVERLONG = ("error", "drop", "truncate")
 

@@ -7,17 +7,7 @@ from typing import Any
 
 from jaxalign.data.fields import CONTEXT, TEACHING, check_message, check_no_question, check_unread
 from jaxalign.errors import ConfigError, DataError
-
-ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True)
-class Message:
-    role: str
-    content: str
-
-
-Turns = str | tuple[Message, ...]  # plain text, or the messages of a conversation
+from jaxalign.text.messages import ROLES, Message, Turns
 
 
 @dataclass(frozen=True)

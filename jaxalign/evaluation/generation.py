@@ -11,8 +11,8 @@ import numpy as np
 from jaxalign.data import DataConfig, build_dataset, load_tokenizer
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.intervals import Interval, mean_interval
-from jaxalign.evaluation.rewards import RewardFunction, call_reward_function
 from jaxalign.models import ModelConfig, Params
+from jaxalign.rewards import RewardFunction, call_reward_function
 from jaxalign.sampling.answers import Answers, answer, sequence_kl, sequence_nll
 from jaxalign.sampling.generate import SamplingConfig
 

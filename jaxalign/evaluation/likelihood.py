@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxalign.data import Dataset, eval_batches
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.scoring import score_tokens
 from jaxalign.parallel import batch_sharding
-from jaxalign.sampling.scoring import score_tokens
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

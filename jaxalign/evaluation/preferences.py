@@ -7,8 +7,8 @@ import numpy as np
 
 from jaxalign.data import Dataset, eval_batches
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.scoring import segment_rewards
 from jaxalign.parallel import batch_sharding
-from jaxalign.sampling.scoring import segment_rewards
 
 
 @functools.partial(jax.jit, static_argnames=("config", "num_segments"))

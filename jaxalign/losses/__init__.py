@@ -2,7 +2,6 @@
 
 from jaxalign.losses.advantages import gae
 from jaxalign.losses.dpo import dpo_loss
-from jaxalign.losses.logprobs import token_logprobs
 from jaxalign.losses.nll import nll_loss
 from jaxalign.losses.orpo import orpo_loss
 from jaxalign.losses.ppo import policy_loss, value_loss
@@ -15,6 +14,5 @@ __all__ = [
     "nll_loss",
     "orpo_loss",
     "policy_loss",
-    "token_logprobs",
     "value_loss",
 ]

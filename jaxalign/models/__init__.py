@@ -1,18 +1,17 @@
-"""Tokens to hidden states: the transformer, its scalar head and its cache."""
+"""Tokens to hidden states: the transformer, what is read from it, and its cache."""
 
 from jaxalign.models.cache import Cache, init_cache
 from jaxalign.models.config import ModelConfig, Params
-from jaxalign.models.params import (
-    abstract_params,
-    count_params,
+from jaxalign.models.forward import (
     hidden_states,
-    init_head,
-    init_params,
-    lay_out,
-    routed_hidden_states,
+    hidden_states_and_router,
+    logits,
+    readout,
     scalar_head,
     unembedding,
 )
+from jaxalign.models.init import abstract_params, count_params, init_head, init_params, lay_out
+from jaxalign.models.logprobs import token_kl, token_logprobs
 
 __all__ = [
     "Cache",
@@ -21,11 +20,15 @@ __all__ = [
     "abstract_params",
     "count_params",
     "hidden_states",
+    "hidden_states_and_router",
     "init_cache",
     "init_head",
     "init_params",
     "lay_out",
-    "routed_hidden_states",
+    "logits",
+    "readout",
     "scalar_head",
+    "token_kl",
+    "token_logprobs",
     "unembedding",
 ]

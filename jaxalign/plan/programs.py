@@ -20,10 +20,10 @@ from jaxalign.stages.rollout import Rollout
 from jaxalign.stages.supervised import make_train_step
 from jaxalign.training.config import Config
 from jaxalign.training.flops import step_flops
+from jaxalign.training.open import Run, count_updates
 from jaxalign.training.optimizer import make_optimizer, make_schedule
-from jaxalign.training.run import Run, count_updates
+from jaxalign.training.saved_model import find_model, resolve_architecture
 from jaxalign.training.state import abstract_train_state
-from jaxalign.training.weights import find_model, resolve_architecture
 
 # Axes along which a parameter may be split at rest, and is not when used.
 GATHERED = ("data", "fsdp", "context")

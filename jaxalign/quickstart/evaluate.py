@@ -15,7 +15,7 @@ from jaxalign.evaluation import mean_interval, mean_nll, pair_scores, proportion
 from jaxalign.models import Params
 from jaxalign.sampling.answers import Answers, answer, sequence_kl
 from jaxalign.sampling.generate import SamplingConfig
-from jaxalign.training.weights import SavedModel, find_model
+from jaxalign.training.saved_model import SavedModel, find_model
 from jaxalign.worlds import Judgement, World, bayes_accuracy, judge
 
 AXES = ("score", "helpful", "honest", "harmless")

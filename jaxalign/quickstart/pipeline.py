@@ -32,8 +32,8 @@ from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.stages import parse_config, train
 from jaxalign.storage import claim, is_remote, write_whole
 from jaxalign.training.loop import finished
-from jaxalign.training.metrics import FILE_NAME, read_metrics
-from jaxalign.training.weights import find_model
+from jaxalign.training.saved_model import find_model
+from jaxalign.training.writer import FILE_NAME, read_metrics
 from jaxalign.worlds import DEFAULT_NOISE, DatasetSizes, World, judge, label_pairs, write_dataset
 
 STAGES = ("pretrain", "sft", "reward", "ppo", "dpo", "orpo")

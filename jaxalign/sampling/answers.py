@@ -12,9 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxalign.data import Dataset, PromptBatch, Tokenizer
 from jaxalign.data.packing import collate
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.scoring import exact_kl, score_tokens
 from jaxalign.parallel import batch_sharding
 from jaxalign.sampling.generate import SamplingConfig, generate, join
-from jaxalign.sampling.scoring import exact_kl, score_tokens
 
 
 @dataclasses.dataclass(frozen=True)

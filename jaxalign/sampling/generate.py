@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.errors import ConfigError
-from jaxalign.models import Cache, ModelConfig, Params, hidden_states, init_cache, lay_out, unembedding
+from jaxalign.models import (
+    Cache,
+    ModelConfig,
+    Params,
+    hidden_states,
+    init_cache,
+    lay_out,
+    readout,
+    unembedding,
+)
 from jaxalign.parallel.sharding import constrain, decoding
 
 
@@ -78,10 +87,7 @@ def truncate_logits(logits: jax.Array, sampling: SamplingConfig) -> jax.Array:
 
 def last_logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Float32 logits [B, V] of what follows the last of the hidden states [B, T, D]."""
-    head = unembedding(params, config)
-    logits = jnp.einsum("bd,vd->bv", hidden[:, -1], head, preferred_element_type=jnp.float32)
-    if config.final_softcap:
-        logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)
+    logits = readout(hidden[:, -1], unembedding(params, config), config.final_softcap)
     return constrain(logits, "batch", "vocab")
 
 

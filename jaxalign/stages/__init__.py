@@ -17,7 +17,7 @@ from jaxalign.parallel import processes
 from jaxalign.storage import to_path
 from jaxalign.training import config as settings
 from jaxalign.training import loop
-from jaxalign.training.run import open_run
+from jaxalign.training.open import open_run
 
 OPTIONS = {
     "pretrain": "PretrainConfig",

@@ -16,14 +16,14 @@ from jaxalign.errors import ConfigError, StepZeroError
 from jaxalign.losses.dpo import dpo_loss
 from jaxalign.losses.metrics import Metrics
 from jaxalign.models import ModelConfig, Params
-from jaxalign.sampling.scoring import score_tokens
+from jaxalign.models.scoring import score_tokens
 from jaxalign.stages.pairs import pair_sums, pick, totals
 from jaxalign.stages.reference import reference_rows, sequence_logprobs
 from jaxalign.stages.router import with_router_losses
 from jaxalign.stages.supervised import supervised_stage
-from jaxalign.training.run import Run
+from jaxalign.training.open import Run
+from jaxalign.training.saved_model import fingerprint
 from jaxalign.training.stage import Stage
-from jaxalign.training.weights import fingerprint
 
 
 @dataclasses.dataclass(frozen=True)

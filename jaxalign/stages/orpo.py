@@ -17,11 +17,11 @@ from jaxalign.errors import ConfigError
 from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.orpo import orpo_loss
 from jaxalign.models import ModelConfig, Params
-from jaxalign.sampling.scoring import predicted, score_tokens
+from jaxalign.models.scoring import predicted, score_tokens
 from jaxalign.stages.pairs import pair_sums
 from jaxalign.stages.router import real_tokens, with_router_losses
 from jaxalign.stages.supervised import supervised_stage
-from jaxalign.training.run import Run
+from jaxalign.training.open import Run
 from jaxalign.training.stage import Stage
 
 

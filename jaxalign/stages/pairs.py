@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.data import PairBatch
-from jaxalign.sampling.scoring import segment_sums
+from jaxalign.models.scoring import segment_sums
 from jaxalign.stages.router import real_tokens
 
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from jaxalign.data import Dataset, PromptBatch
 from jaxalign.errors import StepZeroError
-from jaxalign.evaluation.rewards import call_reward_function
 from jaxalign.losses import running_moments
 from jaxalign.losses.metrics import Mean, Metrics, finalize
 from jaxalign.losses.ppo import adaptive_kl
 from jaxalign.models import ModelConfig
 from jaxalign.parallel import processes
+from jaxalign.rewards import call_reward_function
 from jaxalign.sampling.generate import generate
 from jaxalign.stages.ppo_config import PPOConfig
 from jaxalign.stages.ppo_setup import PPOModels, load_models
@@ -36,7 +36,7 @@ from jaxalign.stages.rollout import (
     finish_rollout,
     score_episodes,
 )
-from jaxalign.training.run import Run
+from jaxalign.training.open import Run
 from jaxalign.training.stage import Stage
 
 HEADLINES = (

@@ -13,13 +13,13 @@ import optax
 from jaxalign.data.encode import encode_completion
 from jaxalign.data.records import Message, PromptCompletion, parse_record
 from jaxalign.errors import ConfigError, StepZeroError
-from jaxalign.evaluation.rewards import RewardFunction, import_reward_function
 from jaxalign.models import ModelConfig, Params, init_head
 from jaxalign.models.frozen import keep
+from jaxalign.rewards import RewardFunction, import_reward_function
+from jaxalign.training.open import Run
 from jaxalign.training.optimizer import make_optimizer, make_schedule
-from jaxalign.training.run import Run
+from jaxalign.training.saved_model import SavedModel, find_model, fingerprint
 from jaxalign.training.state import TrainState, abstract_train_state, init_train_state
-from jaxalign.training.weights import SavedModel, find_model, fingerprint
 
 
 @dataclasses.dataclass(frozen=True)

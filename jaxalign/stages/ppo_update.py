@@ -14,7 +14,7 @@ from jaxalign.losses import running_moments
 from jaxalign.losses.metrics import Mean, Metrics, finalize, merge
 from jaxalign.losses.ppo import policy_loss, value_loss
 from jaxalign.models import ModelConfig, Params
-from jaxalign.sampling.scoring import routed_values, score_tokens
+from jaxalign.models.scoring import routed_values, score_tokens
 from jaxalign.stages.ppo_config import PPOConfig
 from jaxalign.stages.ppo_setup import PPOModels
 from jaxalign.stages.pretrain import PretrainConfig
@@ -22,7 +22,7 @@ from jaxalign.stages.pretrain import loss as ptx_loss
 from jaxalign.stages.pretrain import totals as ptx_totals
 from jaxalign.stages.rollout import Rollout
 from jaxalign.stages.router import real_tokens, with_router_losses
-from jaxalign.training.run import Run
+from jaxalign.training.open import Run
 from jaxalign.training.state import TrainState, apply_gradients, gradients, moving_average
 
 

@@ -14,10 +14,10 @@ from jaxalign.data import Batch
 from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.nll import nll_loss
 from jaxalign.models import ModelConfig, Params
-from jaxalign.sampling.scoring import score_tokens
+from jaxalign.models.scoring import score_tokens
 from jaxalign.stages.router import real_tokens, with_router_losses
 from jaxalign.stages.supervised import supervised_stage
-from jaxalign.training.run import Run
+from jaxalign.training.open import Run
 from jaxalign.training.stage import Stage
 
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from jaxalign.data import Dataset, PairBatch
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.scoring import score_tokens, segment_sums
 from jaxalign.parallel import processes
-from jaxalign.sampling.scoring import score_tokens, segment_sums
 from jaxalign.storage import write_whole
-from jaxalign.training.run import Run
-from jaxalign.training.weights import fingerprint
+from jaxalign.training.open import Run
+from jaxalign.training.saved_model import fingerprint
 
 FOLDER = "reference_logp"
 

@@ -17,11 +17,11 @@ from jaxalign.errors import StepZeroError
 from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.reward import bradley_terry_loss
 from jaxalign.models import ModelConfig, Params
-from jaxalign.sampling.scoring import routed_rewards, segment_rewards
+from jaxalign.models.scoring import routed_rewards, segment_rewards
 from jaxalign.stages.pairs import pick, totals
 from jaxalign.stages.router import with_router_losses
 from jaxalign.stages.supervised import supervised_stage
-from jaxalign.training.run import Run
+from jaxalign.training.open import Run
 from jaxalign.training.stage import Stage
 
 

@@ -14,10 +14,10 @@ from jaxalign.losses import running_moments
 from jaxalign.losses.advantages import gae, inverse_std, kl_estimate, shape_scores, token_rewards, whiten
 from jaxalign.losses.metrics import Max, Mean, Metrics, masked_mean
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.scoring import exact_kl, score_tokens, segment_rewards, token_values
 from jaxalign.sampling.generate import Completions, close, join
-from jaxalign.sampling.scoring import exact_kl, score_tokens, segment_rewards, token_values
 from jaxalign.training.flops import count_work
-from jaxalign.training.run import local_rows
+from jaxalign.training.open import local_rows
 
 
 @flax.struct.dataclass

@@ -9,7 +9,7 @@ import dataclasses
 
 from jaxalign.stages.pretrain import loss, totals
 from jaxalign.stages.supervised import supervised_stage
-from jaxalign.training.run import Run
+from jaxalign.training.open import Run
 from jaxalign.training.stage import Stage
 
 

@@ -12,7 +12,8 @@ from jaxalign.losses.metrics import Mean, Metrics, finalize, merge
 from jaxalign.models import Params
 from jaxalign.models.frozen import FrozenConfig, keep
 from jaxalign.training.flops import count_work
-from jaxalign.training.run import Run
+from jaxalign.training.open import Run
+from jaxalign.training.saved_model import fingerprint
 from jaxalign.training.stage import Stage
 from jaxalign.training.state import (
     TrainState,
@@ -21,7 +22,6 @@ from jaxalign.training.state import (
     gradients,
     init_train_state,
 )
-from jaxalign.training.weights import fingerprint
 
 Totals = Callable[[Any], dict[str, jax.Array]]
 

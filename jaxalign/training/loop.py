@@ -18,13 +18,13 @@ from jaxalign.parallel import processes
 from jaxalign.signals import handled, restart_signals
 from jaxalign.storage import Path, to_path, write_whole
 from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer
-from jaxalign.training.metrics import FILE_NAME, MetricWriter, read_metrics
+from jaxalign.training.open import TEMPLATE, Run, default_settings, describe, flat_settings, settings
 from jaxalign.training.progress import Progress
 from jaxalign.training.recorder import Recorder
-from jaxalign.training.run import TEMPLATE, Run, default_settings, describe, flat_settings, settings
+from jaxalign.training.saved_model import MODEL, save_model
 from jaxalign.training.stage import Stage
 from jaxalign.training.watchdog import Watchdog
-from jaxalign.training.weights import MODEL, save_model
+from jaxalign.training.writer import FILE_NAME, MetricWriter, read_metrics
 
 SUMMARY = "summary.json"
 SETTINGS = "settings.json"  # every setting of the run as it goes on now, by the names of flags

@@ -10,9 +10,9 @@ from jaxalign.losses.metrics import finalize
 from jaxalign.parallel.processes import everywhere
 from jaxalign.training.checkpoint import Checkpointer
 from jaxalign.training.flops import PAIRS, TOKENS, peak_flops, step_flops
-from jaxalign.training.metrics import MetricWriter
+from jaxalign.training.open import Run, describe
 from jaxalign.training.progress import Progress
-from jaxalign.training.run import Run, describe
+from jaxalign.training.writer import MetricWriter
 
 NONFINITE = "nonfinite"  # where, in a run's folder, the state before an update that failed is saved
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxalign.losses.metrics import Metrics
-from jaxalign.training.run import Run
+from jaxalign.training.open import Run
 
 State = Any
 Batch = Any

@@ -17,11 +17,11 @@ from jaxalign.data.encode import Example, encode_prompt, members
 from jaxalign.data.overlap import ALSO_IN_EVAL, HELD_OUT, KEYS, by_record, prompt_key, sequence_key
 from jaxalign.data.packing import Item
 from jaxalign.data.records import Chat, Prompt, Record, Turns, parse_record
-from jaxalign.data.templates import load_template
-from jaxalign.data.tokenizer import unknown_id
 from jaxalign.storage import to_path, write_whole
+from jaxalign.text.templates import load_template
+from jaxalign.text.tokenizer import unknown_id
 from jaxalign.training.config import Config
-from jaxalign.training.run import KINDS, open_inputs
+from jaxalign.training.open import KINDS, open_inputs
 
 MOST_UNKNOWN = 0.01  # share of tokens
 MOST_DROPPED = 0.5  # share of records

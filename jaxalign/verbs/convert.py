@@ -13,14 +13,14 @@ import jax
 
 from jaxalign import parallel
 from jaxalign.data import Tokenizer
-from jaxalign.data.fast_tokenizer import write_fast_tokenizer
-from jaxalign.data.tokenizer import SentencePieceTokenizer
 from jaxalign.errors import ConfigError
 from jaxalign.models.hf.config import architecture_for, architecture_of, classifier_of, config_to_hf
 from jaxalign.models.hf.exporter import write_folder
 from jaxalign.models.hf.importer import CONFIG, HEAD_BIAS, SIDE_NOTE
 from jaxalign.storage import Path, is_remote, temporary_folder, to_path, upload
-from jaxalign.training.weights import HF_CONFIG, HF_DTYPE, SavedModel, find_model, origin, save_model
+from jaxalign.text.fast_tokenizer import write_fast_tokenizer
+from jaxalign.text.tokenizer import SentencePieceTokenizer
+from jaxalign.training.saved_model import HF_CONFIG, HF_DTYPE, SavedModel, find_model, origin, save_model
 
 GENERATION = "generation_config.json"
 DTYPES = ("float32", "bfloat16", "float16")

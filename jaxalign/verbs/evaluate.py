@@ -13,11 +13,11 @@ from jaxalign import parallel
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation import Interval
 from jaxalign.evaluation.generation import Measured, measure_answers
-from jaxalign.evaluation.rewards import import_reward_function
+from jaxalign.rewards import import_reward_function
 from jaxalign.sampling.answers import Answers
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.storage import to_path, write_whole
-from jaxalign.training.weights import RUNTIME_KEYS, SavedModel
+from jaxalign.training.saved_model import RUNTIME_KEYS, SavedModel
 from jaxalign.verbs.generate import completion_row, language_model
 
 

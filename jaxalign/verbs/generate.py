@@ -20,7 +20,7 @@ from jaxalign.locks import LOCK, locked
 from jaxalign.sampling.answers import answer_batches
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.storage import Lines, Path, claim, to_path
-from jaxalign.training.weights import SavedModel, find_model
+from jaxalign.training.saved_model import SavedModel, find_model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,9 @@ from jaxalign import parallel
 from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokenizer
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation.preferences import completion_scores
-from jaxalign.evaluation.rewards import call_reward_function, import_reward_function
+from jaxalign.rewards import call_reward_function, import_reward_function
 from jaxalign.storage import local_copy, to_path, write_whole
-from jaxalign.training.weights import find_model
+from jaxalign.training.saved_model import find_model
 from jaxalign.verbs.generate import read_completions
 from jaxalign.worlds import World, judge
 from jaxalign.worlds.preferences import preference_probability

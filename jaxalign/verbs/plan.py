@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from jaxalign import parallel
 from jaxalign.errors import ConfigError
-from jaxalign.models.params import count_params
+from jaxalign.models.init import count_params
 from jaxalign.parallel.mesh import mesh_shape
 from jaxalign.plan.chips import Topology, describe_devices, parse_topology
 from jaxalign.plan.estimate import estimate

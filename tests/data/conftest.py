@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxalign.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from jaxalign.text.tokenizer import SentencePieceTokenizer, train_sentencepiece
 
 WORDS = "the quick brown fox jumps over a lazy dog and asks who wrote this reply to that question".split()
 

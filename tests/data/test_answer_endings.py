@@ -13,8 +13,8 @@ from jaxalign.data.batch import PromptBatch
 from jaxalign.data.encode import members
 from jaxalign.data.packing import collate
 from jaxalign.models import ModelConfig, init_params
+from jaxalign.models.scoring import segment_rewards
 from jaxalign.sampling.generate import Completions, close, join
-from jaxalign.sampling.scoring import segment_rewards
 from jaxalign.stages.rollout import score_episodes
 
 with warnings.catch_warnings():

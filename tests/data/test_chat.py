@@ -3,10 +3,10 @@
 import jinja2
 import pytest
 
-from jaxalign.data.chat import Segment, render_chat
 from jaxalign.data.records import Message
-from jaxalign.data.templates import compile_template, load_template
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.text.chat import Segment, render_chat
+from jaxalign.text.templates import compile_template, load_template
 
 S, U, A = Message("system", "be brief"), Message("user", "who asks"), Message("assistant", "the fox")
 

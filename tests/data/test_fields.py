@@ -351,7 +351,7 @@ def test_fields_to_ignore_may_be_one_text_with_commas(show):
 
 
 def test_a_named_recipe_reads_its_own_fields(tmp_path):
-    from jaxalign.data.recipes import open_source
+    from jaxalign.data.public.recipes import open_source
 
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"instruction": Q, "input": "", "output": A, "text": f"### {Q} ### {A}"}))

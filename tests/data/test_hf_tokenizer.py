@@ -9,14 +9,14 @@ import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, models, processors
 
-from jaxalign.data.chat import render_chat
 from jaxalign.data.encode import encode_completion, encode_text
-from jaxalign.data.hf_tokenizer import HFTokenizer
 from jaxalign.data.records import Message, PromptCompletion, Text
-from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig
-from jaxalign.training.weights import check_vocabulary
+from jaxalign.text.chat import render_chat
+from jaxalign.text.hf_tokenizer import HFTokenizer
+from jaxalign.text.tokenizer import load_tokenizer
+from jaxalign.training.saved_model import check_vocabulary
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

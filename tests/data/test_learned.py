@@ -9,8 +9,8 @@ from tokenizers import normalizers
 from jaxalign.data import load_tokenizer
 from jaxalign.data.encode import encode_completion, encode_prompt, encode_text
 from jaxalign.data.records import Chat, Message, Prompt, PromptCompletion, Text
-from jaxalign.data.templates import compile_template
 from jaxalign.errors import DataError
+from jaxalign.text.templates import compile_template
 
 U, A = Message("user", "Who asks?"), Message("assistant", "The fox.")
 S = Message("system", "Be brief.")

@@ -6,8 +6,9 @@ import datasets
 import pytest
 from encoding import encode_dataset
 
-from jaxalign.data import recipes, sources
-from jaxalign.data.recipes import RECIPES, Source, open_source, parse_source
+from jaxalign.data import sources
+from jaxalign.data.public import recipes
+from jaxalign.data.public.recipes import RECIPES, Source, open_source, parse_source
 from jaxalign.data.records import (
     KINDS,
     Chat,

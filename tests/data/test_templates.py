@@ -10,13 +10,13 @@ import jinja2
 import pytest
 from encoding import encode_dataset
 
-from jaxalign.data import templates
-from jaxalign.data.chat import Segment, render_chat
 from jaxalign.data.records import Message
 from jaxalign.data.sources import read_records
-from jaxalign.data.templates import compile_template, render_template, turn_terminator
-from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.text import templates
+from jaxalign.text.chat import Segment, render_chat
+from jaxalign.text.templates import compile_template, render_template, turn_terminator
+from jaxalign.text.tokenizer import load_tokenizer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

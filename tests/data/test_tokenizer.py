@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from jaxalign.data.tokenizer import CONTROL, load_tokenizer, train_sentencepiece
 from jaxalign.errors import ConfigError
+from jaxalign.text.tokenizer import CONTROL, load_tokenizer, train_sentencepiece
 
 TEXTS = [
     "",

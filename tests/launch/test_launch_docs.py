@@ -78,7 +78,7 @@ def test_commands_of_the_readme(fakes, command, tmp_path):
 def test_trainings_of_the_readme_are_complete(command):
     """Each is a config that jaxalign takes, and names a model and data that can be fetched or were just made."""
     from jaxalign.config import parse_flags
-    from jaxalign.data.recipes import RECIPES
+    from jaxalign.data.public.recipes import RECIPES
     from jaxalign.stages import parse_config
 
     flags = training_flags(command)

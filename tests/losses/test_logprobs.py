@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxalign.losses.logprobs import default_chunk_size, token_kl, token_logprobs
+from jaxalign.models.logprobs import default_chunk_size, token_kl, token_logprobs
 
 from .oracle import assert_close, finite_difference
 

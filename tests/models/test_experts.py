@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.models import ModelConfig, routed_hidden_states
+from jaxalign.models import ModelConfig, hidden_states_and_router
 from jaxalign.models.experts import router_losses
 
 from .oracle import random_params
@@ -49,7 +49,7 @@ def test_losses_of_packed_and_padded_sequences_are_those_of_each_alone():
     tokens = rng.integers(0, 31, (1, 11)).astype(np.int32)
     segments = np.array([[1] * 5 + [2] * 4 + [0] * 2], np.int32)
     positions = np.array([[*range(5), *range(4), 0, 0]], np.int32)
-    apply = jax.jit(routed_hidden_states, static_argnames="config")
+    apply = jax.jit(hidden_states_and_router, static_argnames="config")
     _, packed = apply(params, CONFIG, tokens, positions, segments)
     alone = sum(
         apply(params, CONFIG, *(x[:, at] for x in (tokens, positions)), np.ones((1, n), np.int32))[1]
@@ -66,7 +66,7 @@ def test_gradient_reaches_every_expert_and_the_router():
     @jax.jit
     def gradient(params):
         def value(params):
-            hidden, router = routed_hidden_states(params, CONFIG, tokens, positions, np.ones_like(tokens))
+            hidden, router = hidden_states_and_router(params, CONFIG, tokens, positions, np.ones_like(tokens))
             return jnp.sum(jnp.sin(hidden)) + router.sum()
 
         return jax.grad(value)(params)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign.models import ModelConfig, count_params, hidden_states, init_params, scalar_head, unembedding
-from jaxalign.models.params import init_head
+from jaxalign.models.init import init_head
 
 from .oracle import decode, logits_of, random_params
 

@@ -4,12 +4,12 @@ import dataclasses
 import warnings
 
 import pytest
-from jaxalign.configs.models import preset
 
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig
 from jaxalign.models.hf import architecture_for, config_from_hf, config_to_hf, is_scalar, same_function
 from jaxalign.models.hf.families import FAMILIES
+from jaxalign.models.presets import preset
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -4,11 +4,11 @@ import warnings
 
 import jax
 import pytest
-from jaxalign.configs.models import PRESETS, preset
 
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, count_params, init_params
 from jaxalign.models.hf import architecture_for, config_from_hf, config_to_hf, same_function
+from jaxalign.models.presets import PRESETS, preset
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

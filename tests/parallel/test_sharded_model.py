@@ -13,10 +13,10 @@ from models.oracle import random_params
 
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, abstract_params, init_params
+from jaxalign.models.scoring import score_tokens
 from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, parse_rules, use_mesh
 from jaxalign.plan import hlo
 from jaxalign.plan.collectives import find_collectives
-from jaxalign.sampling.scoring import score_tokens
 
 CONFIG = ModelConfig(
     vocab_size=48,

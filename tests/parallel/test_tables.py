@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.losses.logprobs import token_logprobs
 from jaxalign.models import ModelConfig, abstract_params, init_params
 from jaxalign.models.embedding import TABLE, embed
+from jaxalign.models.logprobs import token_logprobs
 from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, parse_rules, split_rows, use_mesh
 from jaxalign.parallel.sharding import spec
 from jaxalign.plan import hlo

@@ -6,11 +6,11 @@ import math
 import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
-from jaxalign.configs.models import PRESETS
 
 from jaxalign import parallel
 from jaxalign.config import load_config
 from jaxalign.errors import ConfigError
+from jaxalign.models.presets import PRESETS
 from jaxalign.parallel.mesh import mesh_shape
 from jaxalign.plan import hlo
 from jaxalign.plan.chips import CHIPS, describe_devices, parse_topology

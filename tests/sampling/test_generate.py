@@ -12,9 +12,9 @@ from scipy.stats import chisquare
 
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, abstract_params, hidden_states
+from jaxalign.models.scoring import score_tokens
 from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, use_mesh
 from jaxalign.sampling.generate import SamplingConfig, generate, join
-from jaxalign.sampling.scoring import score_tokens
 
 KEY = jax.random.key(11)
 forward = jax.jit(hidden_states, static_argnames="config")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from models.oracle import decode, random_params
 
-from jaxalign.sampling.scoring import (
+from jaxalign.models.scoring import (
     exact_kl,
     predicted,
     score_tokens,

@@ -23,14 +23,14 @@ from jaxalign import parallel
 from jaxalign.data import DataConfig, PairBatch, PromptBatch, Records, dataset_from_records
 from jaxalign.losses import running_moments
 from jaxalign.models import ModelConfig, Params, init_params
+from jaxalign.models.scoring import score_tokens
 from jaxalign.sampling.generate import Completions
-from jaxalign.sampling.scoring import score_tokens
 from jaxalign.stages import default_config, dpo, parse_config, ppo, ppo_update
 from jaxalign.stages.rollout import finish_rollout, score_episodes
 from jaxalign.training import loop
+from jaxalign.training.open import Run
 from jaxalign.training.optimizer import make_optimizer, make_schedule
-from jaxalign.training.run import Run
-from jaxalign.training.weights import find_model, save_model
+from jaxalign.training.saved_model import find_model, save_model
 
 LETTERS = "abcdefgh"
 PROMPT, NEW = "ab", 3

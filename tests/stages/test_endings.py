@@ -16,7 +16,7 @@ from jaxalign.cli import main
 from jaxalign.errors import ConfigError
 from jaxalign.locks import LOCK, locked
 from jaxalign.training.loop import Stopped, finished
-from jaxalign.training.metrics import read_metrics
+from jaxalign.training.writer import read_metrics
 
 HERE = pathlib.Path(__file__).parent
 

@@ -9,7 +9,7 @@ from tiny import run
 
 from jaxalign.models.hf.importer import by_path
 from jaxalign.parallel import make_mesh, use_mesh
-from jaxalign.training.weights import find_model
+from jaxalign.training.saved_model import find_model
 from jaxalign.verbs.convert import convert
 
 

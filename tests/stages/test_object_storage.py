@@ -21,13 +21,13 @@ from tiny import assert_same_bits, baseline_changes, final_state, history, run
 
 from jaxalign import parallel, storage
 from jaxalign.data import load_tokenizer, read_records
-from jaxalign.data.recipes import open_source
+from jaxalign.data.public.recipes import open_source
 from jaxalign.errors import CheckpointError, ConfigError, DataError
 from jaxalign.quickstart.pipeline import quickstart
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.training.loop import Stopped
-from jaxalign.training.metrics import MetricWriter, read_metrics
-from jaxalign.training.weights import find_model
+from jaxalign.training.saved_model import find_model
+from jaxalign.training.writer import MetricWriter, read_metrics
 from jaxalign.verbs.convert import convert
 from jaxalign.verbs.generate import Request, generate_file
 

@@ -9,7 +9,7 @@ import jaxalign.stages.reference as reference
 from jaxalign import parallel
 from jaxalign.data.encode import members
 from jaxalign.stages import parse_config
-from jaxalign.training.run import open_run
+from jaxalign.training.open import open_run
 
 
 @pytest.mark.slow

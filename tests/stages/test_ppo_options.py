@@ -13,8 +13,8 @@ from jaxalign import parallel
 from jaxalign.errors import ConfigError
 from jaxalign.losses import running_moments
 from jaxalign.losses.metrics import finalize
+from jaxalign.models.scoring import hidden_states, unembedding
 from jaxalign.sampling.generate import Completions, SamplingConfig, join
-from jaxalign.sampling.scoring import hidden_states, unembedding
 from jaxalign.stages.ppo import PPOConfig
 from jaxalign.stages.rollout import finish_rollout, score_episodes
 from jaxalign.training.loop import Stopped

@@ -17,7 +17,7 @@ from tiny import sentence, write_jsonl
 
 from jaxalign.data import load_tokenizer
 from jaxalign.models import ModelConfig, init_params
-from jaxalign.training.weights import save_model
+from jaxalign.training.saved_model import save_model
 from jaxalign.verbs.convert import convert
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -39,7 +39,7 @@ SMALL = {
 }
 RUN = """
 import sys
-import jaxalign.configs.models as models
+import jaxalign.models.presets as models
 for name in ("qwen3_0_6b", "llama3_1_8b"):
     models.PRESETS[name] = {small!r}
 from jaxalign.cli import main

@@ -12,12 +12,12 @@ from tiny import PROMPT_LENGTH, assert_tree_close, every_stage, make_config
 
 from jaxalign import parallel
 from jaxalign.data.packing import collate
-from jaxalign.sampling.scoring import score_tokens, token_values
+from jaxalign.models.scoring import score_tokens, token_values
 from jaxalign.stages import parse_config, ppo_update
 from jaxalign.stages.rollout import Rollout
-from jaxalign.training.run import open_run
+from jaxalign.training.open import open_run
+from jaxalign.training.saved_model import find_model
 from jaxalign.training.state import gradients
-from jaxalign.training.weights import find_model
 
 LAYOUTS = ("unpacked", "wider rows", "empty rows", "2 microbatches", "4 microbatches")
 OPTIONS = {

@@ -11,8 +11,8 @@ from cluster import call, finish, report, start, succeed, wait_until
 from test_stage_resume import assert_same_numbers, newest
 from tiny import STAGES, baseline_changes, history, run, set_reward_function
 
-from jaxalign.training.metrics import FILE_NAME, read_metrics
 from jaxalign.training.watchdog import EXIT_CODE
+from jaxalign.training.writer import FILE_NAME, read_metrics
 
 HERE = pathlib.Path(__file__).parent
 # How the devices of two processes with four each lie in the mesh.

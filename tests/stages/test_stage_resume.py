@@ -16,7 +16,7 @@ from tiny import STAGES, assert_same_bits, baseline_changes, final_state, histor
 
 from jaxalign.errors import CheckpointError
 from jaxalign.training.loop import Stopped
-from jaxalign.training.metrics import read_metrics
+from jaxalign.training.writer import read_metrics
 
 MESHES = {
     "data8": {"mesh.data": 8},

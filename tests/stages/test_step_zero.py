@@ -7,7 +7,7 @@ from tiny import history, run
 
 from jaxalign.errors import StepZeroError
 from jaxalign.models import transformer
-from jaxalign.sampling.scoring import score_tokens
+from jaxalign.models.scoring import score_tokens
 from jaxalign.stages import dpo, ppo, rollout
 
 

@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxalign.stages import default_config, parse_config, train
-from jaxalign.training.metrics import read_metrics
+from jaxalign.training.writer import read_metrics
 
 STAGES = ("pretrain", "sft", "reward", "ppo", "dpo", "orpo")
 SUPERVISED = tuple(stage for stage in STAGES if stage != "ppo")

@@ -15,9 +15,9 @@ from jaxalign.models import ModelConfig, count_params, init_params
 from jaxalign.training import loop
 from jaxalign.training.config import ModelSettings
 from jaxalign.training.flops import count_work, matmul_params, peak_flops, step_flops
-from jaxalign.training.run import local_rows
+from jaxalign.training.open import local_rows
+from jaxalign.training.saved_model import fingerprint, resolve_architecture
 from jaxalign.training.state import apply_gradients, gradients, init_train_state, moving_average
-from jaxalign.training.weights import fingerprint, resolve_architecture
 
 X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 

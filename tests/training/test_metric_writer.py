@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from jaxalign.errors import DataError
-from jaxalign.training.metrics import MetricWriter, read_metrics
+from jaxalign.training.writer import MetricWriter, read_metrics
 
 
 def _losses(path):

@@ -7,8 +7,8 @@ import pytest
 
 from jaxalign.losses.metrics import Mean
 from jaxalign.training import recorder as module
-from jaxalign.training.metrics import MetricWriter, read_metrics
 from jaxalign.training.progress import Progress
+from jaxalign.training.writer import MetricWriter, read_metrics
 
 STEP, SEND = 10.0, 0.125  # seconds that the device takes for a step, and the host for sending it
 

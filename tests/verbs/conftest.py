@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign.data import train_sentencepiece
 from jaxalign.models import ModelConfig, init_params
-from jaxalign.training.weights import save_model
+from jaxalign.training.saved_model import save_model
 
 TEXTS = [
     f"the {a} {b} asks who wrote this {c}." for a in ("old", "red") for b in "ox cat".split() for c in "abc"

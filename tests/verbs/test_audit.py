@@ -17,8 +17,8 @@ from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokeni
 from jaxalign.data.encode import Example
 from jaxalign.models import ModelConfig, init_params
 from jaxalign.stages import default_config, parse_config
-from jaxalign.training import weights
-from jaxalign.training.run import describe, open_run
+from jaxalign.training import saved_model
+from jaxalign.training.open import describe, open_run
 from jaxalign.verbs.audit import audit, check_bos, check_eos, unknown_id
 from jaxalign.verbs.audit_page import histogram_lines, pieces, print_audit, show_tokens
 
@@ -263,8 +263,8 @@ def test_no_weights_are_read(folder, tokenizer, monkeypatch):
     model = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, embed_dim=8, mlp_dim=8, max_length=32)
     with parallel.use_mesh(parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])):
         params = init_params(jax.random.key(0), model)
-        weights.save_model(folder / "model", params, model, tokenizer, scalar=False, meta={})
-    monkeypatch.setattr(weights, "load_params", lambda *args, **kwargs: pytest.fail("weights were read"))
+        saved_model.save_model(folder / "model", params, model, tokenizer, scalar=False, meta={})
+    monkeypatch.setattr(saved_model, "load_params", lambda *args, **kwargs: pytest.fail("weights were read"))
     config = make_config(folder, "sft", ROWS["sft"], tokenizer="")
     config.model.init_from = str(folder)
     found = audit(parse_config(config))

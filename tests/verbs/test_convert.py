@@ -13,12 +13,12 @@ from models import hf_files
 from jaxalign import parallel
 from jaxalign.cli import main
 from jaxalign.data import load_tokenizer, train_sentencepiece
-from jaxalign.data.chat import render_chat
-from jaxalign.data.fast_tokenizer import write_fast_tokenizer
 from jaxalign.data.records import Message
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.models import ModelConfig
-from jaxalign.training.weights import find_model, save_model
+from jaxalign.text.chat import render_chat
+from jaxalign.text.fast_tokenizer import write_fast_tokenizer
+from jaxalign.training.saved_model import find_model, save_model
 from jaxalign.verbs.convert import convert
 
 WORDS = "the quick brown fox jumps over a lazy dog and asks who wrote this reply to that question".split()

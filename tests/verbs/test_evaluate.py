@@ -11,7 +11,7 @@ from jaxalign.cli import main
 from jaxalign.data.encode import encode_prompt
 from jaxalign.data.records import Prompt
 from jaxalign.models import hidden_states, init_params, unembedding
-from jaxalign.training.weights import find_model
+from jaxalign.training.saved_model import find_model
 
 
 def length(prompt, completion) -> float:

@@ -14,8 +14,8 @@ from jaxalign.data import DataConfig, build_dataset, load_tokenizer
 from jaxalign.data.encode import encode_completion, encode_prompt
 from jaxalign.data.records import Message, Prompt, PromptCompletion
 from jaxalign.models import init_params
+from jaxalign.models.scoring import segment_rewards
 from jaxalign.sampling.generate import SamplingConfig
-from jaxalign.sampling.scoring import segment_rewards
 from jaxalign.sampling.stream import stream
 from jaxalign.verbs.chat import chat
 
@@ -162,7 +162,7 @@ def test_a_reward_model_scores_each_completion_as_it_does_alone(folder, whole, t
     full.write_text("".join(json.dumps(r) + "\n" for r in rows))
     flags = (f"--reward-model={folder}/reward", "--max-length=64", "--pairs=ranking")
     assert label(full, tmp_path / "r.jsonl", *flags) == 0
-    from jaxalign.training.weights import find_model
+    from jaxalign.training.saved_model import find_model
 
     model = find_model(str(folder / "reward"), "--x")
     params = init_params(jax.random.key(True), model.config, scalar=True)
@@ -221,7 +221,7 @@ def talk(folder, text, models=("model",)) -> str:
 
 
 def expected_reply(folder, name, messages, key) -> str:
-    from jaxalign.training.weights import find_model
+    from jaxalign.training.saved_model import find_model
 
     model = find_model(str(folder / name), "--x")
     tokenizer = model.tokenizer()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxalign.data.shapes import Fields, Messages, Unusable, ranking, sound_chat
+from jaxalign.data.public.shapes import Fields, Messages, Unusable, ranking, sound_chat
 from jaxalign.data.sources import Dropped, Records
 from jaxalign.errors import DataError
 

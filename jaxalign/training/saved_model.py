@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 from jaxalign import storage
 from jaxalign.data import Tokenizer, load_tokenizer
-from jaxalign.data.hf_tokenizer import HFTokenizer
 from jaxalign.errors import CheckpointError, ConfigError, JaxalignError
 from jaxalign.hub import download, is_hub_name
 from jaxalign.models import ModelConfig, Params, abstract_params
@@ -27,6 +26,7 @@ from jaxalign.models.hf.importer import CONFIG, HFModel, Path, by_path, load_fol
 from jaxalign.models.kernels import default_attention
 from jaxalign.parallel import platform, processes
 from jaxalign.storage import local_copy, to_path
+from jaxalign.text.hf_tokenizer import HFTokenizer
 from jaxalign.training.checkpoint import load_leaf, load_meta, load_params, save_params
 
 MODEL = "model"

@@ -14,9 +14,9 @@ from typing import Any
 import jinja2
 import tokenizers
 
-from jaxalign.data.templates import TEMPLATE_NAME, compile_template
 from jaxalign.errors import ConfigError
 from jaxalign.storage import Path, local_copy
+from jaxalign.text.templates import TEMPLATE_NAME, compile_template
 
 JSON_NAME, CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
 MODEL_CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"

@@ -13,16 +13,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxalign.losses.logprobs import token_kl, token_logprobs
 from jaxalign.models import (
     ModelConfig,
     Params,
     hidden_states,
-    routed_hidden_states,
+    hidden_states_and_router,
     scalar_head,
     unembedding,
 )
 from jaxalign.models.embedding import TABLE
+from jaxalign.models.logprobs import token_kl, token_logprobs
 from jaxalign.parallel.sharding import split_rows
 
 
@@ -32,7 +32,7 @@ class TokenScores(NamedTuple):
     logp: jax.Array
     logsumexp: jax.Array
     entropy: jax.Array | None
-    router: jax.Array | None  # of a mixture of experts: `routed_hidden_states`
+    router: jax.Array | None  # of a mixture of experts: `hidden_states_and_router`
 
 
 def predicted(segment_ids: jax.Array) -> jax.Array:
@@ -62,7 +62,7 @@ def score_tokens(
       tokens, positions, segment_ids: int32 [B, T]; segment 0 is padding.
       temperature: logits are divided by it, as they were when the tokens were sampled.
     """
-    hidden, router = routed_hidden_states(params, config, tokens, positions, segment_ids)
+    hidden, router = hidden_states_and_router(params, config, tokens, positions, segment_ids)
     read = functools.partial(
         token_logprobs,
         temperature=temperature,
@@ -103,8 +103,8 @@ def token_values(
 def routed_values(
     params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    """`token_values`, and the router losses of a mixture of experts: see `routed_hidden_states`."""
-    hidden, router = routed_hidden_states(params["transformer"], config, tokens, positions, segment_ids)
+    """`token_values`, and the router losses of a mixture of experts: see `hidden_states_and_router`."""
+    hidden, router = hidden_states_and_router(params["transformer"], config, tokens, positions, segment_ids)
     return _align(scalar_head(params["head"], hidden), segment_ids), router
 
 
@@ -128,8 +128,8 @@ def routed_rewards(
     segment_ids: jax.Array,
     num_segments: int,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """`segment_rewards`, and the router losses of a mixture of experts: see `routed_hidden_states`."""
-    hidden, router = routed_hidden_states(params["transformer"], config, tokens, positions, segment_ids)
+    """`segment_rewards`, and the router losses of a mixture of experts: see `hidden_states_and_router`."""
+    hidden, router = hidden_states_and_router(params["transformer"], config, tokens, positions, segment_ids)
     scores = scalar_head(params["head"], hidden)
     # The last token is found by segment and position, never by a token's id: padding and packing cannot move it.
     member = segment_ids[:, None, :] == jnp.arange(1, num_segments + 1, dtype=jnp.int32)[None, :, None]

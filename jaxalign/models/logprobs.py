@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxalign.models.forward import readout
+
 _CHUNK_BYTES = 64 * 2**20
 _CHUNK_TOKENS = 1024
 
@@ -200,10 +202,7 @@ _token_kl.defvjp(_token_kl_forward, _token_kl_backward)
 
 
 def _logits(hidden: jax.Array, head: jax.Array, temperature: float, softcap: float | None) -> jax.Array:
-    logits = jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
-    if softcap is not None:
-        logits = softcap * jnp.tanh(logits / softcap)
-    return logits / temperature
+    return readout(hidden, head, softcap) / temperature
 
 
 def _logits_backward(

@@ -8,8 +8,8 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, processors
 
-from jaxalign.data.templates import TEMPLATE_NAME
-from jaxalign.data.tokenizer import CONTROL, MODEL_NAME
+from jaxalign.text.templates import TEMPLATE_NAME
+from jaxalign.text.tokenizer import CONTROL, MODEL_NAME
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

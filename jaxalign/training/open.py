@@ -30,7 +30,13 @@ from jaxalign.parallel import processes
 from jaxalign.storage import Path, to_path
 from jaxalign.training.config import Config, to_json
 from jaxalign.training.optimizer import make_optimizer, make_schedule
-from jaxalign.training.weights import SavedModel, check_vocabulary, find_model, origin, resolve_architecture
+from jaxalign.training.saved_model import (
+    SavedModel,
+    check_vocabulary,
+    find_model,
+    origin,
+    resolve_architecture,
+)
 
 TEMPLATE = "chat_template.jinja"
 KINDS = {

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from jaxalign.data import oasst, shapes
 from jaxalign.data.fields import complete_prompt, without_fields
+from jaxalign.data.public import oasst, shapes
 from jaxalign.data.sources import SUFFIXES, Dropped, Records, read_records
 from jaxalign.errors import DataError
 from jaxalign.storage import is_remote, to_path

@@ -25,10 +25,10 @@ from itertools import groupby
 
 import jinja2
 
-from jaxalign.data.records import Message
-from jaxalign.data.templates import render_template
-from jaxalign.data.tokenizer import TURN_END, Tokenizer, unknown_id
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.text.messages import Message
+from jaxalign.text.templates import render_template
+from jaxalign.text.tokenizer import TURN_END, Tokenizer, unknown_id
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 _THOUGHT = re.compile(r"\s*(</?think>)\s*")

@@ -1,4 +1,4 @@
-"""Parameters as plain nested dicts: initialisation, shapes, shardings, and the scalar head."""
+"""Parameters as plain nested dicts: initialisation, shapes and shardings."""
 
 import dataclasses
 import math
@@ -8,10 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxalign.models.cache import Cache
 from jaxalign.models.config import ModelConfig, Params
-from jaxalign.models.experts import ROUTER
-from jaxalign.models.frozen import MATRICES, weight
+from jaxalign.models.frozen import MATRICES
 from jaxalign.models.transformer import Transformer
 from jaxalign.parallel.sharding import check_apart, check_divides, constrain, param_shardings
 
@@ -24,55 +22,6 @@ _SIZES = {
     "mlp": "mlp_dim",
     "expert": "num_experts",
 }
-
-
-def hidden_states(
-    params: Params,
-    config: ModelConfig,
-    tokens: jax.Array,
-    positions: jax.Array,
-    segment_ids: jax.Array,
-    cache: Cache | None = None,
-) -> tuple[jax.Array, Cache | None]:
-    """Applies the transformer: int32 [B, T] each -> hidden [B, T, D] and the cache after it.
-
-    Raises:
-      ValueError: tokens, positions and segment_ids differ in shape, which would broadcast silently.
-    """
-    _check_shapes(tokens, positions, segment_ids)
-    return Transformer(config).apply({"params": params}, tokens, positions, segment_ids, cache)
-
-
-def routed_hidden_states(
-    params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
-) -> tuple[jax.Array, jax.Array | None]:
-    """Hidden states [B, T, D], and `router_losses` averaged over layers: float32 [2], None of a dense model."""
-    if not config.num_experts:
-        return hidden_states(params, config, tokens, positions, segment_ids)[0], None
-    _check_shapes(tokens, positions, segment_ids)
-    (hidden, _), sown = Transformer(config).apply(
-        {"params": params}, tokens, positions, segment_ids, mutable=[ROUTER]
-    )
-    return hidden, sown[ROUTER]["layers"]["mlp"]["losses"].mean(0)
-
-
-def _check_shapes(tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> None:
-    if not (tokens.ndim == 2 and tokens.shape == positions.shape == segment_ids.shape):
-        raise ValueError(
-            f"tokens {tokens.shape}, positions {positions.shape} and segment_ids {segment_ids.shape} "
-            "must have the same shape [B, T]"
-        )
-
-
-def unembedding(params: Params, config: ModelConfig) -> jax.Array:
-    """The matrix [V, D] whose product with a hidden state is the logits, in the compute dtype."""
-    return weight(params["embedding" if config.tie_embeddings else "unembedding"], config.dtype)
-
-
-def scalar_head(head: Params, hidden: jax.Array) -> jax.Array:
-    """One float32 number per hidden state (a value or a reward): [B, T, D] -> [B, T]."""
-    kernel = head["kernel"].astype(hidden.dtype)
-    return jnp.einsum("btd,d->bt", hidden, kernel, preferred_element_type=jnp.float32) + head["bias"]
 
 
 def _init_boxed(key: jax.Array, config: ModelConfig) -> Params:

@@ -5,7 +5,7 @@ import pytest
 
 from jaxalign.errors import CheckpointError
 from jaxalign.training.checkpoint import save_params
-from jaxalign.training.weights import find_model
+from jaxalign.training.saved_model import find_model
 
 
 def test_a_model_of_another_version_is_refused(tmp_path):

@@ -10,11 +10,11 @@ from typing import Protocol
 import jinja2
 import sentencepiece
 
-from jaxalign.data.hf_tokenizer import JSON_NAME, HFTokenizer
-from jaxalign.data.templates import TEMPLATE_NAME, load_template
 from jaxalign.errors import ConfigError
 from jaxalign.hub import download, is_hub_name
 from jaxalign.storage import to_path, write_whole
+from jaxalign.text.hf_tokenizer import JSON_NAME, HFTokenizer
+from jaxalign.text.templates import TEMPLATE_NAME, load_template
 
 MODEL_NAME = "tokenizer.model"
 TURN_END = "<|end|>"

@@ -14,7 +14,9 @@ from typing import Any
 import jinja2
 import tokenizers
 
-from jaxalign.data.hf_files import (
+from jaxalign.errors import ConfigError
+from jaxalign.storage import to_path, write_whole
+from jaxalign.text.hf_files import (
     CONFIG_NAME,
     GENERATION_CONFIG,
     JSON_NAME,
@@ -26,9 +28,7 @@ from jaxalign.data.hf_files import (
     own_template,
     read_settings,
 )
-from jaxalign.data.templates import turn_terminator
-from jaxalign.errors import ConfigError
-from jaxalign.storage import to_path, write_whole
+from jaxalign.text.templates import turn_terminator
 
 
 class HFTokenizer:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import ConfigError, RewardError
-from jaxalign.evaluation.rewards import call_reward_function, import_reward_function
+from jaxalign.rewards import call_reward_function, import_reward_function
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What published datasets look like, and how their rows become records."""
