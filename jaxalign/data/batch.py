@@ -6,6 +6,8 @@ share a row and are told apart by `segment_ids`. A row never needs its neighbour
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import struct
 
 Array = Any  # numpy.ndarray on the host, jax.Array (or its abstract shape) on the device
@@ -45,6 +47,24 @@ class PairBatch:
     margin: Array  # [B, P] float32, the annotators' margin; 0 where none was given
     ref_logp: Array  # [B, S] float32, cached reference log-probability of segment s + 1; 0 if unused
 
+    def pick(self, per_segment: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The values of the chosen and of the rejected sequence of each pair: [B, S] -> [B, P] twice."""
+        chosen = jnp.take_along_axis(per_segment, jnp.maximum(self.chosen - 1, 0), axis=1)
+        rejected = jnp.take_along_axis(per_segment, jnp.maximum(self.rejected - 1, 0), axis=1)
+        return chosen, rejected
+
+    def pair_sums(self, x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Sums of x [B, T] over the supervised tokens of both sequences of each pair: [B, P] twice.
+
+        `mask` [B, T] counts other tokens than the supervised ones.
+        """
+        mask = self.loss_mask if mask is None else mask
+        return self.pick(segment_sums(x * mask, self.segment_ids, self.rows.shape[1]))
+
+    def pair_lengths(self, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Supervised tokens of both sequences of each pair: float32 [B, P] twice."""
+        return self.pair_sums(jnp.ones_like(self.loss_mask), mask)
+
 
 @struct.dataclass
 class PromptBatch:
@@ -57,3 +77,9 @@ class PromptBatch:
     # [B, L] int32: what ends an answer where it is trained on, from the stop token on; -1 after it. A reward model
     # reads its score there. None: the stop token that was sampled.
     ending: Array | None = None
+
+
+def segment_sums(x: jax.Array, segment_ids: jax.Array, num_segments: int) -> jax.Array:
+    """Sums of x [B, T] over segments 1..S: float32 [B, S]."""
+    member = jax.nn.one_hot(segment_ids - 1, num_segments, dtype=x.dtype)
+    return jnp.einsum("bt,bts->bs", x, member, precision=jax.lax.Precision.HIGHEST)

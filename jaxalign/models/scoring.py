@@ -8,31 +8,29 @@ Shapes: B rows, T tokens, S segments a row.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxalign.models import (
-    ModelConfig,
-    Params,
-    hidden_states,
-    hidden_states_and_router,
-    scalar_head,
-    unembedding,
-)
+from jaxalign.models.config import ModelConfig, Params
 from jaxalign.models.embedding import TABLE
+from jaxalign.models.forward import hidden_states, hidden_states_and_router, scalar_head, unembedding
 from jaxalign.models.logprobs import token_kl, token_logprobs
 from jaxalign.parallel.sharding import split_rows
 
 
-class TokenScores(NamedTuple):
-    """What a language model says of tokens: each float32 [B, T], in nats; `entropy` when it was asked for."""
+class Scores(NamedTuple):
+    """What one model says of a batch. A language model has no values and rewards, a scalar model has nothing else."""
 
-    logp: jax.Array
-    logsumexp: jax.Array
-    entropy: jax.Array | None
-    router: jax.Array | None  # of a mixture of experts: `hidden_states_and_router`
+    logp: jax.Array | None = None  # float32 [B, T], nats
+    logsumexp: jax.Array | None = None  # float32 [B, T]
+    entropy: jax.Array | None = None  # float32 [B, T], where it was asked for
+    values: jax.Array | None = None  # float32 [B, T]: a scalar model's number of the state before each token
+    rewards: jax.Array | None = None  # float32 [B, S]: and at the last token of each segment; 0 for an absent one
+    router: jax.Array | None = None  # of a mixture of experts: see `hidden_states_and_router`
+    hidden: jax.Array | None = None  # [B, T, D] and [V, D]: what the logits are products of
+    head: jax.Array | None = None
 
 
 def predicted(segment_ids: jax.Array) -> jax.Array:
@@ -41,9 +39,26 @@ def predicted(segment_ids: jax.Array) -> jax.Array:
     return jnp.pad(same, ((0, 0), (1, 0)))
 
 
-def _align(x: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def align(x: jax.Array, segment_ids: jax.Array) -> jax.Array:
     """Moves what position t - 1 says of the next token to position t."""
     return jnp.where(predicted(segment_ids), jnp.pad(x[:, :-1], ((0, 0), (1, 0))), 0.0)
+
+
+def score_batch(
+    params: Params,
+    config: ModelConfig,
+    batch: Any,
+    *,
+    scalar: bool = False,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+) -> Scores:
+    """Scores of any batch that has tokens, positions and segment_ids [B, T], and rows [B, S] where it is packed."""
+    arrays = (batch.tokens, batch.positions, batch.segment_ids)
+    if not scalar:
+        return score_tokens(params, config, *arrays, temperature=temperature, with_entropy=with_entropy)
+    rows = getattr(batch, "rows", None)
+    return score_scalar(params, config, *arrays, num_segments=1 if rows is None else rows.shape[-1])
 
 
 def score_tokens(
@@ -55,14 +70,15 @@ def score_tokens(
     *,
     temperature: float = 1.0,
     with_entropy: bool = False,
-) -> TokenScores:
-    """Log-probabilities (log-sum-exp, and entropy when asked) of every token: float32 [B, T] each.
+) -> Scores:
+    """Log-probabilities (log-sum-exp, and entropy when asked) of every token by a language model.
 
     Args:
       tokens, positions, segment_ids: int32 [B, T]; segment 0 is padding.
       temperature: logits are divided by it, as they were when the tokens were sampled.
     """
     hidden, router = hidden_states_and_router(params, config, tokens, positions, segment_ids)
+    head = unembedding(params, config)
     read = functools.partial(
         token_logprobs,
         temperature=temperature,
@@ -70,8 +86,25 @@ def score_tokens(
         with_entropy=with_entropy,
     )
     following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-    scored = split_rows(read, None, TABLE, None)(hidden, unembedding(params, config), following)
-    return TokenScores(*(None if x is None else _align(x, segment_ids) for x in scored), router)
+    scored = split_rows(read, None, TABLE, None)(hidden, head, following)
+    logp, logsumexp, entropy = (None if x is None else align(x, segment_ids) for x in scored)
+    return Scores(logp, logsumexp, entropy, router=router, hidden=hidden, head=head)
+
+
+def score_scalar(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    num_segments: int = 1,
+) -> Scores:
+    """Values of all states, and rewards of segments 1..S, by a scalar model; arguments as for `score_tokens`."""
+    hidden, router = hidden_states_and_router(params["transformer"], config, tokens, positions, segment_ids)
+    numbers = scalar_head(params["head"], hidden)
+    rewards = _at_last_token(numbers, segment_ids, num_segments)
+    return Scores(values=align(numbers, segment_ids), rewards=rewards, router=router)
 
 
 def exact_kl(
@@ -90,22 +123,14 @@ def exact_kl(
     read = functools.partial(token_kl, temperature=temperature, softcap=config.final_softcap or None)
     heads = unembedding(params, config), unembedding(ref_params, config)
     kl = split_rows(read, None, TABLE, None, TABLE)(hidden, heads[0], ref_hidden, heads[1])
-    return _align(kl, segment_ids)
+    return align(kl, segment_ids)
 
 
 def token_values(
     params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
 ) -> jax.Array:
     """A scalar model's value of the state before every token: float32 [B, T]."""
-    return routed_values(params, config, tokens, positions, segment_ids)[0]
-
-
-def routed_values(
-    params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
-) -> tuple[jax.Array, jax.Array | None]:
-    """`token_values`, and the router losses of a mixture of experts: see `hidden_states_and_router`."""
-    hidden, router = hidden_states_and_router(params["transformer"], config, tokens, positions, segment_ids)
-    return _align(scalar_head(params["head"], hidden), segment_ids), router
+    return score_scalar(params, config, tokens, positions, segment_ids).values
 
 
 def segment_rewards(
@@ -117,29 +142,13 @@ def segment_rewards(
     num_segments: int,
 ) -> jax.Array:
     """A scalar model's score at the last token of segments 1..S: float32 [B, S], 0 for absent segments."""
-    return routed_rewards(params, config, tokens, positions, segment_ids, num_segments)[0]
+    return score_scalar(params, config, tokens, positions, segment_ids, num_segments=num_segments).rewards
 
 
-def routed_rewards(
-    params: Params,
-    config: ModelConfig,
-    tokens: jax.Array,
-    positions: jax.Array,
-    segment_ids: jax.Array,
-    num_segments: int,
-) -> tuple[jax.Array, jax.Array | None]:
-    """`segment_rewards`, and the router losses of a mixture of experts: see `hidden_states_and_router`."""
-    hidden, router = hidden_states_and_router(params["transformer"], config, tokens, positions, segment_ids)
-    scores = scalar_head(params["head"], hidden)
+def _at_last_token(numbers: jax.Array, segment_ids: jax.Array, num_segments: int) -> jax.Array:
     # The last token is found by segment and position, never by a token's id: padding and packing cannot move it.
     member = segment_ids[:, None, :] == jnp.arange(1, num_segments + 1, dtype=jnp.int32)[None, :, None]
-    order = jnp.arange(1, tokens.shape[1] + 1, dtype=jnp.int32)[None, None, :]
+    order = jnp.arange(1, segment_ids.shape[1] + 1, dtype=jnp.int32)[None, None, :]
     last = jnp.max(jnp.where(member, order, 0), axis=-1)
-    picked = jnp.take_along_axis(scores, jnp.maximum(last - 1, 0), axis=1)
-    return jnp.where(last > 0, picked, 0.0), router
-
-
-def segment_sums(x: jax.Array, segment_ids: jax.Array, num_segments: int) -> jax.Array:
-    """Sums of x [B, T] over segments 1..S: float32 [B, S]."""
-    member = jax.nn.one_hot(segment_ids - 1, num_segments, dtype=x.dtype)
-    return jnp.einsum("bt,bts->bs", x, member, precision=jax.lax.Precision.HIGHEST)
+    picked = jnp.take_along_axis(numbers, jnp.maximum(last - 1, 0), axis=1)
+    return jnp.where(last > 0, picked, 0.0)

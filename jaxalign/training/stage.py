@@ -1,36 +1,242 @@
-"""What the loop knows of a stage."""
+"""A stage as one declaration: which data it reads, what may be set, and its loss. All else is made from it.
+
+    def loss(policy: Scores, batch: PairBatch, frozen: dict[str, Scores], options: SimPOConfig, total: Totals):
+        ...
+        return value, metrics
+
+    STAGE = Stage("simpo", data=PAIRS, options=SimPOConfig, loss=loss, totals=pair_totals)
+
+The machinery scores the model that is trained and those that are not, each once a batch, adds the losses of a mixture
+of experts, differentiates, updates, evaluates, and checks what must hold before the first update. A loss sees arrays.
+"""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxalign.losses.metrics import Metrics
-from jaxalign.training.open import Run
+import jax
+import jax.numpy as jnp
 
-State = Any
-Batch = Any
-Phase = Callable[[State, Batch], tuple[State, Metrics]]
+from jaxalign.errors import ConfigError
+from jaxalign.losses.metrics import Max, Mean, Metrics, Min, finalize, merge, normalized
+from jaxalign.models import ModelConfig, Params
+from jaxalign.models.scoring import Scores, score_batch
+from jaxalign.training.flops import count_work
+from jaxalign.training.optimizer import make_optimizer, make_schedule
+from jaxalign.training.state import Objective, Update, make_update, slices
+from jaxalign.training.supervised import build_trainer, update_program
+from jaxalign.training.trainer import Program, Trainer
+
+Totals = dict[str, jax.Array]  # float32 scalars over the whole batch, by name
+LossFn = Callable[[Scores, Any, dict[str, Scores], Any, Totals], tuple[jax.Array, Metrics]]
 
 
-def _nothing(*_: Any) -> None:
-    return None
+@dataclasses.dataclass(frozen=True)
+class FrozenModel:
+    """A model that a loss reads and nothing changes."""
+
+    path: str = ""  # a run, a Hugging Face folder or a hub name; empty: the model that training starts from
+    key: str = ""  # the config key that gave the path, for errors
+    # Score the data before training, and put the sums over each segment into batch.ref_logp.
+    precompute: bool = False
+
+
+def no_models(options: Any) -> dict[str, FrozenModel]:
+    """Of a stage whose loss reads no other model."""
+    return {}
+
+
+def plain_reading(options: Any) -> dict[str, Any]:
+    """Log-probabilities at temperature 1, without entropies."""
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage as the loop runs it.
+    """A stage of training. Register it by `default_config(STAGE)` in a config file."""
 
-    A step runs the phases in order; a run may stop, be checkpointed and resumed after each. Only the first
-    phase gets the batch: what a later one needs is in the state.
+    name: str  # its options stand under config.<name>
+    data: str  # a kind of jaxalign.data.kinds
+    options: type  # a frozen dataclass, the defaults of config.<name>
+    # (policy, batch, frozen, options, total) -> (scalar float32, metrics). It divides by `total`, so that the slices of
+    # a batch add up to the batch.
+    loss: LossFn
+    # (batch, options) -> what the loss divides by, over the whole batch.
+    totals: Callable[[Any, Any], Totals]
+    scalar: bool = False  # train a model with one number a token, such as a reward model
+    frozen: Callable[[Any], dict[str, FrozenModel]] = no_models  # options -> the models in the loss's `frozen`
+    reading: Callable[[Any], dict[str, Any]] = plain_reading  # options -> temperature, with_entropy of `score_batch`
+    # (policy, batch, frozen, options) -> means over the whole batch that the loss needs as constants, in its `total`.
+    statistics: Callable[[Scores, Any, dict[str, Scores], Any], Metrics] | None = None
+    # (run, params, first batch, frozen parameters): raises StepZeroError before the first update.
+    step_zero: Callable[..., None] | None = None
+    headlines: tuple[str, ...] = ()  # the metrics that a line of the log shows; none named: all
+    changeable: tuple[str, ...] = ()  # keys of config.<name> with which a run may go on though it began with others
+
+    def scores(
+        self, model: ModelConfig, options: Any, others: dict[str, ModelConfig] | None = None
+    ) -> Callable[..., tuple[Scores, dict[str, Scores]]]:
+        """(params, batch, frozen parameters) -> what the trained and the frozen models say of a batch.
+
+        Args:
+          others: the architectures of frozen models that are not like `model`.
+        """
+        reading, others = self.reading(options), others or {}
+
+        def score(
+            params: Params, batch: Any, frozen: dict[str, Params]
+        ) -> tuple[Scores, dict[str, Scores]]:
+            policy = score_batch(params, model, batch, scalar=self.scalar, **reading)
+            fixed = {
+                name: score_batch(x, others.get(name, model), batch, scalar=self.scalar, **reading)
+                for name, x in frozen.items()
+            }
+            return policy, jax.lax.stop_gradient(fixed)
+
+        return score
+
+    def objective(
+        self,
+        model: ModelConfig,
+        options: Any,
+        others: dict[str, ModelConfig] | None = None,
+        *,
+        whole: bool = True,
+    ) -> Objective:
+        """(params, batch, total, frozen parameters) -> (loss, metrics), for `make_update` to differentiate.
+
+        Args:
+          whole: batches are whole, so that `statistics` can be taken with the loss; of slices, `total` has them.
+        """
+        score = self.scores(model, options, others)
+
+        def objective(
+            params: Params, batch: Any, total: Totals, frozen: dict[str, Params]
+        ) -> tuple[jax.Array, Metrics]:
+            policy, fixed = score(params, batch, frozen)
+            if self.statistics is not None and whole:
+                constant = jax.lax.stop_gradient(policy)
+                total = total | finalize(self.statistics(constant, batch, fixed, options))
+            value, metrics = self._checked(self.loss(policy, batch, fixed, options, total))
+            return add_router_losses(value, metrics, policy.router, batch, total, model)
+
+        return objective
+
+    def total(
+        self,
+        model: ModelConfig,
+        options: Any,
+        others: dict[str, ModelConfig] | None = None,
+        *,
+        num_microbatches: int = 1,
+    ) -> Callable[[Params, Any, dict[str, Params]], Totals]:
+        """(params, batch, frozen parameters) -> what the loss divides by, and the statistics of a batch to be cut.
+
+        The latter cost a forward pass over all slices before the first of them is differentiated.
+        """
+        score = self.scores(model, options, others)
+
+        def total(params: Params, batch: Any, frozen: dict[str, Params]) -> Totals:
+            out = self.totals(batch, options) | real_tokens(batch)
+            statistics = self.statistics
+            if statistics is None or num_microbatches == 1:
+                return out
+
+            def body(_: None, part: Any) -> tuple[None, Metrics]:
+                policy, fixed = score(params, part, frozen)
+                return None, statistics(policy, part, fixed, options)
+
+            _, stacked = jax.lax.scan(body, None, slices(batch, num_microbatches))
+            return out | finalize(merge(stacked))
+
+        return total
+
+    def step(
+        self,
+        config: Any,
+        model: ModelConfig | None = None,
+        others: dict[str, ModelConfig] | None = None,
+        *,
+        total_steps: int = 0,
+    ) -> Update:
+        """The jitted pure (state, batch, frozen parameters) -> (state, metrics): one update; donates the state.
+
+        Args:
+          config: the frozen Config of a run of this stage.
+          model: the architecture; None takes that of config.model, whose vocab_size must be set.
+          total_steps: updates in all, for the schedule; 0: config.num_steps.
+        """
+        if model is None:
+            model = config.model.architecture(0, jax.default_backend())
+        updates, parts = total_steps or config.num_steps, config.num_microbatches
+        return make_update(
+            self.objective(model, config.options, others, whole=parts == 1),
+            self.total(model, config.options, others, num_microbatches=parts),
+            make_optimizer(config.optimizer, updates),
+            make_schedule(config.optimizer, updates),
+            num_microbatches=parts,
+            halt=config.on_nonfinite == "stop",
+            measure=lambda batch: count_work(batch.segment_ids, batch.positions),
+        )
+
+    def build(self, run: Any) -> Trainer:
+        """What the loop runs."""
+        return build_trainer(self, run)
+
+    def programs(self, run: Any) -> list[Program]:
+        """Every program that takes time or memory, with abstract arguments, for `jaxalign plan`."""
+        return [update_program(self, run)]
+
+    def _checked(self, result: Any) -> tuple[jax.Array, Metrics]:
+        """What the loss returned.
+
+        Raises:
+          ConfigError: it is not (loss, metrics).
+        """
+        where = f"the loss of stage {self.name!r} ({self.loss.__module__}.{self.loss.__qualname__})"
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+            raise ConfigError(
+                f"{where} returns {type(result).__name__}; return (loss, metrics), a dict of metrics"
+            )
+        value, metrics = result
+        if getattr(value, "shape", None) != () or getattr(value, "dtype", None) != jnp.float32:
+            found = f"{getattr(value, 'dtype', type(value).__name__)}{list(getattr(value, 'shape', ()))}"
+            raise ConfigError(
+                f"{where} returns a loss of type {found}; return one float32 number, such as "
+                "normalized(masked_mean(x, weight), total[...])"
+            )
+        for name, metric in metrics.items():
+            if not isinstance(metric, Mean | Max | Min):
+                raise ConfigError(
+                    f"{where}: its metric {name!r} is {type(metric).__name__}; give a Mean, Max or Min of "
+                    "jaxalign.losses.metrics, which can be merged over batches: masked_mean(x, weight)"
+                )
+        return value, metrics
+
+
+def real_tokens(batch: Any) -> Totals:
+    """What router losses divide by: the tokens of the whole batch that are not padding."""
+    return {"real_tokens": (batch.segment_ids > 0).sum().astype("float32")}
+
+
+def add_router_losses(
+    value: jax.Array,
+    metrics: Metrics,
+    router: jax.Array | None,
+    batch: Any,
+    total: Totals,
+    model: ModelConfig,
+) -> tuple[jax.Array, Metrics]:
+    """Adds the weighted load-balancing loss and router z-loss of a mixture of experts; a dense model has none.
+
+    Args:
+      router: [2] sums over the real tokens of `batch`; see `models.experts.router_losses`.
+      total: has `real_tokens` of the global batch.
     """
-
-    run: Run
-    abstract_state: State  # jax.ShapeDtypeStruct leaves with their shardings
-    init: Callable[[], State]  # a fresh state, laid out as abstract_state says
-    phases: tuple[tuple[str, Phase], ...]
-    evaluate: Callable[[State], dict[str, float]]
-    params: Callable[[State], Any]  # the weights that the stage is for
-    scalar: bool = False  # those weights are a scalar model's
-    verify: Callable[[State, Batch], None] = _nothing  # truths before the first update; raises StepZeroError
-    headlines: tuple[str, ...] = ()  # of its metrics, those that a line of the log shows; none named: all
-    fingerprint: str = ""  # of the frozen models; a resumed run must find the same
+    if router is None:
+        return value, metrics
+    here = real_tokens(batch)["real_tokens"]
+    balance, z = (Mean(x, here) for x in router)
+    value = value + model.router_balance_coef * normalized(balance, total["real_tokens"])
+    value = value + model.router_z_coef * normalized(z, total["real_tokens"])
+    return value, metrics | {"router/balance_loss": balance, "router/z_loss": z}

@@ -1,5 +1,6 @@
 """What one optimizer owns, and the gradient step that every stage shares."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from jaxalign.training.optimizer import opt_state_shardings
 
 Batch = Any
 LossFn = Callable[[Any, Batch], tuple[jax.Array, Metrics]]
+Objective = Callable[[Any, Batch, Any, Any], tuple[jax.Array, Metrics]]  # (params, batch, total, context)
+Update = Callable[..., tuple["TrainState", Metrics]]
 
 
 @flax.struct.dataclass
@@ -38,15 +41,11 @@ def gradients(
     """Loss, metrics and gradient of `batch`, computed in `num_microbatches` slices of its rows.
 
     `loss_fn` must divide by totals of the whole batch (the losses' `normalizer`), so that slices add up to it.
-    Microbatch m takes rows m, m + M, m + 2M, ...: each device then slices its own rows.
     """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if num_microbatches == 1:
         (loss, metrics), grads = grad_fn(params, batch)
         return loss, metrics, grads
-
-    def split(x: jax.Array) -> jax.Array:
-        return x.reshape(x.shape[0] // num_microbatches, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
 
     def body(carry: tuple, part: Batch) -> tuple[tuple, Metrics]:
         # Whole before they are added: the TPU compiler fails where it moves a sum over devices past the addition.
@@ -54,8 +53,55 @@ def gradients(
         return (carry[0] + loss, jax.tree.map(jnp.add, carry[1], grads)), metrics
 
     zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
-    (loss, grads), stacked = jax.lax.scan(body, zeros, jax.tree.map(split, batch))
+    (loss, grads), stacked = jax.lax.scan(body, zeros, slices(batch, num_microbatches))
     return loss, merge(stacked), grads
+
+
+def slices(batch: Batch, count: int) -> Batch:
+    """A batch [B, ...] cut into microbatches [count, B / count, ...], for `jax.lax.scan`.
+
+    Slice m takes rows m, m + count, m + 2 count, ...: each device then slices its own rows.
+    """
+    return jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def make_update(
+    objective: Objective,
+    totals: Callable[[Any, Batch, Any], Any],
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    num_microbatches: int = 1,
+    halt: bool = True,
+    measure: Callable[[Batch], Metrics] | None = None,
+) -> Update:
+    """The jitted (state, batch, context, failed) -> (state, metrics): one update; donates the state.
+
+    Args:
+      objective: (params, batch, total, context) -> (loss, metrics); the context is what it reads and does not learn.
+      totals: (params, batch, context) -> what the objective divides by, over the whole batch.
+      halt: hold everything after the first update that was not finite, or when `failed` counts one elsewhere.
+      measure: further metrics of a whole batch.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(
+        state: TrainState, batch: Batch, context: Any = None, failed: jax.Array | int = 0
+    ) -> tuple[TrainState, Metrics]:
+        context = {} if context is None else context
+        total = totals(state.params, batch, context)
+        value, metrics, grads = gradients(
+            lambda params, part: objective(params, part, total, context), state.params, batch, num_microbatches
+        )
+        rate = schedule(state.step)
+        hold = halt & (state.skipped + failed > 0)
+        state, more = apply_gradients(state, value, grads, optimizer, hold=hold)
+        more |= measure(batch) if measure else {}
+        return state, metrics | more | {"learning_rate": Mean(rate, rate * 0 + 1)}
+
+    return update
 
 
 def apply_gradients(
@@ -107,3 +153,9 @@ def abstract_train_state(
         opt_state=opt_state_shardings(optimizer, abstract_params, param_shardings, mesh),
     )
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def make_state(params: Any, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+    """`init_train_state`, laid out as `abstract` says."""
+    make = functools.partial(init_train_state, optimizer=optimizer)
+    return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(params)

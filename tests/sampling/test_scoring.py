@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from models.oracle import decode, random_params
 
+from jaxalign.data.batch import segment_sums
 from jaxalign.models.scoring import (
     exact_kl,
     predicted,
     score_tokens,
     segment_rewards,
-    segment_sums,
+
     token_values,
 )
 

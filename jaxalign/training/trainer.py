@@ -1,0 +1,57 @@
+"""What a stage becomes once a run is open: functions for the loop, and programs for the planner."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jaxalign.losses.metrics import Metrics
+from jaxalign.models import Params
+from jaxalign.training.open import Run
+
+State = Any
+Batch = Any
+Phase = Callable[[State, Batch], tuple[State, Metrics]]
+
+PARAMETERS, OPTIMIZER, FROZEN = "parameters", "optimizer state", "frozen models"
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """A stage as the loop runs it.
+
+    A step runs the phases in order; a run may stop, be checkpointed and resumed after each. Only the first
+    phase gets the batch: what a later one needs is in the state.
+    """
+
+    run: Run
+    abstract_state: State  # jax.ShapeDtypeStruct leaves with their shardings
+    init: Callable[[], State]  # a fresh state, laid out as abstract_state says
+    phases: tuple[tuple[str, Phase], ...]
+    evaluate: Callable[[State], dict[str, float]]
+    params: Callable[[State], Params]  # the weights that the stage is for
+    scalar: bool = False  # those weights are a scalar model's
+    verify: Callable[[State, Batch], None] = _nothing  # truths before the first update; raises StepZeroError
+    headlines: tuple[str, ...] = ()  # the metrics that a line of the log shows; none named: all
+    changeable: tuple[str, ...] = ()  # keys of the stage's options with which a run may go on, set otherwise
+    fingerprint: str = ""  # of the frozen models; a resumed run must find the same
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One program of a stage: `function.lower(*arguments, **keywords)` inside `parallel.use_mesh`."""
+
+    name: str
+    function: Any  # jitted
+    arguments: tuple
+    kinds: dict[str, Any]  # PARAMETERS, OPTIMIZER and FROZEN: which trees among the arguments are what
+    tokens: int  # slots of a step, packed full
+    model_flops: float  # of a step over all devices: nothing recomputed, attention causal and counted once
+    parameters: Params  # of which gathers are looked at
+    passes: int  # how often a step may gather each parameter
+    keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
+    beside: dict[str, Any] = dataclasses.field(default_factory=dict)  # trees in memory that are no arguments
+    loop_trips: int = 1  # of a loop whose end depends on data
