@@ -1,5 +1,15 @@
 """The errors jaxalign raises on purpose. Each message names the place, the value and the way out."""
 
+from typing import Any
+
+
+def shorten(value: Any, limit: int = 60) -> str:
+    """A value as Python writes it, for a message: of a long one its two ends."""
+    text = value if isinstance(value, str) else repr(value)
+    if len(text) > limit:
+        text = f"{text[: limit // 2]} … {text[-limit // 2 :]}"
+    return repr(text) if isinstance(value, str) else text
+
 
 class JaxalignError(Exception):
     """Base of every deliberate error; the command line prints it without a traceback."""

@@ -32,7 +32,7 @@ from jaxalign.data.encode import Example, encode_completion
 from jaxalign.data.packing import build_rows
 from jaxalign.data.records import parse_record
 from jaxalign.errors import ConfigError
-from jaxalign.models import ModelConfig, Params, hidden_states, unembedding
+from jaxalign.models import ModelConfig, Params, logits
 from jaxalign.models.scoring import score_tokens, segment_rewards
 from jaxalign.sampling.answers import answer_batches
 from jaxalign.sampling.generate import SamplingConfig
@@ -192,13 +192,7 @@ def _encode_pair(prompt: Prompt, completion: Any, tokenizer: Tokenizer, where: s
     return encode_completion(parse_record(row, "sft", where), tokenizer)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _logits(params, config, tokens, positions, segment_ids):
-    hidden, _ = hidden_states(params, config, tokens, positions, segment_ids)
-    logits = jnp.einsum(
-        "btd,vd->btv", hidden, unembedding(params, config), preferred_element_type=jnp.float32
-    )
-    return config.final_softcap * jnp.tanh(logits / config.final_softcap) if config.final_softcap else logits
+_logits = jax.jit(logits, static_argnames="config")
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import fsspec
@@ -75,21 +75,35 @@ def write_whole(path: Path, data: bytes) -> None:
     partial.replace(path)
 
 
-def claim(path: Path, facts: Any, way_out: str) -> Any:
+def claim(path: Path, facts: dict[str, Any], way_out: str) -> dict[str, Any]:
     """Writes JSON-able `facts` where nothing is yet, so that a later start can tell whether it continues this one.
 
     Returns:
       What the file holds, which is `facts` for the first that comes.
 
     Raises:
-      ConfigError: the file is not JSON; ends with `way_out`.
+      ConfigError: the file is not a JSON object; ends with `way_out`.
     """
     if not path.is_file():
         write_whole(path, json.dumps(facts).encode())
+    return read_json(path, lambda reason: ConfigError(f"{path}: {reason}; {way_out}"))
+
+
+def read_json(path: Path, refuse: Callable[[str], Exception]) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+      What `refuse` makes of the reason: "missing", "not JSON (...)" or "a list, not an object".
+    """
     try:
-        return json.loads(path.read_bytes())
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise refuse("missing") from None
     except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error}); {way_out}") from None
+        raise refuse(f"not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise refuse(f"a {type(values).__name__}, not an object")
+    return values
 
 
 def local_copy(path: Path, *patterns: str) -> pathlib.Path:

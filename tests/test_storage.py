@@ -6,7 +6,8 @@ import threading
 import pytest
 
 from jaxalign import storage
-from jaxalign.storage import write_whole
+from jaxalign.errors import ConfigError
+from jaxalign.storage import read_json, write_whole
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
@@ -38,3 +39,17 @@ def test_a_link_stays_one_and_a_pipe_is_written(tmp_path):
     write_whole(tmp_path / "pipe", b"through")
     reader.join(10)
     assert read == [b"through"] and (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "missing"), ("{", r"not JSON \(.*line 1"), ("[1]", "a list, not an object"), ("2", "a int, not")],
+)
+def test_a_file_without_a_json_object_is_refused_with_the_reason(tmp_path, content, reason):
+    path = tmp_path / "facts.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=f"facts.json is {reason}"):
+        read_json(path, lambda why: ConfigError(f"{path} is {why}"))
+    path.write_text('{"é": 1}', encoding="utf-8")
+    assert read_json(path, ConfigError) == {"é": 1}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxalign.errors import DataError
+from jaxalign.errors import DataError, shorten
 
 Row = Mapping[str, Any]
 
@@ -96,7 +96,7 @@ def check_unread(row: Row, read: Iterable[str], record: Any, meaning: frozenset[
             else "write what it says into the prompt, the messages or the answer"
         )
         raise DataError(
-            f"{where}: the field {name!r} ({_short(value)}) means something for training, and rows of this shape "
+            f"{where}: the field {name!r} ({shorten(value)}) means something for training, and rows of this shape "
             f"({', '.join(read)}) do not read it; {hint}, or leave it out on purpose with "
             f"config.data.ignore_fields={name}"
         )
@@ -121,7 +121,7 @@ def check_message(message: Row, name: str, where: str) -> None:
             else "a message is its role and its content; write it into the content as the model's chat template would"
         )
         raise DataError(
-            f"{where}: {name} has {key}={_short(value)}, which is not read: {hint}, or leave it out on purpose with "
+            f"{where}: {name} has {key}={shorten(value)}, which is not read: {hint}, or leave it out on purpose with "
             f"config.data.ignore_fields={key}"
         )
 
@@ -138,7 +138,7 @@ def check_no_question(row: Row, read: Iterable[str], where: str) -> None:
         if name not in read and name != "margin" and words and value.strip() not in said:
             raise DataError(
                 f"{where}: chosen and rejected are texts without a prompt, and {name!r} may be the question to them "
-                f"({_short(value)}); call it prompt, or leave it out with config.data.ignore_fields={name}"
+                f"({shorten(value)}); call it prompt, or leave it out with config.data.ignore_fields={name}"
             )
 
 
@@ -223,8 +223,8 @@ def _opened(messages: Sequence[Row], system: str | None, turns: list[Row], name:
     if system is not None:
         if head and str(head[0].get("content")).strip() != system.strip():
             raise DataError(
-                f"{name} is {_short(system)}, but the first message is another system message, "
-                f"{_short(head[0].get('content'))}; keep one of them"
+                f"{name} is {shorten(system)}, but the first message is another system message, "
+                f"{shorten(head[0].get('content'))}; keep one of them"
             )
         head = [{"role": "system", "content": system}]
     return [*head, *turns, *rest]
@@ -240,7 +240,7 @@ def _history(value: Any) -> list[Row]:
             isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
         ):
             raise DataError(
-                f"history is {_short(value)}; write earlier turns as pairs [[question, answer], ...] or as messages"
+                f"history is {shorten(value)}; write earlier turns as pairs [[question, answer], ...] or as messages"
             )
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     return turns
@@ -296,8 +296,3 @@ def _is_said(text: str, said: str) -> bool:
     if len(text) >= 8:
         return text in said
     return re.search(rf"(?<!\w){re.escape(text)}(?!\w)", said) is not None
-
-
-def _short(value: Any, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -5,20 +5,23 @@ Shapes: B rows, T tokens, D embedding, E experts, k experts a token, F width of 
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.experimental.pallas.ops.tpu.megablox import gmm
 
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.frozen import weight
-from jaxalign.models.kernels import grouped_product
 from jaxalign.parallel.sharding import alone, dividing, mesh_axes, shards, spec
 
 Activation = Callable[[jax.Array], jax.Array]
 Kernels = tuple[jax.Array, jax.Array, jax.Array]  # gate and up [E, D, F], down [E, F, D]
 
 ROUTER = "router"  # the collection in which layers leave their router losses
+# Tiles of the kernel: so many rows, and at most so many of the dimensions that are multiplied and of the result.
+_ROWS_OF_A_TILE, _SIDE_OF_A_TILE = 512, 1024
 
 
 class Kernel(nn.Module):
@@ -138,6 +141,49 @@ def mix(
     out = grouped_product(inner, down, sizes) * weights.reshape(-1)[order][:, None]
     out = jnp.where((own[order] < held)[:, None], out, 0)
     return jnp.zeros((B * T, D), x.dtype).at[token].add(out).reshape(B, T, D)
+
+
+@jax.custom_vjp
+def grouped_product(rows: jax.Array, matrices: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Rows [m, k] in consecutive groups of int32 `sizes` [g], each times its own of the matrices [g, k, n]: [m, n].
+
+    Rows after the last group give 0. On TPUs this is the Megablox kernel (arXiv 2211.15841), as XLA's own
+    `ragged_dot` multiplies every row by every matrix there.
+    """
+    return jax.lax.platform_dependent(rows, matrices, sizes, tpu=megablox_product, default=jax.lax.ragged_dot)
+
+
+def _grouped_forward(rows: jax.Array, matrices: jax.Array, sizes: jax.Array) -> tuple[jax.Array, tuple]:
+    return grouped_product(rows, matrices, sizes), (rows, matrices, sizes)
+
+
+def _grouped_backward(residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    def of(product: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        def backward(rows: jax.Array, matrices: jax.Array, sizes: jax.Array, gradient: jax.Array) -> Any:
+            return jax.vjp(lambda *both: product(*both, sizes), rows, matrices)[1](gradient)
+
+        return backward
+
+    return *jax.lax.platform_dependent(
+        *residuals, gradient, tpu=of(megablox_product), default=of(jax.lax.ragged_dot)
+    ), None
+
+
+grouped_product.defvjp(_grouped_forward, _grouped_backward)
+
+
+def megablox_product(
+    rows: jax.Array, matrices: jax.Array, sizes: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+    """`grouped_product` by the kernel; `interpret` runs its code without a TPU, for tests."""
+    (m, k), n = rows.shape, matrices.shape[2]
+    padding = -m % _ROWS_OF_A_TILE
+    # What the kernel leaves unwritten may be anything, in the backward pass too.
+    inside = (jnp.arange(m + padding) < jnp.sum(sizes))[:, None]
+    rows = jnp.where(inside, jnp.pad(rows, ((0, padding), (0, 0))), 0)
+    tiles = (_ROWS_OF_A_TILE, min(k, _SIDE_OF_A_TILE), min(n, _SIDE_OF_A_TILE))
+    out = gmm(rows, matrices, sizes, rows.dtype, tiles, interpret=interpret)
+    return jnp.where(inside, out, 0)[:m]
 
 
 def _zero() -> jax.Array:

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, D width, V vocabulary.
 import jax
 import jax.numpy as jnp
 
+from jaxalign.models.attention import soft_cap
 from jaxalign.models.cache import Cache
 from jaxalign.models.config import ModelConfig, Params
 from jaxalign.models.experts import ROUTER
@@ -62,10 +63,10 @@ def logits(
 def readout(hidden: jax.Array, head: jax.Array, softcap: float | None = None) -> jax.Array:
     """Float32 logits [..., V] of hidden states [..., D] by a head [V, D].
 
-    `softcap` c maps logits to c · tanh(logits / c) (Gemma 2, arXiv 2408.00118 §2); 0 or None leaves them.
+    `softcap` bounds them, see `attention.soft_cap`; 0 or None leaves them.
     """
     out = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
-    return softcap * jnp.tanh(out / softcap) if softcap else out
+    return soft_cap(out, softcap)
 
 
 def unembedding(params: Params, config: ModelConfig) -> jax.Array:

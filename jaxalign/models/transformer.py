@@ -10,13 +10,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxalign.models.attention import attention, attention_mask
+from jaxalign.models.attention import (
+    attention,
+    attention_mask,
+    blockwise_attention,
+    splash_attention,
+)
 from jaxalign.models.cache import Cache
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.embedding import TABLE, embed
 from jaxalign.models.experts import ROUTER, Experts
 from jaxalign.models.frozen import weight
-from jaxalign.models.kernels import blockwise_attention, splash_attention
 from jaxalign.models.rope import rotary_angles, rotary_frequencies, rotate
 from jaxalign.parallel.sharding import alone, constrain, gathered, saved_without_gathered
 

@@ -9,10 +9,10 @@ from jax.sharding import AbstractMesh
 from jaxalign import parallel
 from jaxalign.models import ModelConfig
 from jaxalign.parallel.sharding import shards
-from jaxalign.plan.chips import Topology
 from jaxalign.plan.collectives import SLICES
 from jaxalign.plan.programs import FROZEN, OPTIMIZER, PARAMETERS, Step, bytes_per_device
 from jaxalign.plan.roofline import bounds, mfu_bound
+from jaxalign.plan.topology import Topology
 from jaxalign.training.config import Config
 
 

@@ -12,11 +12,11 @@ from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig
 from jaxalign.parallel.sharding import Rules
 from jaxalign.plan import hlo
-from jaxalign.plan.chips import Topology
 from jaxalign.plan.collectives import find_collectives, needless_gathers, sent_by
 from jaxalign.plan.costs import count_bytes, count_flops
 from jaxalign.plan.programs import FROZEN, OPTIMIZER, PARAMETERS, Step, bytes_per_device, gather_bytes
 from jaxalign.plan.roofline import axis_bandwidth, bounds, mfu_bound
+from jaxalign.plan.topology import Topology
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 OUT_OF_MEMORY = (

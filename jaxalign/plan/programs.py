@@ -13,13 +13,13 @@ from jaxalign import parallel
 from jaxalign.data import Batch, PairBatch, PromptBatch
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.flops import step_flops
 from jaxalign.models.frozen import abstract_keep
 from jaxalign.sampling.generate import Completions, generate
 from jaxalign.stages import dpo, orpo, pairs, ppo, ppo_update, pretrain, reward
 from jaxalign.stages.rollout import Rollout
 from jaxalign.stages.supervised import make_train_step
 from jaxalign.training.config import Config
-from jaxalign.training.flops import step_flops
 from jaxalign.training.open import Run, count_updates
 from jaxalign.training.optimizer import make_optimizer, make_schedule
 from jaxalign.training.saved_model import find_model, resolve_architecture
@@ -154,7 +154,7 @@ def train_step(run: Run) -> Step:
     if config.stage == "dpo" and not (config.options.reference_free or config.options.precompute_reference):
         frozen["reference"] = abstract_keep(params, config.frozen)
     tokens = config.batch_size * config.data.row_length
-    flops = step_flops(_per_token(run.model, scalar), tokens, sequence_pairs(config))
+    flops = step_flops(run.model, tokens, sequence_pairs(config), scalar=scalar)
     return Step(
         name="update",
         function=make_train_step(run, loss, totals),
@@ -167,12 +167,6 @@ def train_step(run: Run) -> Step:
         parameters=params["transformer"] if scalar else params,
         passes=config.num_microbatches * (2 + len(frozen)),
     )
-
-
-def _per_token(model: ModelConfig, scalar: bool) -> ModelConfig:
-    """The model as training/flops.py counts it: with as many experts' width as a token passes, and no logits."""
-    width = model.mlp_dim * (model.experts_per_token if model.num_experts else 1)
-    return dataclasses.replace(model, mlp_dim=width, vocab_size=1 if scalar else model.vocab_size)
 
 
 def ppo_steps(run: Run) -> list[Step]:
@@ -205,12 +199,8 @@ def ppo_steps(run: Run) -> list[Step]:
     )
 
     def work(model: ModelConfig, rows: int, scalar: bool, passes: float) -> float:
-        length = P + N
-        return (
-            passes
-            / 3
-            * step_flops(_per_token(model, scalar), rows * length, rows * length * (length + 1) / 2)
-        )
+        tokens, pairs = rows * (P + N), rows * (P + N) * (P + N + 1) / 2
+        return step_flops(model, tokens, pairs, scalar=scalar, passes=passes)
 
     def step(name: str, function: Any, arguments: tuple, flops: float, **other: Any) -> Step:
         settings = {"keywords": {}, "tokens": E * (P + N), "parameters": params, "passes": 1} | other

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jaxalign.plan.chips import GIB
+from jaxalign.parallel.chips import GIB
 from jaxalign.plan.measure import OUT_OF_MEMORY
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.plan.chips import Chip, Topology
+from jaxalign.parallel.chips import Chip
 from jaxalign.plan.collectives import SLICES
+from jaxalign.plan.topology import Topology
 
 
 def axis_bandwidth(mesh: Mesh, axes: tuple[str, ...], topology: Topology) -> float:

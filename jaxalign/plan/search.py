@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxalign.errors import ConfigError
-from jaxalign.plan.chips import Topology
+from jaxalign.plan.topology import Topology
 from jaxalign.training.config import Config
 
 SLACK = 1.15  # An estimate this much above the memory may still fit: it knows nothing of fusion.

@@ -25,7 +25,7 @@ from itertools import groupby
 
 import jinja2
 
-from jaxalign.errors import ConfigError, DataError
+from jaxalign.errors import ConfigError, DataError, shorten
 from jaxalign.text.messages import Message
 from jaxalign.text.templates import render_template
 from jaxalign.text.tokenizer import TURN_END, Tokenizer, unknown_id
@@ -176,7 +176,7 @@ def check_decodes(ids: Sequence[int], answer: str, tokenizer: Tokenizer, what: s
     if unknown_id(tokenizer) in ids:
         return
     raise DataError(
-        f"the tokenizer loses part of {what}: {_short(answer)} is decoded as {_short(said)}, which is what a model "
+        f"the tokenizer loses part of {what}: {shorten(answer)} is decoded as {shorten(said)}, which is what a model "
         "trained on it would say; take a tokenizer that keeps white space and characters as they are"
     )
 
@@ -213,14 +213,10 @@ def check_shown(
 
 def _lost(what: str, content: str, template: str) -> str:
     return (
-        f"the chat template {template} leaves out or rewrites part of {what}: {_short(content)} is not in what it "
+        f"the chat template {template} leaves out or rewrites part of {what}: {shorten(content)} is not in what it "
         "writes, so the model would be trained on something else; take out what the template takes out, or use a "
         "template that keeps it (config.data.chat_template=FILE)"
     )
-
-
-def _short(text: str, limit: int = 60) -> str:
-    return repr(text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 2 :]}")
 
 
 def _changed(what: str, alone: str, text: str, template: jinja2.Template) -> str:

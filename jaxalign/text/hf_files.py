@@ -6,7 +6,6 @@ config.json, generation_config.json: further ids that end a completion; must not
 chat_template.jinja, tokenizer_config.json, chat_template.json: the chat template; the first that has one counts.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import jinja2
 import tokenizers
 
 from jaxalign.errors import ConfigError
-from jaxalign.storage import Path, local_copy
+from jaxalign.storage import Path, local_copy, read_json
 from jaxalign.text.templates import TEMPLATE_NAME, compile_template
 
 JSON_NAME, CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
@@ -48,7 +47,7 @@ class Settings:
 def read_settings(folder: Path) -> Settings:
     """Read the files that are there; ConfigError names one that is not JSON."""
     names = (CONFIG_NAME, MODEL_CONFIG, GENERATION_CONFIG, "special_tokens_map.json")
-    tokenizer, model, generation, tokens = (_read_json(folder / name) for name in names)
+    tokenizer, model, generation, tokens = (_read_optional(folder / name) for name in names)
     tokens |= {name: value for name, value in tokenizer.items() if value}
     more = tokens.get("extra_special_tokens") or ()
     extra = (
@@ -114,7 +113,7 @@ def _template_source(settings: Settings) -> tuple[str | None, Path]:
     file, source = settings.folder / CONFIG_NAME, settings.tokenizer.get("chat_template")
     if not source:
         file = settings.folder / "chat_template.json"
-        source = _read_json(file).get("chat_template")
+        source = _read_optional(file).get("chat_template")
     if isinstance(source, list):
         source = {entry["name"]: entry["template"] for entry in source}
     return (source.get("default") if isinstance(source, dict) else source), file
@@ -167,16 +166,10 @@ def _check_agreement(tokenizer: tokenizers.Tokenizer, settings: Settings) -> Non
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_optional(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error}); write it again") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds a {type(values).__name__}; write an object of settings")
-    return values
+    return read_json(path, lambda reason: ConfigError(f"{path}: {reason}; write an object of settings"))
 
 
 def _content(token: str | Mapping[str, Any]) -> str:

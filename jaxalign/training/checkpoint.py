@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxalign.errors import CheckpointError
-from jaxalign.storage import is_remote, to_path
+from jaxalign.storage import is_remote, read_json, to_path
 
 PyTree = Any
 Index = dict[str, dict[str, Any]]  # Array name -> {"shape", "dtype"} and, for PRNG keys, {"impl"}.
@@ -204,8 +204,8 @@ def _damaged(path: epath.Path, reason: str) -> CheckpointError:
 
 
 def _read_record(path: epath.Path) -> dict[str, Any]:
-    record = _read_json(path, "meta/metadata")
-    for name, size in _read_json(path, f"arrays/{_FILES}").items():
+    record = _read_object(path, "meta/metadata")
+    for name, size in _read_object(path, f"arrays/{_FILES}").items():
         file = path / "arrays" / name
         if not file.exists():
             raise _damaged(path, f"arrays/{name} is missing")
@@ -214,13 +214,8 @@ def _read_record(path: epath.Path) -> dict[str, Any]:
     return record
 
 
-def _read_json(path: epath.Path, name: str) -> dict[str, Any]:
-    try:
-        return json.loads((path / name).read_text())
-    except FileNotFoundError as error:
-        raise _damaged(path, f"{name} is missing") from error
-    except ValueError as error:
-        raise _damaged(path, f"{name} is not JSON ({error})") from error
+def _read_object(path: epath.Path, name: str) -> dict[str, Any]:
+    return read_json(path / name, lambda reason: _damaged(path, f"{name} is {reason}"))
 
 
 def _read_arrays(path: epath.Path, index: Index, abstract: PyTree, prefix: str) -> PyTree:

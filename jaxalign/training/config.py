@@ -10,8 +10,8 @@ from jaxalign.config import check_keys, freeze, thaw
 from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig
+from jaxalign.models.attention import default_attention
 from jaxalign.models.frozen import FrozenConfig
-from jaxalign.models.kernels import default_attention
 from jaxalign.parallel import MeshConfig
 from jaxalign.training.optimizer import OptimizerConfig
 

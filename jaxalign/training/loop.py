@@ -98,7 +98,7 @@ def train(
         progress = stack.enter_context(Progress(run.steps, config.stage, shown=stage.headlines, mode=mode))
         asked = stack.enter_context(_signals())
         vote = processes.make_vote(run.mesh)
-        recorder = Recorder(run, writer, progress, meta.get("metrics", {}))
+        recorder = Recorder(run, writer, progress, meta.get("metrics", {}), scalar=stage.scalar)
         began = time.monotonic() - meta.get("seconds", 0.0)
         first = step
         if not quiet and jax.process_index() == 0:

@@ -7,9 +7,11 @@ import jax
 
 from jaxalign.errors import NonFiniteError
 from jaxalign.losses.metrics import finalize
+from jaxalign.models.flops import step_flops
+from jaxalign.parallel.chips import peak_flops
 from jaxalign.parallel.processes import everywhere
 from jaxalign.training.checkpoint import Checkpointer
-from jaxalign.training.flops import PAIRS, TOKENS, peak_flops, step_flops
+from jaxalign.training.flops import PAIRS, TOKENS
 from jaxalign.training.open import Run, describe
 from jaxalign.training.progress import Progress
 from jaxalign.training.writer import MetricWriter
@@ -20,8 +22,18 @@ NONFINITE = "nonfinite"  # where, in a run's folder, the state before an update 
 class Recorder:
     """Turns metrics into log lines one step late, so that the host never waits for the step just sent."""
 
-    def __init__(self, run: Run, writer: MetricWriter, progress: Progress, before: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        writer: MetricWriter,
+        progress: Progress,
+        before: dict[str, Any],
+        *,
+        scalar: bool = False,
+    ) -> None:
         self.run, self.writer, self.progress = run, writer, progress
+        # A scalar model is trained, which computes no logits.
+        self.scalar = scalar
         # What the run had measured when it was saved: of the last whole step, and of the one it stopped in.
         self.last = {name: float(x) for name, x in before.get("last", {}).items()}
         self._earlier = {name: float(x) for name, x in before.get("step", {}).items()}
@@ -80,7 +92,7 @@ class Recorder:
         if TOKENS in values:  # not when the run goes on in the middle of a step: it took more than `elapsed`
             values["perf/tokens_per_second"] = values[TOKENS] / elapsed
             if self._flops:
-                flops = step_flops(self.run.model, values[TOKENS], values[PAIRS])
+                flops = step_flops(self.run.model, values[TOKENS], values[PAIRS], scalar=self.scalar)
                 values["perf/mfu"] = flops / elapsed / self._flops
         values = {name: x for name, x in (earlier | values).items() if name not in (TOKENS, PAIRS)}
         self._check_finite(step, values, rows, state)

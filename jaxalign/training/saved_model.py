@@ -21,9 +21,9 @@ from jaxalign.data import Tokenizer, load_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError, JaxalignError
 from jaxalign.hub import download, is_hub_name
 from jaxalign.models import ModelConfig, Params, abstract_params
+from jaxalign.models.attention import default_attention
 from jaxalign.models.config import RUNTIME_KEYS
 from jaxalign.models.hf.importer import CONFIG, HFModel, Path, by_path, load_folder, open_folder
-from jaxalign.models.kernels import default_attention
 from jaxalign.parallel import platform, processes
 from jaxalign.storage import local_copy, to_path
 from jaxalign.text.hf_tokenizer import HFTokenizer

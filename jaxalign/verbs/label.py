@@ -19,7 +19,7 @@ from jaxalign.storage import local_copy, to_path, write_whole
 from jaxalign.training.saved_model import find_model
 from jaxalign.verbs.generate import read_completions
 from jaxalign.worlds import World, judge
-from jaxalign.worlds.preferences import preference_probability
+from jaxalign.worlds.preferences import preference_row
 
 PAIRINGS = ("best-worst", "all", "ranking")
 Group = list[dict[str, Any]]  # the completions of one prompt
@@ -93,20 +93,11 @@ def _prefer(
         responses, scores = zip(*ranked, strict=True)
         return [{"prompt": group[0]["prompt"], "responses": list(responses), "scores": list(scores)}]
     pairs = [(ranked[0], ranked[-1])] if pairing == "best-worst" else list(itertools.combinations(ranked, 2))
-    rows = []
-    for better, worse in pairs:
-        if better[1] == worse[1]:
-            continue
-        if noise and rng.random() >= preference_probability(better[1], worse[1], noise):
-            better, worse = worse, better
-        chosen, rejected = {"chosen": better[0]}, {"rejected": worse[0]}
-        rows.append(
-            {"prompt": group[0]["prompt"]}
-            | chosen
-            | rejected
-            | {"chosen_score": better[1], "rejected_score": worse[1]}
-        )
-    return rows
+    return [
+        preference_row(group[0]["prompt"], better, worse, rng=rng, noise=noise)
+        for better, worse in pairs
+        if better[1] != worse[1]
+    ]
 
 
 def completion_text(completion: Any) -> str:

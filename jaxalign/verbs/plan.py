@@ -11,11 +11,11 @@ from jaxalign import parallel
 from jaxalign.errors import ConfigError
 from jaxalign.models.init import count_params
 from jaxalign.parallel.mesh import mesh_shape
-from jaxalign.plan.chips import Topology, describe_devices, parse_topology
 from jaxalign.plan.estimate import estimate
 from jaxalign.plan.measure import measure
 from jaxalign.plan.programs import stage_steps
 from jaxalign.plan.search import candidates, rank
+from jaxalign.plan.topology import Topology, describe_devices, parse_topology
 from jaxalign.storage import to_path, write_whole
 from jaxalign.training.config import Config
 

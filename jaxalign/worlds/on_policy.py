@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from jaxalign.worlds.preferences import DEFAULT_NOISE, preference_probability
+from jaxalign.worlds.preferences import DEFAULT_NOISE, preference_row
 
 
 def label_pairs(
@@ -29,22 +29,12 @@ def label_pairs(
     """
     rng = random.Random(seed)
     rows = []
-    for messages, *pair in zip(prompts, *answers, *scores, strict=True):
-        first, second, first_score, second_score = pair
-        draw = rng.random()  # for every prompt, so that one that gives no pair does not change the others
-        if first == second or not first.strip() or not second.strip():
-            continue
-        sides = [(first, float(first_score)), (second, float(second_score))]
-        if draw >= preference_probability(first_score, second_score, noise):
-            sides.reverse()
-        (chosen, chosen_score), (rejected, rejected_score) = sides
-        rows.append(
-            {
-                "prompt": list(messages),
-                "chosen": [{"role": "assistant", "content": chosen}],
-                "rejected": [{"role": "assistant", "content": rejected}],
-                "chosen_score": chosen_score,
-                "rejected_score": rejected_score,
-            }
+    for messages, *texts, first_score, second_score in zip(prompts, *answers, *scores, strict=True):
+        first, second = ([{"role": "assistant", "content": text}] for text in texts)
+        # Drawn for every prompt, so that one that gives no pair does not change the others.
+        row = preference_row(
+            list(messages), (first, first_score), (second, second_score), rng=rng, noise=noise
         )
+        if first != second and all(text.strip() for text in texts):
+            rows.append(row)
     return rows, len(prompts) - len(rows)

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Iterable
+from typing import Any
 
 from jaxalign.errors import ConfigError
 
@@ -30,6 +31,27 @@ def sample_preference(
 ) -> bool:
     """Whether a is preferred to b, in one draw."""
     return rng.random() < preference_probability(score_a, score_b, noise)
+
+
+def preference_row(
+    prompt: Any, first: tuple[Any, float], second: tuple[Any, float], *, rng: random.Random, noise: float
+) -> dict[str, Any]:
+    """The row of two completions with their scores, for the preference stages; which is chosen takes one draw.
+
+    `noise` is that of `preference_probability`; 0: the higher score is chosen, without a draw.
+    """
+    if noise:
+        first_wins = sample_preference(first[1], second[1], rng, noise)
+    else:
+        first_wins = first[1] >= second[1]
+    chosen, rejected = (first, second) if first_wins else (second, first)
+    return {
+        "prompt": prompt,
+        "chosen": chosen[0],
+        "rejected": rejected[0],
+        "chosen_score": float(chosen[1]),
+        "rejected_score": float(rejected[1]),
+    }
 
 
 def bayes_accuracy(score_pairs: Iterable[tuple[float, float]], noise: float = DEFAULT_NOISE) -> float:

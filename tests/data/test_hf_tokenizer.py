@@ -279,7 +279,7 @@ def test_agreement_of_config_and_tokenizer(tmp_path):
             {"generation_config": {"eos_token_id": [422, 999]}},
             r"eos_token_id 999 in generation_config.json .* is no token of tokenizer.json, whose ids end at 424",
         ),
-        ({"config": [1, 2]}, r"config.json: holds a list; write an object"),
+        ({"config": [1, 2]}, r"config.json: a list, not an object; write an object"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, files, message):

@@ -1,4 +1,6 @@
-"""Router losses against loops over sequences and tokens, and what they must not depend on."""
+"""Router losses against loops over sequences and tokens, and what they must not depend on; grouped products."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign.models import ModelConfig, hidden_states_and_router
-from jaxalign.models.experts import router_losses
+from jaxalign.models.experts import grouped_product, megablox_product, router_losses
 
 from .oracle import random_params
 
@@ -75,3 +77,29 @@ def test_gradient_reaches_every_expert_and_the_router():
     for name in ("gate", "up", "down"):
         assert (np.abs(layer[name]["kernel"]).max((2, 3)) > 0).all(), name
     assert (np.abs(layer["router"]["kernel"]).max(1) > 0).all()
+
+
+@pytest.mark.parametrize("sizes", [(100, 0, 333, 1, 200), (0, 0, 0, 0, 0), (700, 0, 0, 0, 0)])
+def test_the_kernel_of_experts_gives_each_group_its_matrix(sizes):
+    """Against float64 NumPy, group by group; rows after the last group are 0 and move no gradient."""
+    rng = np.random.default_rng(0)
+    m, k, n = 700, 64, 96
+    rows, matrices, weights = rng.normal(size=(m, k)), rng.normal(size=(5, k, n)), rng.normal(size=(m, n))
+    out, to_rows, to_matrices = np.zeros((m, n)), np.zeros((m, k)), np.zeros((5, k, n))
+    begin = 0
+    for group, size in enumerate(sizes):
+        part = slice(begin, begin + size)
+        out[part] = rows[part] @ matrices[group]
+        to_rows[part] = weights[part] @ matrices[group].T
+        to_matrices[group] = rows[part].T @ weights[part]
+        begin += size
+
+    kernel = functools.partial(megablox_product, interpret=True)
+    arguments = [jnp.array(x, jnp.float32) for x in (rows, matrices)]
+    groups = jnp.array(sizes, jnp.int32)
+    for product in (kernel, grouped_product):
+        got, back = jax.vjp(functools.partial(product, sizes=groups), *arguments)
+        for mine, wanted in zip(
+            (got, *back(jnp.array(weights, jnp.float32))), (out, to_rows, to_matrices), strict=True
+        ):
+            np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-4)

@@ -10,16 +10,17 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxalign import parallel
 from jaxalign.config import load_config
 from jaxalign.errors import ConfigError
+from jaxalign.models.flops import active_params
 from jaxalign.models.presets import PRESETS
+from jaxalign.parallel.chips import CHIPS
 from jaxalign.parallel.mesh import mesh_shape
 from jaxalign.plan import hlo
-from jaxalign.plan.chips import CHIPS, describe_devices, parse_topology
 from jaxalign.plan.costs import count_flops
 from jaxalign.plan.measure import measure, split_memory
 from jaxalign.plan.programs import FROZEN, OPTIMIZER, PARAMETERS, bytes_per_device, stage_steps
 from jaxalign.plan.report import problem_lines
+from jaxalign.plan.topology import describe_devices, parse_topology
 from jaxalign.stages import OPTIONS, default_config, parse_config
-from jaxalign.training.flops import matmul_params
 from jaxalign.verbs.plan import run_plan, write_json
 
 STAGES = list(OPTIONS)
@@ -82,7 +83,7 @@ def test_parameters_of_a_chip_are_the_published_number():
 def test_model_flops_are_six_a_parameter_and_token_and_the_pairs():
     model, (step,) = steps_of(tiny("sft"))
     tokens, pairs = 8 * 512, 8 * 2 * 256 * 257 / 2
-    assert step.model_flops == 6 * matmul_params(model) * tokens + 12 * 3 * 4 * 128 * pairs
+    assert step.model_flops == 6 * active_params(model) * tokens + 12 * 3 * 4 * 128 * pairs
     _, (dpo,) = steps_of(tiny("dpo"))
     assert dpo.model_flops == pytest.approx(step.model_flops * 4 / 3)  # and the reference forward
 
@@ -138,8 +139,8 @@ def test_flops_of_a_step_are_the_analytic_ones_and_remat_adds_a_forward_pass():
         assert arguments == compiled.memory_analysis().argument_size_in_bytes
     tokens = 8 * 512
     attention = 12 * 3 * 4 * 128 * 8 * 512 * 512
-    assert counted["none"] == pytest.approx((6 * matmul_params(model) * tokens + attention) / 4, rel=0.02)
-    layers = matmul_params(model) - 1024 * 256
+    assert counted["none"] == pytest.approx((6 * active_params(model) * tokens + attention) / 4, rel=0.02)
+    layers = active_params(model) - 1024 * 256
     again = (2 * layers * tokens + attention / 3) / 4
     assert counted["full"] - counted["none"] == pytest.approx(again, rel=0.15)
 
@@ -212,7 +213,7 @@ def test_flops_compiled_for_a_slice_are_the_analytic_ones(tpu):
     model, (step,) = stage_steps(config, mesh)
     found = measure(step, model, mesh, parallel.RULES, topology)
     tokens = 8 * 512
-    exact = 6 * matmul_params(model) * tokens / 4
+    exact = 6 * active_params(model) * tokens / 4
     logits = 2 * 1024 * 256 * tokens / 4
     assert 0.99 * exact <= found["flops"]["matmul"] <= 1.01 * (exact + logits)
     assert found["flops"]["attention"] == 9 * 2 * 3 * 4 * 128 * 8 * 512 * 513 / 2 / 4

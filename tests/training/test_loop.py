@@ -12,9 +12,11 @@ import pytest
 from jaxalign import parallel, signals
 from jaxalign.losses.metrics import Mean, finalize
 from jaxalign.models import ModelConfig, count_params, init_params
+from jaxalign.models.flops import active_params, step_flops
+from jaxalign.parallel.chips import peak_flops
 from jaxalign.training import loop
 from jaxalign.training.config import ModelSettings
-from jaxalign.training.flops import count_work, matmul_params, peak_flops, step_flops
+from jaxalign.training.flops import count_work
 from jaxalign.training.open import local_rows
 from jaxalign.training.saved_model import fingerprint, resolve_architecture
 from jaxalign.training.state import apply_gradients, gradients, init_train_state, moving_average
@@ -74,12 +76,12 @@ def test_flops_count_every_weight_matrix_and_every_visible_pair_once(changes):
     params = init_params(jax.random.key(0), config)
     norms = (2 * config.num_layers + 1) * config.embed_dim
     lookup = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim
-    assert matmul_params(config) == count_params(params) - norms - lookup
+    assert active_params(config) == count_params(params) - norms - lookup
     segments = np.array([[1, 1, 1, 2, 2, 0], [1, 0, 0, 0, 0, 0]])
     positions = np.array([[0, 1, 2, 0, 1, 0], [0, 0, 0, 0, 0, 0]])
     pairs = 6 + 3 + 1
     assert finalize(count_work(segments, positions)) == {"perf/tokens": 6, "perf/pairs": pairs}
-    wanted = 6 * matmul_params(config) * 6 + 12 * 3 * 4 * 4 * pairs
+    wanted = 6 * active_params(config) * 6 + 12 * 3 * 4 * 4 * pairs
     assert step_flops(config, 6, pairs) == wanted
 
 

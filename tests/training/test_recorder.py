@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxalign.losses.metrics import Mean
+from jaxalign.models import ModelConfig
 from jaxalign.training import recorder as module
+from jaxalign.training.flops import count_work
 from jaxalign.training.progress import Progress
 from jaxalign.training.writer import MetricWriter, read_metrics
 
@@ -55,3 +57,25 @@ def test_every_step_takes_as_long_as_the_device_took(tmp_path, monkeypatch):
         recorder.flush(None)
     times = [line["values"]["perf/step_time"] for line in read_metrics(tmp_path)]
     assert times == pytest.approx([STEP + SEND, STEP, STEP] * 3)
+
+
+@pytest.mark.parametrize("scalar", [False, True])
+def test_mfu_counts_a_scalar_model_without_its_vocabulary(tmp_path, monkeypatch, scalar):
+    device = Device()
+    model = ModelConfig(vocab_size=50, num_layers=3, embed_dim=16, num_heads=4, head_dim=4, mlp_dim=24)
+    monkeypatch.setattr(module.time, "monotonic", lambda: device.now)
+    monkeypatch.setattr(module.jax, "device_get", device.get)
+    monkeypatch.setattr(module, "peak_flops", lambda mesh: 1e6)
+    config = types.SimpleNamespace(log_every=1, on_nonfinite="stop")
+    run = types.SimpleNamespace(config=config, steps=1, mesh=None, model=model)
+    segments, positions = jnp.ones((1, 8), jnp.int32), jnp.arange(8)[None]
+    with MetricWriter(tmp_path, tensorboard=False) as writer, Progress(1, "sft", mode="silent") as progress:
+        recorder = module.Recorder(run, writer, progress, {}, scalar=scalar)
+        recorder.begin(None)
+        recorder.phase("update", device.send(1) | count_work(segments, positions), wait=False)
+        recorder.end(1, None)
+        recorder.flush(None)
+    (line,) = read_metrics(tmp_path)
+    matrices = 3 * (4 * 16 * 16 + 3 * 16 * 24) + (1 if scalar else 50) * 16
+    flops = 6 * matrices * 8 + 12 * 3 * 4 * 4 * (8 * 9 / 2)
+    assert line["values"]["perf/mfu"] == pytest.approx(flops / (STEP + SEND) / 1e6, rel=1e-6)

@@ -6,7 +6,6 @@ the host holds the result's part that lives there, one tensor, and a piece of it
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from jaxalign.models.hf.config import architecture_of, config_from_hf, is_scalar
 from jaxalign.models.hf.entry import Entry
 from jaxalign.models.hf.safetensors import Stored, equal, find_tensors, read_tensor
 from jaxalign.models.hf.tables import canonical_name, ignored, tensor_table
+from jaxalign.storage import read_json
 
 CONFIG = "config.json"
 SIDE_NOTE = "jaxalign.json"  # what a folder that we exported has no other place for
@@ -51,7 +51,7 @@ def open_folder(folder: pathlib.Path) -> HFModel:
       ConfigError: the config is of a model that we have no switches for.
       CheckpointError: config or weights are missing, damaged or not safetensors.
     """
-    values = _read_json(folder / CONFIG)
+    values = _read_object(folder / CONFIG)
     where = str(folder / CONFIG)
     config, architecture = config_from_hf(values, where), architecture_of(values, where)
     dtypes = {str(stored.dtype) for name, stored in find_tensors(folder).items() if not ignored(name)}
@@ -148,19 +148,11 @@ def _several(names: list[str]) -> str:
 
 def _head_bias(folder: pathlib.Path) -> float:
     note = folder / SIDE_NOTE
-    return _read_json(note).get(HEAD_BIAS, 0.0) if note.is_file() else 0.0
+    return _read_object(note).get(HEAD_BIAS, 0.0) if note.is_file() else 0.0
 
 
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}); download or copy it again") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(
-            f"{file}: is a {type(values).__name__}, not an object; download or copy it again"
-        )
-    return values
+def _read_object(file: pathlib.Path) -> dict[str, Any]:
+    return read_json(file, lambda reason: CheckpointError(f"{file}: is {reason}; download or copy it again"))
 
 
 def _write(
