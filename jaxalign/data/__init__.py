@@ -9,6 +9,7 @@ from jaxalign.data.dataset import (
     dataset_from_records,
 )
 from jaxalign.data.loader import eval_batches, make_loader, train_batches
+from jaxalign.data.packing import abstract_batch
 from jaxalign.data.sources import Records, read_records
 from jaxalign.text.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
@@ -20,6 +21,7 @@ __all__ = [
     "PromptBatch",
     "Records",
     "Tokenizer",
+    "abstract_batch",
     "build_dataset",
     "build_datasets",
     "dataset_from_records",

@@ -1,14 +1,16 @@
 """Which sequences share a row, and rows to batches."""
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from jaxalign.data.batch import Batch, PairBatch, PromptBatch
 from jaxalign.data.encode import Example, PairExample, members
+from jaxalign.data.kinds import PAIRS, PAIRS_OR_DEMONSTRATIONS, PROMPTS, UNPAIRED
 
 Item = Example | PairExample
 
@@ -217,3 +219,23 @@ def _collate_prompts(rows: Rows, indices: Sequence[int]) -> PromptBatch:
             segment_ids[b, start:] = 1
             origin[b] = prompt.row
     return PromptBatch(tokens, positions, segment_ids, origin, ending)
+
+
+def abstract_batch(
+    kind: str, config: Any, batch_size: int, make: Callable[[tuple[int, ...], Any], Any]
+) -> Batch | PairBatch | PromptBatch:
+    """The batch of a kind of data with every array made by `make(shape, dtype)`, as when rows are full."""
+    B, T = batch_size, config.row_length
+    if kind == PROMPTS:
+        row = make((B, config.max_length), np.int32)
+        return PromptBatch(row, row, row, make((B,), np.int32))
+    paired = kind in (PAIRS, PAIRS_OR_DEMONSTRATIONS, UNPAIRED)
+    S = config.segments if config.packing else 1 + paired
+    row = make((B, T), np.int32)
+    batch = Batch(row, row, row, make((B, T), np.float32), make((B, S), np.int32))
+    if not paired:
+        return batch
+    pair, weight = make((B, S // 2), np.int32), make((B, S // 2), np.float32)
+    return PairBatch(
+        **vars(batch), chosen=pair, rejected=pair, weight=weight, margin=weight, ref_logp=make((B, S), np.float32)
+    )

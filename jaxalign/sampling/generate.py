@@ -117,7 +117,7 @@ def _check_request(config: ModelConfig, P: int, N: int, stop_ids: tuple[int, ...
             )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling", "stop_ids"))
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "stop_ids", "samples"))
 def generate(
     params: Params,
     config: ModelConfig,
@@ -129,26 +129,28 @@ def generate(
     sampling: SamplingConfig,
     stop_ids: tuple[int, ...],
     rows: jax.Array | None = None,
+    samples: int = 1,
 ) -> Completions:
-    """Samples one completion of each prompt; ends early when every row has stopped.
+    """Samples completions of each prompt, which is read once; ends early when every row has stopped.
 
     A row's noise depends on `key` and its number in `rows` alone, so the same prompt gets the same completion
-    in any batch. For several samples of a prompt, repeat it under different row numbers.
+    in any batch. Row b * samples + j is the j-th completion of prompt b.
 
     Args:
       tokens, positions, segment_ids: int32 [B, P], padded on the left: segment 1, or 0 for padding.
       stop_ids: token ids that end a completion.
-      rows: int32 [B]; 0..B-1 when None.
+      rows: int32 [B * samples]; counted from 0 when None.
+      samples: completions of each prompt.
 
     Raises:
       ConfigError: the position table ends before P + N, or a stop id is not in the vocabulary.
     """
-    rows = jnp.arange(len(tokens), dtype=jnp.int32) if rows is None else rows
+    rows = jnp.arange(len(tokens) * samples, dtype=jnp.int32) if rows is None else rows
     _check_request(config, tokens.shape[1], sampling.max_new_tokens, stop_ids)
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
     with decoding():
         params = lay_out(params, config)
-        return _decode(params, config, tokens, positions, segment_ids, keys, sampling, stop_ids)
+        return _decode(params, config, tokens, positions, segment_ids, keys, sampling, stop_ids, samples)
 
 
 def _decode(
@@ -160,6 +162,7 @@ def _decode(
     keys: jax.Array,
     sampling: SamplingConfig,
     stop_ids: tuple[int, ...],
+    samples: int,
 ) -> Completions:
     B, P = tokens.shape
     N = sampling.max_new_tokens
@@ -175,6 +178,16 @@ def _decode(
     layout = (None, "batch", None, "act_kv_heads", None)
     cache = cache.replace(k=constrain(cache.k, *layout), v=constrain(cache.v, *layout))
     logits, cache = step(tokens, positions, segment_ids, cache)
+    if samples > 1:
+        # The prompts have been read once; from here on every completion has a row of its own.
+        B, repeat = B * samples, functools.partial(jnp.repeat, repeats=samples)
+        logits, positions, segment_ids = (repeat(x, axis=0) for x in (logits, positions, segment_ids))
+        cache = cache.replace(
+            k=constrain(repeat(cache.k, axis=1), *layout),
+            v=constrain(repeat(cache.v, axis=1), *layout),
+            positions=repeat(cache.positions, axis=0),
+            segment_ids=repeat(cache.segment_ids, axis=0),
+        )
     out = Completions(
         tokens=jnp.zeros((B, N), jnp.int32),
         mask=jnp.zeros((B, N), jnp.float32),

@@ -1,9 +1,8 @@
-"""The six stages: config + parameters + batch -> new state + metrics."""
+"""The stages: one declaration a file. A stage from elsewhere joins them by `default_config(STAGE)`."""
 
 import contextlib
 import importlib
 import os
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxalign import parallel
 from jaxalign.config import check_keys
+from jaxalign.data.kinds import check_kind
 from jaxalign.errors import ConfigError
 from jaxalign.locks import LOCK, locked
 from jaxalign.parallel import processes
@@ -18,36 +18,54 @@ from jaxalign.storage import to_path
 from jaxalign.training import config as settings
 from jaxalign.training import loop
 from jaxalign.training.open import open_run
+from jaxalign.training.stage import Stage
 
-OPTIONS = {
-    "pretrain": "PretrainConfig",
-    "sft": "SFTConfig",
-    "reward": "RewardConfig",
-    "ppo": "PPOConfig",
-    "dpo": "DPOConfig",
-    "orpo": "ORPOConfig",
-}
+NAMES = ("pretrain", "sft", "reward", "ppo", "dpo", "orpo", "kto", "grpo", "rloo", "distill")
+
+_others: dict[str, Stage] = {}  # stages from elsewhere, by name
 
 
-def _module(stage: str) -> ModuleType:
-    check_keys([stage], list(OPTIONS), "stage")
-    return importlib.import_module(f"jaxalign.stages.{stage}")
+def find_stage(name: str) -> Stage:
+    """The stage of this name.
+
+    Raises:
+      ConfigError: there is none; names the nearest.
+    """
+    if name in _others:
+        return _others[name]
+    check_keys([name], [*NAMES, *_others], "stage")
+    return importlib.import_module(f"jaxalign.stages.{name}").STAGE
 
 
-def default_config(stage: str) -> ConfigDict:
-    """A locked ConfigDict with every key of `stage` at its default, for config files to change."""
-    return settings.default_config(stage, getattr(_module(stage), OPTIONS[stage]))
+def default_config(stage: str | Stage) -> ConfigDict:
+    """A locked ConfigDict with every key of a stage at its default, for config files to change.
+
+    Args:
+      stage: the name of one of jaxalign's, or a Stage of your own, which is known by its name from then on.
+
+    Raises:
+      ConfigError: no such stage, or one that cannot work: its name is taken, or its data are of no known kind.
+    """
+    if isinstance(stage, str):
+        stage = find_stage(stage)
+    elif stage.name in NAMES:
+        if stage is not find_stage(stage.name):
+            raise ConfigError(f"Stage {stage.name!r} is one of jaxalign's own; give yours another name")
+    else:
+        check_kind(stage.data, f"Stage {stage.name!r}, data")
+        _others[stage.name] = stage
+    return settings.default_config(stage.name, stage.options)
 
 
 def parse_config(values: ConfigDict) -> settings.Config:
     """The frozen Config of a ConfigDict; raises ConfigError naming the key that cannot work."""
     if "stage" not in values:
-        raise ConfigError(f"config.stage is missing; start from default_config(stage): {', '.join(OPTIONS)}")
-    return settings.parse_config(values, getattr(_module(values.stage), OPTIONS[values.stage]))
+        raise ConfigError(f"config.stage is missing; start from default_config(stage): {', '.join(NAMES)}")
+    return settings.parse_config(values, find_stage(values.stage))
 
 
 def train(
-    config: settings.Config,
+    config: settings.Config | ConfigDict,
     workdir: str | os.PathLike,
     *,
     devices: list | None = None,
@@ -63,6 +81,8 @@ def train(
     Raises:
       ConfigError: another process trains in `workdir`.
     """
+    if isinstance(config, ConfigDict):
+        config = parse_config(config)
     with contextlib.ExitStack() as stack:
 
         def lock() -> None:
@@ -81,4 +101,4 @@ def train(
         with processes.together():
             if not existed:
                 lock()
-        return loop.train(_module(config.stage).build(run), stop_at=stop_at, probe=probe, quiet=quiet)
+        return loop.train(config.stage.build(run), stop_at=stop_at, probe=probe, quiet=quiet)

@@ -7,23 +7,20 @@ before training (`precompute_reference`) and kept in the run's folder under a ke
 """
 
 import dataclasses
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxalign.data import PairBatch
-from jaxalign.errors import ConfigError, StepZeroError
+from jaxalign.data.kinds import PAIRS
+from jaxalign.errors import ConfigError
 from jaxalign.losses.dpo import dpo_loss
 from jaxalign.losses.metrics import Metrics
-from jaxalign.models import ModelConfig, Params
-from jaxalign.models.scoring import score_tokens
-from jaxalign.stages.pairs import pair_sums, pick, totals
-from jaxalign.stages.reference import reference_rows, sequence_logprobs
-from jaxalign.stages.router import with_router_losses
-from jaxalign.stages.supervised import supervised_stage
+from jaxalign.models import Params
+from jaxalign.models.scoring import Scores
 from jaxalign.training.open import Run
-from jaxalign.training.saved_model import fingerprint
-from jaxalign.training.stage import Stage
+from jaxalign.training.reference import verify_reference
+from jaxalign.training.stage import FrozenModel, Stage, Totals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,31 +42,24 @@ class DPOConfig:
             raise ConfigError(f"config.dpo.beta={self.beta} must be positive")
 
 
+def pair_totals(batch: PairBatch, options: Any) -> Totals:
+    """What pair losses divide by: the weight of the pairs of the whole batch."""
+    return {"pairs": batch.weight.sum()}
+
+
 def loss(
-    params: Params,
-    batch: PairBatch,
-    total: dict[str, jax.Array],
-    frozen: dict[str, Params],
-    *,
-    model: ModelConfig,
-    options: DPOConfig,
+    policy: Scores, batch: PairBatch, frozen: dict[str, Scores], options: DPOConfig, total: Totals
 ) -> tuple[jax.Array, Metrics]:
     """The loss over the pairs of a batch [B, T], and its metrics."""
-    tokens = (batch.tokens, batch.positions, batch.segment_ids)
-    scored = score_tokens(params, model, *tokens)
-    chosen, rejected = pair_sums(scored.logp * batch.loss_mask, batch)
-    ref_chosen = ref_rejected = None
+    reference: tuple = (None, None)
     if "reference" in frozen:
-        ref_logp = score_tokens(frozen["reference"], model, *tokens).logp
-        ref_chosen, ref_rejected = pair_sums(jax.lax.stop_gradient(ref_logp) * batch.loss_mask, batch)
+        reference = batch.pair_sums(frozen["reference"].logp)
     elif not options.reference_free:
-        ref_chosen, ref_rejected = pick(batch.ref_logp, batch)
-    chosen_length, rejected_length = pair_sums(batch.loss_mask, batch)
-    result = dpo_loss(
-        chosen,
-        rejected,
-        ref_chosen,
-        ref_rejected,
+        reference = batch.pick(batch.ref_logp)
+    chosen_length, rejected_length = batch.pair_lengths()
+    return dpo_loss(
+        *batch.pair_sums(policy.logp),
+        *reference,
         batch.weight,
         chosen_length=chosen_length,
         rejected_length=rejected_length,
@@ -82,50 +72,27 @@ def loss(
         nll_coef=options.nll_coef,
         normalizer=total["pairs"],
     )
-    return with_router_losses(result, scored.router, batch, total, model)
 
 
-def verify_reference(
-    params: Params, batch: PairBatch, frozen: dict[str, Params], model: ModelConfig, *, tolerance: float
-) -> None:
-    """Checks that every sequence of a batch is as likely under the reference as under the policy.
-
-    Raises:
-      StepZeroError: one is not, and so its pair's margin is not 0 and its loss not ln 2.
-    """
-
-    @jax.jit
-    def compare(params: Params, batch: PairBatch, frozen: dict[str, Params]) -> tuple[jax.Array, jax.Array]:
-        mine = sequence_logprobs(params, batch, model)
-        theirs = sequence_logprobs(frozen["reference"], batch, model) if frozen else batch.ref_logp
-        return jnp.max(jnp.abs(mine - theirs)), jnp.max(jnp.abs(mine))
-
-    gap, size = map(float, compare(params, batch, frozen))
-    if not gap <= tolerance * max(1.0, size):
-        raise StepZeroError(
-            f"before the first update the policy is the reference, every margin 0 and every loss ln 2, yet the "
-            f"log-probabilities of a sequence differ by {gap:.3e}; those of the reference belong to other weights "
-            f"or other data, or config.frozen.dtype rounds them by too much"
-        )
+def reference_unless_free(options: DPOConfig) -> dict[str, FrozenModel]:
+    """The reference is the model that training starts from."""
+    if options.reference_free:
+        return {}
+    return {"reference": FrozenModel(precompute=options.precompute_reference)}
 
 
-def build(run: Run) -> Stage:
-    """The stage for the loop."""
-    options: DPOConfig = run.config.options
-    frozen = {}
-    if not options.reference_free:
-        reference = run.load_init(required=True)
-        if options.precompute_reference:
-            run = reference_rows(run, reference)
-        else:
-            frozen["reference"] = reference
-    tolerance = 1e-4 if run.model.dtype == run.config.frozen.dtype == "float32" else 0.1
+def verify(run: Run, params: Params, batch: PairBatch, frozen: dict[str, Params]) -> None:
+    """Before the first update every margin is 0 and every loss ln 2."""
+    if not run.config.options.reference_free:
+        verify_reference(run, params, batch, frozen)
 
-    def verify(params: Params, batch: PairBatch, frozen: dict[str, Params]) -> None:
-        if not options.reference_free:
-            verify_reference(params, batch, frozen, run.model, tolerance=tolerance)
 
-    stage = supervised_stage(run, loss, totals, frozen=frozen, verify=verify)
-    if options.precompute_reference and not options.reference_free:
-        stage = dataclasses.replace(stage, fingerprint=f"reference:{fingerprint(reference)}")
-    return stage
+STAGE = Stage(
+    "dpo",
+    data=PAIRS,
+    options=DPOConfig,
+    loss=loss,
+    totals=pair_totals,
+    frozen=reference_unless_free,
+    step_zero=verify,
+)

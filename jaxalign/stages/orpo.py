@@ -7,22 +7,17 @@ Demonstrations and text may be mixed with the pairs: they count in the NLL alone
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.data import PairBatch
+from jaxalign.data.kinds import PAIRS_OR_DEMONSTRATIONS
 from jaxalign.errors import ConfigError
 from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.orpo import orpo_loss
-from jaxalign.models import ModelConfig, Params
-from jaxalign.models.scoring import predicted, score_tokens
-from jaxalign.stages.pairs import pair_sums
-from jaxalign.stages.router import real_tokens, with_router_losses
-from jaxalign.stages.supervised import supervised_stage
-from jaxalign.training.open import Run
-from jaxalign.training.stage import Stage
+from jaxalign.models.scoring import Scores, predicted
+from jaxalign.training.stage import Stage, Totals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,54 +44,30 @@ def compared(batch: PairBatch) -> jax.Array:
     return batch.weight * (batch.rejected > 0)
 
 
-def totals(batch: PairBatch, options: ORPOConfig) -> dict[str, jax.Array]:
+def totals(batch: PairBatch, options: ORPOConfig) -> Totals:
     """What the two terms divide by: the pairs, and the chosen and demonstrated tokens, of the whole batch."""
-    tokens, _ = pair_sums(nll_mask(batch, options), batch)
-    return {"pairs": compared(batch).sum(), "tokens": jnp.sum(tokens * batch.weight)} | real_tokens(batch)
+    tokens, _ = batch.pair_lengths(nll_mask(batch, options))
+    return {"pairs": compared(batch).sum(), "tokens": jnp.sum(tokens * batch.weight)}
 
 
 def loss(
-    params: Params,
-    batch: PairBatch,
-    total: dict[str, jax.Array],
-    frozen: Any,
-    *,
-    model: ModelConfig,
-    options: ORPOConfig,
+    policy: Scores, batch: PairBatch, frozen: dict[str, Scores], options: ORPOConfig, total: Totals
 ) -> tuple[jax.Array, Metrics]:
     """The loss over the pairs of a batch [B, T], and its metrics."""
-    scored = score_tokens(params, model, batch.tokens, batch.positions, batch.segment_ids)
-    logp = scored.logp
     mask = nll_mask(batch, options)
-    chosen, rejected = pair_sums(logp * batch.loss_mask, batch)
-    chosen_length, rejected_length = pair_sums(batch.loss_mask, batch)
-    nll, _ = pair_sums(-logp * mask, batch)
-    nll_length, _ = pair_sums(mask, batch)
-    result = orpo_loss(
-        chosen,
-        rejected,
+    chosen_length, rejected_length = batch.pair_lengths()
+    return orpo_loss(
+        *batch.pair_sums(policy.logp),
         compared(batch),
         chosen_length=chosen_length,
         rejected_length=rejected_length,
-        nll=nll,
-        nll_length=nll_length,
+        nll=batch.pair_sums(-policy.logp, mask)[0],
+        nll_length=batch.pair_lengths(mask)[0],
         coef=options.coef,
         nll_weight=batch.weight,
         normalizer=total["pairs"],
         nll_normalizer=total["tokens"],
     )
-    return with_router_losses(result, scored.router, batch, total, model)
 
 
-def build(run: Run) -> Stage:
-    """The stage for the loop."""
-    options: ORPOConfig = run.config.options
-    stage = supervised_stage(run, loss, lambda batch: totals(batch, options))
-
-    def evaluate(state: Any) -> dict[str, float]:
-        values = stage.evaluate(state)
-        if values:  # the two terms are means over different things: only they can be merged over batches
-            values["eval/loss"] = values["eval/nll_loss"] - options.coef * values["eval/log_odds_ratio"]
-        return values
-
-    return dataclasses.replace(stage, evaluate=evaluate)
+STAGE = Stage("orpo", data=PAIRS_OR_DEMONSTRATIONS, options=ORPOConfig, loss=loss, totals=totals)

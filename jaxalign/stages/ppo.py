@@ -7,37 +7,28 @@
       θ: minimise -mean_t min(ρ_t A_t, clip(ρ_t) A_t),  ρ = π_θ / π_old     policy update, epochs × minibatches
       φ: minimise ½ mean_t (V_φ - G_t)², clipped                            value update
 
-R is a trained reward model or any importable Python function. Policy and critic are separate models. A
-rollout and an update are two phases: a run can be stopped, checkpointed and resumed between them.
+R is a trained reward model, or functions. Policy and critic are separate models. A rollout and an update are two
+phases: a run can be stopped, checkpointed and resumed between them.
 """
 
-import functools
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxalign.data import Dataset, PromptBatch
-from jaxalign.errors import StepZeroError
+from jaxalign.data.kinds import PROMPTS
+from jaxalign.errors import ConfigError
 from jaxalign.losses import running_moments
-from jaxalign.losses.metrics import Mean, Metrics, finalize
-from jaxalign.losses.ppo import adaptive_kl
-from jaxalign.models import ModelConfig
-from jaxalign.parallel import processes
-from jaxalign.rewards import call_reward_function
-from jaxalign.sampling.generate import generate
-from jaxalign.stages.ppo_config import PPOConfig
-from jaxalign.stages.ppo_setup import PPOModels, load_models
-from jaxalign.stages.ppo_update import PPOState, make_update, merge_ragged
-from jaxalign.stages.rollout import (
-    Rollout,
-    completion_texts,
-    finish_rollout,
-    score_episodes,
-)
-from jaxalign.training.open import Run
-from jaxalign.training.stage import Stage
+from jaxalign.losses.advantages import gae, inverse_std, token_rewards, whiten
+from jaxalign.losses.metrics import Mean, Metrics, masked_mean
+from jaxalign.losses.ppo import adaptive_kl, policy_loss, value_loss
+from jaxalign.models.scoring import Scores
+from jaxalign.rl.config import RewardedConfig
+from jaxalign.rl.rollout import OnPolicyState, Rollout, plain_rollout, rollout_metrics, shape
+from jaxalign.rl.stage import OnPolicyStage
+from jaxalign.sampling.generate import Completions
+from jaxalign.training.stage import Totals
 
 HEADLINES = (
     "objective/scores",
@@ -57,152 +48,179 @@ HEADLINES = (
 )
 
 
-def make_score(run: Run, critic_config: ModelConfig, reward_config: ModelConfig | None) -> Any:
-    """The jitted `score_episodes` of a run."""
-    options: PPOConfig = run.config.options
-    return jax.jit(
-        functools.partial(
-            score_episodes,
-            model=run.model,
-            critic_model=critic_config,
-            reward_config=reward_config,
-            temperature=options.sampling.temperature,
-            kl_estimator=options.kl_estimator,
-        )
+@dataclasses.dataclass(frozen=True)
+class PPOConfig(RewardedConfig):
+    """config.ppo. `config.batch_size` counts episodes, `config.optimizer` is the policy's."""
+
+    path: ClassVar[str] = "config.ppo"
+
+    ppo_epochs: int = 4  # passes over the episodes of a rollout
+    # The tie to the reference
+    kl_coef: float = 0.05  # β
+    kl_estimator: str = "k1"  # k1, k2, k3 of the sampled token, or exact over the vocabulary
+    kl_target: float = 0.0  # adapt β until a sequence's KL is this many nats; 0: β is fixed
+    kl_horizon: int = 10_000  # episodes over which β adapts
+    # Scores to advantages
+    whiten_rewards: bool = False
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten_advantages: bool = True  # over all episodes on all devices
+    # Policy loss
+    clip: float = 0.2
+    clip_high: float | None = None  # upper clip, where it differs
+    entropy_coef: float = 0.0
+    # Critic
+    # Start from the "policy", from the "reward" model, or "auto": from the reward model if there is one.
+    critic_init: str = "policy"
+    critic_learning_rate: float = 1e-5
+    value_clip: float | None = 0.2
+    normalize_values: bool = False  # train the critic on returns of mean 0 and variance 1
+    value_decay: float = 0.99  # of their running mean and variance
+
+    @property
+    def passes(self) -> int:
+        """Passes over the episodes of a rollout."""
+        return self.ppo_epochs
+
+    @property
+    def critic_from_reward(self) -> bool:
+        """Whether the critic starts as the reward model does."""
+        return self.critic_init == "reward" or (self.critic_init == "auto" and bool(self.reward_model))
+
+    def __post_init__(self) -> None:
+        self.check_at_least_1("ppo_epochs")
+        super().__post_init__()
+        if self.kl_estimator not in ("k1", "k2", "k3", "exact"):
+            raise ConfigError(
+                f"config.ppo.kl_estimator={self.kl_estimator!r} is not one of k1, k2, k3, exact"
+            )
+        if self.critic_init not in ("policy", "reward", "auto"):
+            raise ConfigError(
+                f"config.ppo.critic_init={self.critic_init!r} is not one of policy, reward, auto"
+            )
+        if self.critic_init == "reward" and not self.reward_model:
+            raise ConfigError(
+                "config.ppo.critic_init='reward' needs config.ppo.reward_model; or use 'policy'"
+            )
+
+
+def totals(episodes: Rollout, options: Any) -> Totals:
+    """What the losses divide by: the sampled tokens of a minibatch."""
+    return {"episodes": episodes.mask.sum()}
+
+
+def loss(
+    policy: Scores, episodes: Rollout, frozen: dict[str, Scores], options: PPOConfig, total: Totals
+) -> tuple[jax.Array, Metrics]:
+    """Clipped surrogate on episodes [E, T], less the entropy bonus."""
+    return policy_loss(
+        policy.logp,
+        episodes.old_logp,
+        episodes.advantages,
+        episodes.mask,
+        clip=options.clip,
+        clip_high=options.clip_high,
+        entropy=policy.entropy,
+        entropy_coef=options.entropy_coef,
+        normalizer=total["episodes"],
     )
 
 
-def make_rollout(run: Run, models: PPOModels) -> Any:
-    """The rollout phase: prompts -> episodes with advantages, in the state."""
-    options: PPOConfig = run.config.options
-    score = make_score(run, models.critic_config, models.reward_config)
-    finish = jax.jit(functools.partial(finish_rollout, options=options))
-
-    @jax.jit
-    def control(kl_coef: jax.Array, kl: Mean) -> jax.Array:
-        if not options.kl_target:
-            return kl_coef
-        measured, E = kl.total / kl.weight, run.config.batch_size
-        return adaptive_kl(
-            kl_coef, measured, target=options.kl_target, horizon=options.kl_horizon, num_samples=E
-        )
-
-    def rollout(
-        state: PPOState, prompts: PromptBatch, dataset: Dataset = run.train
-    ) -> tuple[PPOState, Metrics]:
-        key, sample_key = jax.random.split(state.key)
-        completions = generate(
-            state.policy.params,
-            run.model,
-            prompts.tokens,
-            prompts.positions,
-            prompts.segment_ids,
-            sample_key,
-            sampling=options.sampling,
-            stop_ids=run.tokenizer.eos_ids,
-        )
-        # The empty rows that fill up a last batch of held-out prompts have sampled nothing that counts.
-        completions = completions.replace(mask=completions.mask * (prompts.rows >= 0)[:, None])
-        reference = models.reference if state.reference is None else state.reference
-        scored = score(
-            state.policy.params, state.critic.params, reference, models.reward, prompts, completions
-        )
-        if models.reward is None:
-            # Each process has the function score its own rows, however the compiler laid the completions out.
-            own = jax.device_put(completions, run.rows_sharding)
-            texts = completion_texts(own, run.tokenizer, run.tokenizer.eos_ids)
-            asked = run.prompts(dataset, prompts.rows)
-            scores = np.zeros(len(texts), np.float32)
-            with processes.together():
-                scores[: len(asked)] = call_reward_function(
-                    models.reward_function, asked, texts[: len(asked)]
-                )
-            scores = run.put(scores)
-        else:
-            scores = scored.pop("scores")
-        episodes, moments, metrics = finish(scored, scores, completions, state.kl_coef, state.moments)
-        if int(state.policy.step) == 0:
-            _verify_kl(metrics, exact=run.model.dtype == run.config.frozen.dtype == "float32")
-        kl_coef = control(state.kl_coef, metrics["objective/kl"])
-        return state.replace(rollout=episodes, moments=moments, kl_coef=kl_coef, key=key), metrics
-
-    return rollout
-
-
-def _verify_kl(metrics: Metrics, *, exact: bool) -> None:
-    kl = float(finalize(metrics)["objective/kl"])
-    if not abs(kl) <= (1e-3 if exact else 0.5):
-        raise StepZeroError(
-            f"before the first update the policy is its reference, yet objective/kl is {kl:.4e} nats; "
-            f"config.model.init_from and the reference hold different weights, or config.frozen.dtype rounds the "
-            f"reference by too much"
-        )
-
-
-def build(run: Run) -> Stage:
-    """The stage for the loop."""
-    options: PPOConfig = run.config.options
-    models = load_models(run, options)
-    rollout_shape = _abstract_rollout(run, options)
-    whole = run.replicated
-
-    def scalar(dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((), dtype, sharding=whole)
-
-    abstract = PPOState(
-        policy=models.abstract_policy,
-        critic=models.abstract_critic,
-        kl_coef=scalar(),
-        moments=jax.tree.map(lambda _: scalar(), running_moments.init()),
-        reference=run.abstract_params() if options.reference_rate else None,
-        average=run.abstract_params() if options.average_decay else None,
-        rollout=rollout_shape,
-        key=scalar(jax.random.key(0).dtype),
-    )
-
-    def init() -> PPOState:
-        return jax.jit(
-            lambda policy, critic: PPOState(
-                policy=policy,
-                critic=critic,
-                kl_coef=jnp.float32(options.kl_coef),
-                moments=running_moments.init(),
-                reference=policy.params if options.reference_rate else None,
-                average=policy.params if options.average_decay else None,
-                rollout=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rollout_shape),
-                key=jax.random.fold_in(jax.random.key(run.config.seed), 1),
-            ),
-            donate_argnums=(0, 1),
-            out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
-        )(*models.init())
-
-    sampler = make_rollout(run, models)
-
-    def evaluate(state: PPOState) -> dict[str, float]:
-        merged: list[Metrics] = []
-        # A fixed key: evaluations differ by the policy alone. And the policy is the one that is exported.
-        policy = state.policy if state.average is None else state.policy.replace(params=state.average)
-        fixed = state.replace(policy=policy, key=jax.random.fold_in(jax.random.key(run.config.seed), 2))
-        for batch in run.eval_batches():
-            merged.append(sampler(fixed, batch, run.held_out)[1])
-        values = finalize(merge_ragged(merged))
-        return {f"eval/{name}": float(x) for name, x in values.items() if not name.startswith("perf/")}
-
-    return Stage(
-        run=run,
-        abstract_state=abstract,
-        init=init,
-        phases=(("rollout", sampler), ("update", make_update(run, models))),
-        evaluate=evaluate,
-        params=lambda state: state.policy.params if state.average is None else state.average,
-        headlines=HEADLINES,
-        fingerprint=models.fingerprint,
+def critic_loss(
+    critic: Scores, episodes: Rollout, frozen: dict[str, Scores], options: PPOConfig, total: Totals
+) -> tuple[jax.Array, Metrics]:
+    """Clipped squared error of the critic on episodes [E, T]."""
+    return value_loss(
+        critic.values,
+        episodes.old_values,
+        episodes.returns,
+        episodes.mask,
+        clip=float("inf") if options.value_clip is None else options.value_clip,
+        normalizer=total["episodes"],
     )
 
 
-def _abstract_rollout(run: Run, options: PPOConfig) -> Rollout:
-    E, P = run.config.batch_size, run.prompt_length
-    shape = (E, P + options.sampling.max_new_tokens)
-    ints = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=run.rows_sharding)
-    floats = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=run.rows_sharding)
-    return Rollout(ints, ints, ints, floats, floats, floats, floats, floats)
+def assign_advantages(
+    scored: dict[str, jax.Array],
+    scores: jax.Array,
+    completions: Completions,
+    kl_coef: jax.Array,
+    moments: running_moments.RunningMoments,
+    *,
+    options: PPOConfig,
+) -> tuple[Rollout, running_moments.RunningMoments, Metrics]:
+    """Scores [E] to rewards, rewards to advantages."""
+    mask = scored["mask"]
+    shaped = shape(scores, completions, options)
+    rewards = token_rewards(shaped, scored["kl"], mask, kl_coef=kl_coef)
+    # A token's own KL moves the policy as it should only when it is log π/π_ref of that very token: k2 and k3
+    # have other gradients under sampling, and exact is the same whatever was sampled, so it has none.
+    own_kl = kl_coef * (scored["kl"] - scored["kl1"])
+    if options.whiten_rewards:
+        own_kl = own_kl * inverse_std(rewards, mask)
+        rewards = whiten(rewards, mask, shift_mean=False)
+    values = scored["old_values"]
+    if options.normalize_values:
+        values = running_moments.denormalize(moments, values)
+    advantages, returns = gae(rewards, values, mask, gamma=options.gamma, lam=options.lam)
+    advantages = advantages + own_kl * mask
+    if options.normalize_values:
+        moments = running_moments.update(moments, returns, mask, options.value_decay)
+        # The old values stay what the critic said: it is around its own output that its change is clipped.
+        returns = running_moments.normalize(moments, returns)
+    if options.whiten_advantages:
+        advantages = whiten(advantages, mask)
+    each = (completions.mask.sum(1) > 0).astype(jnp.float32)
+    non_score = jnp.sum(-kl_coef * scored["kl"] * mask, axis=1)
+    metrics: Metrics = {
+        "objective/non_score_reward": masked_mean(non_score, each),
+        "objective/rlhf_reward": masked_mean(shaped + non_score, each),
+        "kl_coef": Mean(kl_coef, jnp.ones(())),
+    }
+    # The loss of PPO reads the reference in the rewards alone.
+    rollout = plain_rollout(
+        {name: x for name, x in scored.items() if name != "ref_logp"}, advantages=advantages, returns=returns
+    )
+    return rollout, moments, metrics | rollout_metrics(scored, scores, completions)
+
+
+def credit(
+    scored: dict[str, jax.Array],
+    scores: jax.Array,
+    completions: Completions,
+    state: OnPolicyState,
+    options: PPOConfig,
+) -> tuple[Rollout, dict[str, Any], Metrics]:
+    """Advantages, the running moments of returns, and the coefficient β of the next rollout."""
+    kl_coef = state.kl_coef
+    rollout, moments, metrics = assign_advantages(
+        scored, scores, completions, kl_coef, state.moments, options=options
+    )
+    if options.kl_target:
+        measured, E = metrics["objective/kl"], scores.shape[0]
+        kl_coef = adaptive_kl(
+            kl_coef,
+            measured.total / measured.weight,
+            target=options.kl_target,
+            horizon=options.kl_horizon,
+            num_samples=E,
+        )
+    return rollout, {"moments": moments, "kl_coef": kl_coef}, metrics
+
+
+STAGE = OnPolicyStage(
+    "ppo",
+    data=PROMPTS,
+    options=PPOConfig,
+    loss=loss,
+    totals=totals,
+    reading=lambda options: {
+        "temperature": options.sampling.temperature,
+        "with_entropy": options.entropy_coef > 0,
+    },
+    credit=credit,
+    reference=lambda options: True,
+    critic_loss=critic_loss,
+    headlines=HEADLINES,
+    changeable=("reward_model", "ptx_data"),
+)

@@ -11,14 +11,11 @@ from typing import Any
 import jax
 
 from jaxalign.data import Batch
+from jaxalign.data.kinds import TEXT
 from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.nll import nll_loss
-from jaxalign.models import ModelConfig, Params
-from jaxalign.models.scoring import score_tokens
-from jaxalign.stages.router import real_tokens, with_router_losses
-from jaxalign.stages.supervised import supervised_stage
-from jaxalign.training.open import Run
-from jaxalign.training.stage import Stage
+from jaxalign.models.scoring import Scores
+from jaxalign.training.stage import Stage, Totals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,32 +25,22 @@ class PretrainConfig:
     z_loss: float = 0.0  # pulls log Z towards 0; PaLM used 1e-4
 
 
-def totals(batch: Batch) -> dict[str, jax.Array]:
+def token_totals(batch: Batch, options: Any) -> Totals:
     """What the loss divides by: the supervised tokens of the whole batch."""
-    return {"tokens": batch.loss_mask.sum()} | real_tokens(batch)
+    return {"tokens": batch.loss_mask.sum()}
 
 
 def loss(
-    params: Params,
-    batch: Batch,
-    total: dict[str, jax.Array],
-    frozen: Any,
-    *,
-    model: ModelConfig,
-    options: PretrainConfig,
+    policy: Scores, batch: Batch, frozen: dict[str, Scores], options: PretrainConfig, total: Totals
 ) -> tuple[jax.Array, Metrics]:
     """Mean negative log-likelihood of the supervised tokens (batch [B, T]), and its metrics."""
-    scored = score_tokens(params, model, batch.tokens, batch.positions, batch.segment_ids)
-    result = nll_loss(
-        scored.logp,
+    return nll_loss(
+        policy.logp,
         batch.loss_mask,
-        logsumexp=scored.logsumexp,
+        logsumexp=policy.logsumexp,
         z_loss=options.z_loss,
         normalizer=total["tokens"],
     )
-    return with_router_losses(result, scored.router, batch, total, model)
 
 
-def build(run: Run) -> Stage:
-    """The stage for the loop."""
-    return supervised_stage(run, loss, totals)
+STAGE = Stage("pretrain", data=TEXT, options=PretrainConfig, loss=loss, totals=token_totals)

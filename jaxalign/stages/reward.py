@@ -7,22 +7,20 @@ w = 1/(K choose 2) (InstructGPT, arXiv 2203.02155, eq. 1).
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.data import PairBatch
+from jaxalign.data.kinds import PAIRS
 from jaxalign.errors import StepZeroError
 from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.reward import bradley_terry_loss
-from jaxalign.models import ModelConfig, Params
-from jaxalign.models.scoring import routed_rewards, segment_rewards
-from jaxalign.stages.pairs import pick, totals
-from jaxalign.stages.router import with_router_losses
-from jaxalign.stages.supervised import supervised_stage
+from jaxalign.models import Params
+from jaxalign.models.scoring import Scores, segment_rewards
+from jaxalign.stages.dpo import pair_totals
 from jaxalign.training.open import Run
-from jaxalign.training.stage import Stage
+from jaxalign.training.stage import Stage, Totals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,31 +32,19 @@ class RewardConfig:
 
 
 def loss(
-    params: Params,
-    batch: PairBatch,
-    total: dict[str, jax.Array],
-    frozen: Any,
-    *,
-    model: ModelConfig,
-    options: RewardConfig,
+    policy: Scores, batch: PairBatch, frozen: dict[str, Scores], options: RewardConfig, total: Totals
 ) -> tuple[jax.Array, Metrics]:
     """Bradley–Terry loss over the pairs of a batch [B, T], and its metrics."""
-    num_segments = batch.rows.shape[1]
-    tokens = (batch.tokens, batch.positions, batch.segment_ids)
-    scores, router = routed_rewards(params, model, *tokens, num_segments)
-    chosen, rejected = pick(scores, batch)
-    result = bradley_terry_loss(
-        chosen,
-        rejected,
+    return bradley_terry_loss(
+        *batch.pick(policy.rewards),
         batch.weight,
         margin=batch.margin if options.use_margin else None,
         centering=options.centering,
         normalizer=total["pairs"],
     )
-    return with_router_losses(result, router, batch, total, model)
 
 
-def verify_scores(params: Params, batch: PairBatch, model: ModelConfig, *, tolerance: float = 1e-3) -> None:
+def verify_scores(run: Run, params: Params, batch: PairBatch, frozen: dict[str, Params]) -> None:
     """Checks, for one sequence of each row, that its score does not depend on what else the row holds.
 
     Raises:
@@ -72,26 +58,28 @@ def verify_scores(params: Params, batch: PairBatch, model: ModelConfig, *, toler
         # From the last one backwards: a row's first sequence has nobody before it that it could see.
         kept = count - jnp.arange(len(count), dtype=jnp.int32) % count
         own = batch.segment_ids == kept[:, None]
-        packed = segment_rewards(params, model, *args, batch.rows.shape[1])
+        packed = segment_rewards(params, run.model, *args, batch.rows.shape[1])
         packed = jnp.take_along_axis(packed, kept[:, None] - 1, axis=1)
         alone = segment_rewards(
-            params, model, *(jnp.where(own, x, 0) for x in args[:2]), own.astype(jnp.int32), 1
+            params, run.model, *(jnp.where(own, x, 0) for x in args[:2]), own.astype(jnp.int32), 1
         )
         return jnp.max(jnp.abs(packed - alone)), jnp.max(jnp.abs(packed))
 
     gap, size = map(float, compare(params, batch))
+    tolerance = 1e-3 if run.model.dtype == "float32" else 0.1
     if not gap <= tolerance * max(1.0, size):
         raise StepZeroError(
             f"the reward model scores packed sequences up to {gap:.2e} differently from the same sequences alone; "
-            f"the attention {model.attention!r} lets segments see each other"
+            f"the attention {run.model.attention!r} lets segments see each other"
         )
 
 
-def build(run: Run) -> Stage:
-    """The stage for the loop."""
-    tolerance = 1e-3 if run.model.dtype == "float32" else 0.1
-
-    def verify(params: Params, batch: PairBatch, frozen: Any) -> None:
-        verify_scores(params, batch, run.model, tolerance=tolerance)
-
-    return supervised_stage(run, loss, totals, scalar=True, verify=verify)
+STAGE = Stage(
+    "reward",
+    data=PAIRS,
+    options=RewardConfig,
+    loss=loss,
+    totals=pair_totals,
+    scalar=True,
+    step_zero=verify_scores,
+)

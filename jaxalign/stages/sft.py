@@ -7,9 +7,8 @@ The mask m comes with the batch: it is set where text is rendered, turn by turn,
 
 import dataclasses
 
-from jaxalign.stages.pretrain import loss, totals
-from jaxalign.stages.supervised import supervised_stage
-from jaxalign.training.open import Run
+from jaxalign.data.kinds import DEMONSTRATIONS
+from jaxalign.stages.pretrain import loss, token_totals
 from jaxalign.training.stage import Stage
 
 
@@ -17,9 +16,7 @@ from jaxalign.training.stage import Stage
 class SFTConfig:
     """config.sft"""
 
-    z_loss: float = 0.0
+    z_loss: float = 0.0  # as config.pretrain.z_loss
 
 
-def build(run: Run) -> Stage:
-    """The stage for the loop."""
-    return supervised_stage(run, loss, totals)
+STAGE = Stage("sft", data=DEMONSTRATIONS, options=SFTConfig, loss=loss, totals=token_totals)

@@ -45,12 +45,12 @@ class ModelSettings(ModelConfig):
 class Config:
     """Everything a run depends on. In a config file `options` stands under the stage's own name."""
 
-    stage: str
+    stage: Any  # the Stage; in a config file its name
     options: Any
     seed: int = 0
     num_epochs: float = 1.0  # passes over the packed rows; ignored when num_steps is set
-    num_steps: int = 0  # optimizer steps (PPO: rollouts); 0: as num_epochs says
-    batch_size: int = 32  # rows of a step over all devices (PPO: episodes)
+    num_steps: int = 0  # optimizer steps, or rollouts where a stage samples; 0: as num_epochs says
+    batch_size: int = 32  # rows of a step over all devices, or sampled completions
     num_microbatches: int = 1  # slices of a batch whose gradients are added up before an update
     on_nonfinite: str = "stop"  # or "skip": leave the update out, and count it
     log_every: int = 10  # steps
@@ -84,33 +84,34 @@ class Config:
             raise ConfigError(f"config.on_nonfinite={self.on_nonfinite!r} is not one of stop, skip")
 
 
-def default_config(stage: str, options: type) -> ConfigDict:
+def default_config(name: str, options: type) -> ConfigDict:
     """A locked ConfigDict with every key of a stage at its default; `options` is its settings' dataclass."""
-    values = thaw(Config, stage=stage, options="")
+    values = thaw(Config, stage=name, options="")
     del values["options"]
-    values[stage] = thaw(options)
+    values[name] = thaw(options)
     return values.lock()
 
 
-def parse_config(values: ConfigDict, options: type) -> Config:
-    """The frozen Config of a ConfigDict whose stage has settings of the dataclass `options`.
+def parse_config(values: ConfigDict, stage: Any) -> Config:
+    """The frozen Config of a ConfigDict for a `Stage`.
 
     Raises:
       ConfigError: names the first key that does not exist, with the nearest one, or a value of a wrong type.
     """
-    stage = values.stage
-    known = [field.name for field in dataclasses.fields(Config) if field.name != "options"] + [stage]
+    name = stage.name
+    known = [field.name for field in dataclasses.fields(Config) if field.name != "options"] + [name]
     check_keys(list(values.keys()), known, "config")
-    shared = ConfigDict({key: value for key, value in values.items() if key != stage})
-    chosen = freeze(options, values[stage] if stage in values else ConfigDict(), f"config.{stage}")
-    return dataclasses.replace(freeze(_Shared, shared), options=chosen)
+    shared = ConfigDict({key: value for key, value in values.items() if key != name})
+    chosen = freeze(stage.options, values[name] if name in values else ConfigDict(), f"config.{name}")
+    return dataclasses.replace(freeze(_Shared, shared), stage=stage, options=chosen)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shared(Config):
+    stage: str = ""
     options: Any = None
 
 
-def to_json(config: Any) -> str:
+def to_json(config: Config) -> str:
     """The JSON that a checkpoint carries."""
-    return json.dumps(dataclasses.asdict(config), sort_keys=True)
+    return json.dumps(dataclasses.asdict(dataclasses.replace(config, stage=config.stage.name)), sort_keys=True)

@@ -22,7 +22,7 @@ from jaxalign.training.open import TEMPLATE, Run, default_settings, describe, fl
 from jaxalign.training.progress import Progress
 from jaxalign.training.recorder import Recorder
 from jaxalign.training.saved_model import MODEL, save_model
-from jaxalign.training.stage import Stage
+from jaxalign.training.trainer import Trainer
 from jaxalign.training.watchdog import Watchdog
 from jaxalign.training.writer import FILE_NAME, MetricWriter, read_metrics
 
@@ -40,7 +40,6 @@ CHANGEABLE = tuple(
         *("num_steps", "num_epochs", "num_microbatches", "model.attention", "model.remat"),
         "frozen.offload",
         *("model.init_from", "data.train", "data.eval", "data.tokenizer", "data.chat_template"),
-        *("ppo.reward_model", "ppo.ptx_data"),
     )
 )
 
@@ -54,7 +53,7 @@ class Stopped(Exception):
 
 
 def train(
-    stage: Stage, *, stop_at: StopAt | None = None, probe: Probe | None = None, quiet: bool = False
+    trainer: Trainer, *, stop_at: StopAt | None = None, probe: Probe | None = None, quiet: bool = False
 ) -> dict[str, Any]:
     """Runs a stage to its end, from the latest checkpoint in its folder if there is one.
 
@@ -74,7 +73,7 @@ def train(
       NonFiniteError: NaN or infinity in loss or gradient, and config.on_nonfinite is "stop".
       CheckpointError: the latest checkpoint is damaged or belongs to another model, data or reference.
     """
-    run = stage.run
+    run = trainer.run
     config = run.config
     run.workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -83,7 +82,7 @@ def train(
             Checkpointer(run.workdir / CHECKPOINTS, keep=config.keep_checkpoints)
         )
         loader = run.loader()
-        state, step, phase, meta = _start(stage, checkpointer, loader)
+        state, step, phase, meta = _start(trainer, checkpointer, loader)
         if step > run.steps or (step == run.steps and phase):
             raise ConfigError(
                 f"{run.workdir} has done {step} steps, and {_length(run)} are asked for; ask for more, or start in "
@@ -95,17 +94,17 @@ def train(
         writer = stack.enter_context(MetricWriter(run.workdir))
         writer.truncate_after(step)
         mode = "silent" if quiet else "auto"
-        progress = stack.enter_context(Progress(run.steps, config.stage, shown=stage.headlines, mode=mode))
+        progress = stack.enter_context(Progress(run.steps, config.stage.name, shown=trainer.headlines, mode=mode))
         asked = stack.enter_context(_signals())
         vote = processes.make_vote(run.mesh)
-        recorder = Recorder(run, writer, progress, meta.get("metrics", {}), scalar=stage.scalar)
+        recorder = Recorder(run, writer, progress, meta.get("metrics", {}), scalar=trainer.scalar)
         began = time.monotonic() - meta.get("seconds", 0.0)
         first = step
         if not quiet and jax.process_index() == 0:
-            print(_introduction(stage, step), flush=True)
+            print(_introduction(trainer, step), flush=True)
 
         def save() -> None:
-            position = step * len(stage.phases) + phase
+            position = step * len(trainer.phases) + phase
             if checkpointer.latest() == position:
                 return
             watchdog.at(f"saving step {step}", patient=True)
@@ -114,7 +113,7 @@ def train(
                 "phase": phase,
                 "seconds": time.monotonic() - began,
                 "loader": loader.get_state(),
-                "fingerprint": stage.fingerprint,
+                "fingerprint": trainer.fingerprint,
                 "metrics": recorder.metrics(),
             }
             writer.flush()  # a run that goes on from here does not write these lines again
@@ -122,8 +121,8 @@ def train(
 
         def evaluate() -> dict[str, float]:
             watchdog.at(f"the evaluation after step {step}", patient=True)
-            values = stage.evaluate(state) if run.held_out is not None else {}
-            return values | (probe(step, stage.params(state)) if probe else {})
+            values = trainer.evaluate(state) if run.held_out is not None else {}
+            return values | (probe(step, trainer.params(state)) if probe else {})
 
         def stop_here() -> bool:
             wanted = vote(bool(asked))  # by every process, whatever stop_at says
@@ -134,15 +133,15 @@ def train(
             watchdog.at(f"step {step + 1}", patient=step < first + 2)
             batch = run.put(next(loader)) if phase == 0 else None
             if step == 0 and phase == 0:
-                stage.verify(state, batch)
+                trainer.verify(state, batch)
             recorder.begin(batch)
-            while phase < len(stage.phases):
-                name, function = stage.phases[phase]
+            while phase < len(trainer.phases):
+                name, function = trainer.phases[phase]
                 watchdog.at(f"step {step + 1}, {name} phase", patient=step < first + 2)
                 state, metrics = function(state, batch)
-                recorder.phase(name, metrics, wait=len(stage.phases) > 1)
+                recorder.phase(name, metrics, wait=len(trainer.phases) > 1)
                 phase += 1
-                if phase < len(stage.phases) and stop_here():
+                if phase < len(trainer.phases) and stop_here():
                     recorder.flush(state)
                     save()
                     raise Stopped(f"stopped in step {step + 1}, after its {name} phase; state saved")
@@ -163,9 +162,9 @@ def train(
         save()
         final = evaluate()
         watchdog.at("writing the model", patient=True)
-        _export(stage, state)
+        _export(trainer, state)
         summary = {
-            "stage": config.stage,
+            "stage": config.stage.name,
             "steps": run.steps,
             "seconds": round(time.monotonic() - began, 2),
             "train": recorder.last,
@@ -183,13 +182,13 @@ def train(
     return summary
 
 
-def _introduction(stage: Stage, step: int) -> str:
-    run = stage.run
-    size = count_params(run.abstract_params(scalar=stage.scalar))
+def _introduction(trainer: Trainer, step: int) -> str:
+    run = trainer.run
+    size = count_params(run.abstract_params(scalar=trainer.scalar))
     devices = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items() if n > 1) or "1 device"
-    rows, batch_size = run.train.rows, run.config.batch_size
+    rows, batch_size = run.train.rows, run.rows_per_step
     lines = [
-        f"{run.config.stage}: {size:,} parameters on {devices}; data: {run.train.report}; packed into "
+        f"{run.config.stage.name}: {size:,} parameters on {devices}; data: {run.train.report}; packed into "
         f"{len(rows):,} rows, {rows.efficiency:.0%} full; "
         f"{run.steps - step:,} of {run.steps:,} steps to go, {batch_size} rows each, "
         f"{run.epochs:.3g} epochs in all"
@@ -228,13 +227,13 @@ def _evaluated(workdir: Path, step: int) -> bool:
     return any(line["step"] == step and line["kind"] == "eval" for line in read_metrics(workdir))
 
 
-def _start(stage: Stage, checkpointer: Checkpointer, loader: Any) -> tuple[Any, int, int, dict[str, Any]]:
-    run = stage.run
+def _start(trainer: Trainer, checkpointer: Checkpointer, loader: Any) -> tuple[Any, int, int, dict[str, Any]]:
+    run = trainer.run
     latest = checkpointer.latest()
     if latest is None:
-        return stage.init(), 0, 0, {}
-    state, meta = checkpointer.restore(latest, stage.abstract_state)
-    now = describe(run) | {"fingerprint": stage.fingerprint}
+        return trainer.init(), 0, 0, {}
+    state, meta = checkpointer.restore(latest, trainer.abstract_state)
+    now = describe(run) | {"fingerprint": trainer.fingerprint}
     for key, what in {
         "data_fingerprint": "the training data or its tokenisation",
         "fingerprint": "a frozen model (reference or reward)",
@@ -244,19 +243,21 @@ def _start(stage: Stage, checkpointer: Checkpointer, loader: Any) -> tuple[Any, 
                 f"{run.workdir}: {what} is not what this run began with, so it cannot go on as it would have; "
                 f"restore it, or start in another --workdir"
             )
-    _check_changes(run, meta["config"])
+    _check_changes(trainer, meta["config"])
     loader.set_state(meta["loader"])
     return state, meta["step"], meta["phase"], meta
 
 
-def _check_changes(run: Run, before: dict[str, Any]) -> None:
+def _check_changes(trainer: Trainer, before: dict[str, Any]) -> None:
     """Says what a resumed run has set otherwise than it began with; refuses what would make it another run."""
+    run = trainer.run
     workdir, new = run.workdir, settings(run.config)
+    own = tuple(f"config.{run.config.stage.name}.{key}" for key in trainer.changeable)
     # A key that came with a later version of jaxalign was at its default; one that went says nothing any more.
     old = default_settings(run.config) | flat_settings(before)
     changes = {key: (old[key], value) for key, value in new.items() if old[key] != value}
     for key, (was, value) in changes.items():
-        if key not in CHANGEABLE and not key.startswith("config.mesh."):
+        if key not in CHANGEABLE + own and not key.startswith("config.mesh."):
             raise CheckpointError(
                 f"{workdir}: began with {key}={was!r}, and now has {value!r}; go on with the former, or start in "
                 "another --workdir"
@@ -265,14 +266,14 @@ def _check_changes(run: Run, before: dict[str, Any]) -> None:
             print(f"{workdir}: goes on with {key}={value!r} instead of {was!r}", file=sys.stderr)
 
 
-def _export(stage: Stage, state: Any) -> None:
-    run = stage.run
+def _export(trainer: Trainer, state: Any) -> None:
+    run = trainer.run
     save_model(
         run.workdir / MODEL,
-        stage.params(state),
+        trainer.params(state),
         run.model,
         run.tokenizer,
-        scalar=stage.scalar,
+        scalar=trainer.scalar,
         meta=describe(run),
     )
     if run.config.data.chat_template and jax.process_index() == 0:

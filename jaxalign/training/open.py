@@ -39,15 +39,6 @@ from jaxalign.training.saved_model import (
 )
 
 TEMPLATE = "chat_template.jinja"
-KINDS = {
-    "pretrain": "text",
-    "sft": "sft",
-    "reward": "preference",
-    "ppo": "prompt",
-    "dpo": "preference",
-    "orpo": "preference or sft",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
@@ -95,9 +86,14 @@ class Run:
         parts, num_parts = processes.batch_parts(self.mesh)
         return {"parts": parts, "num_parts": num_parts}
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of the data that a step reads: of a stage that samples several completions of a prompt, fewer."""
+        return count_rows(self.config)
+
     def loader(self) -> Any:
         """The training batches, as an iterator of host arrays whose position can be saved."""
-        rows, batch_size = self.train.rows, self.config.batch_size
+        rows, batch_size = self.train.rows, self.rows_per_step
         return make_loader(rows, batch_size, self.config.seed, num_epochs=self.epochs_to_fill, **self.share)
 
     @property
@@ -114,11 +110,11 @@ class Run:
     @property
     def epochs(self) -> float:
         """Passes over the packed rows that all steps make."""
-        return self.epochs_to_fill or self.steps * self.config.batch_size / len(self.train.rows)
+        return self.epochs_to_fill or self.steps * self.rows_per_step / len(self.train.rows)
 
     def batches(self, dataset: Dataset) -> Iterator[Any]:
         """Every row of a dataset once, in order; empty rows fill up the last batch."""
-        return map(self.put, eval_batches(dataset.rows, self.config.batch_size, **self.share))
+        return map(self.put, eval_batches(dataset.rows, self.rows_per_step, **self.share))
 
     def eval_batches(self) -> Iterator[Any]:
         """Every held-out row once; see `batches`."""
@@ -140,11 +136,15 @@ class Run:
         """Slots of a left-padded prompt."""
         return self.train.rows.row_length
 
+    def abstract_rows(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        """An array of a batch, [B, ...], that is not there."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.rows_sharding)
+
     def abstract_params(self, *, scalar: bool = False, model: ModelConfig | None = None) -> Params:
         """Shapes and shardings of the model, or of a scalar model like it."""
         return abstract_params(model or self.model, self.mesh, scalar=scalar)
 
-    def load_init(self, *, required: bool = False) -> Params:
+    def load_init(self) -> Params:
         """The language model in config.model.init_from.
 
         Raises:
@@ -152,7 +152,7 @@ class Run:
         """
         if self.source is None:
             raise ConfigError(
-                f"config.model.init_from is empty: the {self.config.stage} stage starts from a trained model; "
+                f"config.model.init_from is empty: the {self.config.stage.name} stage starts from a trained model; "
                 f"name the folder of a finished run"
             )
         if self.source.scalar:
@@ -186,6 +186,11 @@ class Run:
 def count_updates(config: Config, steps: int) -> int:
     """Updates of the optimizer in `steps` steps: of a step that samples, several."""
     return steps * getattr(config.options, "updates_per_step", 1)
+
+
+def count_rows(config: Config) -> int:
+    """Rows of the data in a step: batch_size, cut by the completions that are sampled of each."""
+    return config.batch_size // getattr(config.options, "samples_per_row", 1)
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
@@ -267,7 +272,7 @@ def default_settings(config: Config) -> dict[str, Any]:
                 out[field.name] = defaults(type(field.default_factory()))
         return out
 
-    values = defaults(Config) | {"stage": config.stage, "options": defaults(type(config.options))}
+    values = defaults(Config) | {"stage": config.stage.name, "options": defaults(type(config.options))}
     return flat_settings(json.loads(json.dumps(values)))
 
 
@@ -287,9 +292,9 @@ def _open(config: Config, workdir: Path) -> Run:
     mesh = jax.sharding.get_mesh()
     inputs = open_inputs(config)
     config = inputs.config
-    train, held_out = build_datasets(config.data, inputs.tokenizer, KINDS[config.stage])
+    train, held_out = build_datasets(config.data, inputs.tokenizer, config.stage.data)
     total = rows_of_epochs(train.rows, config.num_epochs)
-    steps = config.num_steps or -(-total // config.batch_size)
+    steps = config.num_steps or -(-total // count_rows(config))
     updates = count_updates(config, steps)
     parallel.check_divides(
         mesh, "batch_size / config.num_microbatches", config.batch_size // config.num_microbatches

@@ -16,6 +16,7 @@ from jaxalign.training.open import Run, describe
 from jaxalign.training.progress import Progress
 from jaxalign.training.writer import MetricWriter
 
+SKIPPED = "skipped_steps"  # the metric that counts updates left out
 NONFINITE = "nonfinite"  # where, in a run's folder, the state before an update that failed is saved
 
 
@@ -102,7 +103,8 @@ class Recorder:
             self.writer.write(step, values, kind="train")
 
     def _check_finite(self, step: int, values: dict[str, float], rows: Any, state: Any) -> None:
-        skipped = max(values["skipped_steps"], values.get("critic/skipped_steps", 0.0))
+        # Of every model that a stage trains: critic/skipped_steps, for instance.
+        skipped = max(x for name, x in values.items() if name.endswith(SKIPPED))
         if not skipped or self.run.config.on_nonfinite == "skip":
             return
         records = [] if rows is None else sorted({int(r) for r in everywhere(rows).ravel() if r >= 0})

@@ -1,0 +1,159 @@
+"""The second half of a step that samples: minibatches of a rollout through the updates of policy and critic."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.data import Batch
+from jaxalign.errors import StepZeroError
+from jaxalign.losses.metrics import Mean, Metrics, finalize, masked_mean, merge, normalized
+from jaxalign.models import ModelConfig, Params
+from jaxalign.models.scoring import score_batch
+from jaxalign.rl.config import OnPolicyConfig
+from jaxalign.rl.rollout import OnPolicyState, Rollout
+from jaxalign.training.open import Run
+from jaxalign.training.stage import Totals, add_router_losses, real_tokens
+from jaxalign.training.state import Objective, Update, moving_average
+
+
+def mix_text(objective: Objective, model: ModelConfig, coef: float) -> Objective:
+    """The objective on (episodes, text): of the text, where there is some, coef times its mean NLL is added."""
+
+    def mixed(
+        params: Params, batch: tuple[Any, Batch | None], total: Totals, frozen: Any
+    ) -> tuple[jax.Array, Metrics]:
+        episodes, text = batch
+        value, metrics = objective(params, episodes, total, frozen)
+        if text is None:
+            return value, metrics
+        scored = score_batch(params, model, text)
+        nll = masked_mean(-scored.logp, text.loss_mask)
+        ptx, _ = add_router_losses(
+            normalized(nll, total["text"]),
+            {},
+            scored.router,
+            text,
+            {"real_tokens": total["text_real_tokens"]},
+            model,
+        )
+        return value + coef * ptx, metrics | {"ptx/nll": nll}
+
+    return mixed
+
+
+def mixed_totals(totals: Callable[..., Totals]) -> Callable[..., Totals]:
+    """The totals of (episodes, text), for `mix_text`."""
+
+    def mixed(params: Params, batch: tuple[Any, Batch | None], frozen: Any) -> Totals:
+        episodes, text = batch
+        out = totals(params, episodes, frozen)
+        if text is None:
+            return out
+        return out | {"text": text.loss_mask.sum(), "text_real_tokens": real_tokens(text)["real_tokens"]}
+
+    return mixed
+
+
+def make_learner(
+    run: Run,
+    policy_update: Update,
+    value_update: Update | None,
+    *,
+    frozen: dict[str, Params],
+    text_batch: Callable[[int], Any] | None,
+    critic_config: ModelConfig | None,
+) -> Callable[[OnPolicyState, Any], tuple[OnPolicyState, Metrics]]:
+    """The update phase: every minibatch of the rollout in the state through one jitted update a model."""
+    options: OnPolicyConfig = run.config.options
+    E, M = run.config.batch_size, options.num_minibatches
+
+    @jax.jit
+    def minibatch(rollout: Rollout, key: jax.Array, epoch: jax.Array, index: jax.Array) -> Rollout:
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), E)
+        rows = jax.lax.dynamic_slice_in_dim(order, index * (E // M), E // M)
+        return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), rollout)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def drift(reference: Params, params: Params, decay: jax.Array) -> Params:
+        return moving_average(reference, params, decay)
+
+    def update(state: OnPolicyState, batch: Any) -> tuple[OnPolicyState, Metrics]:
+        policy, critic = state.policy, state.critic
+        step = int(policy.step)  # once a rollout: the pretraining text is picked by number
+        seen: list[Metrics] = []
+        updates, stopped = 0, False
+        for i in range(options.passes * M):
+            part = minibatch(state.rollout, state.key, i // M, i % M)
+            metrics: Metrics = {}
+            if not stopped:
+                text = text_batch(step + i) if text_batch else None
+                failed = 0 if critic is None else critic.skipped
+                policy, metrics = policy_update(policy, (part, text), frozen, failed)
+                metrics.pop("policy/entropy_avg", None)  # the rollout's, over all episodes, is the one reported
+                updates += 1
+                if step + i == 0:
+                    _verify_ratio(metrics, run.model)
+                if options.early_stop_kl:
+                    stopped = float(finalize(metrics)["policy/approxkl_avg"]) > options.early_stop_kl
+            if critic is not None and value_update is not None and critic_config is not None:
+                first = int(critic.step) == 0
+                critic, more = value_update(critic, part, {}, policy.skipped)
+                if first:
+                    _verify_values(more, critic_config)
+                shared = ("loss", "grad_norm", "skipped_steps", "learning_rate")
+                more = {
+                    f"critic/{name}" if name in shared or name.startswith("router/") else name: x
+                    for name, x in more.items()
+                }
+                metrics = metrics | more
+            seen.append(metrics)
+        merged = merge_ragged(seen)
+        merged["policy/updates"] = Mean(jnp.float32(updates), jnp.ones(()))
+        state = state.replace(policy=policy, critic=critic, key=jax.random.split(state.key, 1)[0])
+        if state.reference is not None:
+            state = state.replace(reference=drift(state.reference, policy.params, 1 - options.reference_rate))
+        if state.average is not None:
+            state = state.replace(average=drift(state.average, policy.params, options.average_decay))
+        return state, merged
+
+    return update
+
+
+def merge_ragged(seen: list[Metrics]) -> Metrics:
+    """Metrics of several programs as one, each name over those that have it."""
+    # On the host: a handful of scalars is not worth programs that span every device of the mesh.
+    seen = jax.device_get(seen)
+    names = dict.fromkeys(name for metrics in seen for name in metrics)
+    merged: Metrics = {}
+    for name in names:
+        values = [metrics[name] for metrics in seen if name in metrics]
+        merged |= merge({name: jax.tree.map(lambda *xs: np.stack(xs), *values)})
+    if "val/ratio" in merged:
+        mean = finalize({"r": merged["val/ratio"], "s": merged.pop("val/ratio_sq")})
+        merged["val/ratio_var"] = Mean(mean["s"] - jnp.square(mean["r"]), jnp.ones(()))
+    return merged
+
+
+def _verify_values(metrics: Metrics, model: ModelConfig) -> None:
+    clipped = float(finalize(metrics)["val/clipfrac_avg"])
+    if clipped > (0.0 if model.dtype == "float32" else 0.05):  # bfloat16 rounds large values by as much
+        raise StepZeroError(
+            f"before the critic's first update no value can have left its clipping range, yet val/clipfrac_avg is "
+            f"{clipped:.4f}; rollout and update compute different values"
+        )
+
+
+def _verify_ratio(metrics: Metrics, model: ModelConfig) -> None:
+    if "val/ratio" not in metrics or not float(metrics["val/ratio"].weight):
+        return  # a loss without one, or a minibatch of the empty rows that fill up a last batch
+    ratio = {name: float(x) for name, x in finalize(metrics).items() if name.startswith("val/ratio")}
+    tolerance = 1e-4 if model.dtype == "float32" else 0.05
+    if not all(abs(x - 1) <= tolerance for x in ratio.values()):
+        raise StepZeroError(
+            f"before the first update π_θ / π_old must be 1, but its mean is {ratio['val/ratio']:.6f} and its mean "
+            f"square {ratio['val/ratio_sq']:.6f}; rollout and update compute different log-probabilities"
+        )

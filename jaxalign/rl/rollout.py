@@ -1,0 +1,150 @@
+"""The first half of a step that samples: completions, and what models and reward functions say of them.
+
+Shapes: E completions, k of each prompt, P prompt slots, N new tokens, T = P + N.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxalign.data import PromptBatch, Tokenizer
+from jaxalign.losses.advantages import kl_estimate, shape_scores
+from jaxalign.losses.metrics import Max, Mean, Metrics, masked_mean
+from jaxalign.losses.running_moments import RunningMoments
+from jaxalign.models import ModelConfig, Params
+from jaxalign.models.scoring import exact_kl, score_tokens, segment_rewards, token_values
+from jaxalign.rl.config import RewardedConfig
+from jaxalign.sampling.generate import Completions, close, join
+from jaxalign.training.flops import count_work
+from jaxalign.training.open import local_rows
+from jaxalign.training.state import TrainState
+
+
+@flax.struct.dataclass
+class Rollout:
+    """Completions as the update needs them, aligned with tokens: [E, T]. `mask` marks the sampled tokens."""
+
+    tokens: jax.Array  # int32
+    positions: jax.Array  # int32
+    segment_ids: jax.Array  # int32
+    mask: jax.Array  # float32
+    old_logp: jax.Array  # float32, of the policy that sampled, by the same forward pass that trains
+    advantages: jax.Array | None = None  # float32
+    old_values: jax.Array | None = None  # float32, as the critic put them out
+    returns: jax.Array | None = None  # float32, on the scale that the critic is trained on
+    ref_logp: jax.Array | None = None  # float32, of the reference
+
+
+@flax.struct.dataclass
+class OnPolicyState:
+    """Everything that a run which samples must find again to go on bit for bit. What a stage has not is None."""
+
+    policy: TrainState
+    critic: TrainState | None
+    kl_coef: jax.Array | None  # float32
+    moments: RunningMoments | None  # of returns
+    reference: Params | None  # only a moving one; a fixed one is loaded again
+    average: Params | None  # of the policy's weights
+    rollout: Rollout  # what the update phase works on
+    key: jax.Array
+
+
+def repeat_rows(batch: Any, count: int) -> Any:
+    """Every row of a batch `count` times in a row."""
+    return batch if count == 1 else jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch)
+
+
+def completion_texts(completions: Completions, tokenizer: Tokenizer, stop_ids: tuple[int, ...]) -> list[str]:
+    """The completions of this process's rows as text, without their stop tokens."""
+    tokens, mask = local_rows(completions.tokens), local_rows(completions.mask)
+    texts = []
+    for ids, live in zip(tokens, mask, strict=True):
+        ids = ids[: int(live.sum())]
+        texts.append(tokenizer.decode([int(i) for i in ids if i not in stop_ids]))
+    return texts
+
+
+def score_completions(
+    policy: Params,
+    critic: Params | None,
+    reference: Params | None,
+    reward_model: Params | None,
+    prompts: PromptBatch,
+    completions: Completions,
+    *,
+    model: ModelConfig,
+    critic_model: ModelConfig | None = None,
+    reward_config: ModelConfig | None = None,
+    temperature: float = 1.0,
+    kl_estimator: str = "k1",
+) -> dict[str, jax.Array]:
+    """What models say of the sampled completions, of which each prompt may have several.
+
+    Returns:
+      tokens, positions, segment_ids, mask [E, T]; old_logp, entropy float32 [E, T]; with a critic old_values [E, T];
+      with a reference ref_logp, kl (by the estimator) and kl1 (log π / π_ref) [E, T]; scores [E] with a reward model,
+      which reads a completion to the end that sequences had when it was trained.
+    """
+    prompts = repeat_rows(prompts, len(completions.tokens) // len(prompts.tokens))
+    *tokens, mask = join(prompts.tokens, prompts.positions, prompts.segment_ids, completions)
+    mine = score_tokens(policy, model, *tokens, temperature=temperature, with_entropy=True)
+    out = {"tokens": tokens[0], "positions": tokens[1], "segment_ids": tokens[2], "mask": mask}
+    out |= {"old_logp": mine.logp, "entropy": mine.entropy}
+    if reference is not None:
+        ref_logp = score_tokens(reference, model, *tokens, temperature=temperature).logp
+        out |= {"ref_logp": ref_logp, "kl1": kl_estimate(mine.logp, ref_logp, "k1")}
+        if kl_estimator == "exact":
+            out["kl"] = exact_kl(policy, reference, model, *tokens, temperature=temperature)
+        else:
+            out["kl"] = kl_estimate(mine.logp, ref_logp, kl_estimator)
+    if critic is not None:
+        out["old_values"] = token_values(critic, critic_model, *tokens)
+    if reward_model is not None:
+        if prompts.ending is not None:
+            completions = close(completions, prompts.ending)
+        *tokens, _ = join(prompts.tokens, prompts.positions, prompts.segment_ids, completions)
+        out["scores"] = segment_rewards(reward_model, reward_config, *tokens, 1)[:, 0]
+    return out
+
+
+def shape(scores: jax.Array, completions: Completions, options: RewardedConfig) -> jax.Array:
+    """Scores [E] as they are learned from: scaled, clipped, less the penalty of a missing end."""
+    return shape_scores(
+        scores,
+        has_eos=completions.stopped,
+        missing_eos_penalty=options.missing_eos_penalty,
+        clip=options.reward_clip,
+        scale=options.reward_scale,
+    )
+
+
+def rollout_metrics(
+    scored: dict[str, jax.Array], scores: jax.Array | None, completions: Completions
+) -> Metrics:
+    """What every stage that samples reports of a rollout."""
+    N = completions.logp.shape[1]
+    gap = jnp.abs(completions.logp - scored["old_logp"][:, -N:])
+    length = completions.mask.sum(1)
+    each = (length > 0).astype(jnp.float32)
+    metrics: Metrics = {
+        "objective/entropy": masked_mean(jnp.sum(-scored["old_logp"] * scored["mask"], axis=1), each),
+        "policy/entropy_avg": masked_mean(scored["entropy"], scored["mask"]),
+        "val/num_eos_tokens": Mean(jnp.sum(completions.stopped * each), jnp.ones(())),
+        "completions/mean_length": masked_mean(length, each),
+        "completions/clipped_ratio": masked_mean(1.0 - completions.stopped.astype(jnp.float32), each),
+        "rollout_logp_diff": masked_mean(gap, completions.mask),
+        "rollout_logp_diff_max": Max(jnp.max(gap * completions.mask)),
+    }
+    if scores is not None:
+        metrics["objective/scores"] = masked_mean(scores, each)
+    if "kl1" in scored:
+        metrics["objective/kl"] = masked_mean(jnp.sum(scored["kl1"] * scored["mask"], axis=1), each)
+    return metrics | count_work(scored["segment_ids"], scored["positions"])
+
+
+def plain_rollout(scored: dict[str, jax.Array], **more: jax.Array) -> Rollout:
+    """The parts of a rollout that are as the models put them out."""
+    kept = ("tokens", "positions", "segment_ids", "mask", "old_logp", "old_values", "ref_logp")
+    return Rollout(**({name: scored[name] for name in kept if name in scored} | more))

@@ -1,0 +1,168 @@
+"""A stage of one phase: batch -> loss -> gradient -> update, of one model on given data."""
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.data import abstract_batch
+from jaxalign.errors import ConfigError
+from jaxalign.losses.metrics import Metrics, finalize, merge
+from jaxalign.models import ModelConfig, Params
+from jaxalign.models.flops import step_flops
+from jaxalign.models.frozen import FrozenConfig, abstract_keep, keep
+from jaxalign.training.open import Run
+from jaxalign.training.reference import score_dataset
+from jaxalign.training.saved_model import SavedModel, find_model, fingerprint
+from jaxalign.training.state import TrainState, abstract_train_state, make_state
+from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS, Program, Trainer
+
+if TYPE_CHECKING:
+    from jaxalign.training.stage import FrozenModel, Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenModels:
+    """The models that a loss reads: their parameters, architectures and a digest of them all."""
+
+    params: dict[str, Params]
+    configs: dict[str, ModelConfig]  # of those that are not like the trained model
+    digest: str
+
+
+def build_trainer(stage: "Stage", run: Run) -> Trainer:
+    """The stage's trainer for the loop.
+
+    Raises:
+      ConfigError: config.frozen is set, and there is no frozen model.
+    """
+    options = run.config.options
+    run, frozen = load_frozen(stage.frozen(options), run)
+    if not frozen.digest and run.config.frozen != FrozenConfig():
+        raise ConfigError(
+            f"config.frozen is {run.config.frozen}, but this run holds no frozen model; leave it as it is by default"
+        )
+    train_step = stage.step(run.config, run.model, frozen.configs, total_steps=run.updates)
+    objective = stage.objective(run.model, options, frozen.configs)
+    evaluate_batch = jax.jit(objective)
+    whole = jax.jit(stage.total(run.model, options))
+    abstract = abstract_train_state(run.abstract_params(scalar=stage.scalar), run.optimizer, run.mesh)
+
+    @functools.cache
+    def held_out_totals() -> dict[str, jax.Array]:
+        sums = [whole(None, batch, {}) for batch in run.eval_batches()]
+        return functools.reduce(add_trees, sums)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        losses, merged = [], None
+        for batch in run.eval_batches():
+            # Each batch's loss divides by the totals of them all: so they add up to the loss of all data.
+            value, metrics = evaluate_batch(state.params, batch, held_out_totals(), frozen.params)
+            losses.append(value)
+            merged = metrics if merged is None else merge_two(merged, metrics)
+        values = finalize(merged) | {"loss": sum(map(float, losses))} if merged is not None else {}
+        return {f"eval/{name}": float(x) for name, x in values.items()}
+
+    def verify(state: TrainState, batch: Any) -> None:
+        if stage.step_zero is not None:
+            stage.step_zero(run, state.params, batch, frozen.params)
+
+    return Trainer(
+        run=run,
+        abstract_state=abstract,
+        init=lambda: make_state(run.init_params(scalar=stage.scalar), run.optimizer, abstract),
+        phases=(("update", lambda state, batch: train_step(state, batch, frozen.params)),),
+        evaluate=evaluate,
+        params=lambda state: state.params,
+        scalar=stage.scalar,
+        verify=verify,
+        headlines=stage.headlines,
+        changeable=stage.changeable,
+        fingerprint=frozen.digest,
+    )
+
+
+def load_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> tuple[Run, FrozenModels]:
+    """Loads the models that a loss reads; of those to be scored beforehand the data keep their scores alone.
+
+    Raises:
+      ConfigError: a model is a reward model, or has other tokens than the trained one.
+      CheckpointError: it is missing or damaged.
+    """
+    params: dict[str, Params] = {}
+    configs: dict[str, ModelConfig] = {}
+    digests = []
+    for name, model in sorted(wanted.items()):
+        if model.path:
+            found = find_language_model(model.path, model.key, run)
+            loaded = found.load(run.mesh)
+            configs[name] = dataclasses.replace(
+                found.config, dtype=run.model.dtype, attention=run.model.attention
+            )
+        else:
+            loaded = run.load_init()
+        digests.append(f"{name}:{fingerprint(loaded)}")
+        if model.precompute:
+            run = score_dataset(run, loaded)
+        else:
+            params[name] = keep(loaded, run.config.frozen)
+    return run, FrozenModels(params, configs, "-".join(digests))
+
+
+def find_language_model(path: str, key: str, run: Run) -> SavedModel:
+    """The language model in `path` that the config key names, with the tokenizer of the trained one.
+
+    Raises:
+      ConfigError: it is a reward model, or has other tokens. CheckpointError: it is missing or damaged.
+    """
+    found = find_model(path, key)
+    if found.scalar:
+        raise ConfigError(f"{key}={path!r} is a reward model; name a language model")
+    check_same_tokenizer(found, path, key, run)
+    return found
+
+
+def check_same_tokenizer(found: SavedModel, path: str, key: str, run: Run) -> None:
+    """Raises ConfigError unless a model reads the tokens that the trained one writes."""
+    if run.source is not None and found.tokenizer_digest() != run.source.tokenizer_digest():
+        raise ConfigError(
+            f"{key}={path!r} has another tokenizer than config.model.init_from; train it from "
+            f"a model with the policy's tokenizer"
+        )
+
+
+def update_program(stage: "Stage", run: Run) -> Program:
+    """The stage's one step with abstract arguments."""
+    config = run.config
+    params = run.abstract_params(scalar=stage.scalar)
+    state = abstract_train_state(params, run.optimizer, run.mesh)
+    wanted = stage.frozen(config.options)
+    # What a frozen model of another architecture takes cannot be known before it is there.
+    frozen = {name: abstract_keep(params, config.frozen) for name, x in wanted.items() if not x.precompute}
+    batch = abstract_batch(stage.data, config.data, config.batch_size, run.abstract_rows)
+    tokens = config.batch_size * config.data.row_length
+    pairs = tokens * (min(config.data.max_length, config.data.row_length) + 1) / 2
+    return Program(
+        name="update",
+        function=stage.step(config, run.model, total_steps=run.updates),
+        arguments=(state, batch, frozen),
+        kinds={PARAMETERS: state.params, OPTIMIZER: state.opt_state, FROZEN: frozen},
+        tokens=tokens,
+        # A frozen model runs forward only.
+        model_flops=step_flops(run.model, tokens, pairs, scalar=stage.scalar, passes=3 + len(frozen)),
+        parameters=params["transformer"] if stage.scalar else params,
+        passes=config.num_microbatches * (2 + len(frozen)),
+    )
+
+
+@jax.jit
+def merge_two(a: Metrics, b: Metrics) -> Metrics:
+    """Metrics of two batches as those of both."""
+    return merge(jax.tree.map(lambda x, y: jnp.stack((x, y)), a, b))
+
+
+def add_trees(a: Any, b: Any) -> Any:
+    """The sum of two trees, leaf by leaf."""
+    return jax.tree.map(jnp.add, a, b)
