@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.data import PairBatch
-from jaxalign.errors import ConfigError, StepZeroError
-from jaxalign.losses.dpo import dpo_loss
+from jaxalign.errors import StepZeroError
+from jaxalign.losses.dpo import DPOObjective, dpo_loss
 from jaxalign.losses.metrics import Metrics
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.scoring import score_tokens
@@ -27,22 +27,10 @@ from jaxalign.training.stage import Stage
 
 
 @dataclasses.dataclass(frozen=True)
-class DPOConfig:
+class DPOConfig(DPOObjective):
     """config.dpo"""
 
-    beta: float = 0.1  # strength of the tie to the reference
-    variant: str = "sigmoid"  # sigmoid, robust, hinge, ipo (sequence sums) or ipo_mean (per token, as TRL)
-    label_smoothing: float = 0.0  # probability that a label is flipped: cDPO (sigmoid) or robust DPO
-    length_normalized: bool = False  # log-ratios per token, as in Tülu 3
-    reference_free: bool = False  # a uniform reference
-    # γ: by how much β times the difference should be positive; see `dpo_loss` on SimPO.
-    target_margin: float = 0.0
-    nll_coef: float = 0.0  # adds the chosen response's mean NLL
     precompute_reference: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ConfigError(f"config.dpo.beta={self.beta} must be positive")
 
 
 def loss(
@@ -64,22 +52,14 @@ def loss(
         ref_chosen, ref_rejected = pair_sums(jax.lax.stop_gradient(ref_logp) * batch.loss_mask, batch)
     elif not options.reference_free:
         ref_chosen, ref_rejected = pick(batch.ref_logp, batch)
-    chosen_length, rejected_length = pair_sums(batch.loss_mask, batch)
     result = dpo_loss(
         chosen,
         rejected,
         ref_chosen,
         ref_rejected,
         batch.weight,
-        chosen_length=chosen_length,
-        rejected_length=rejected_length,
-        beta=options.beta,
-        variant=options.variant,
-        label_smoothing=options.label_smoothing,
-        target_margin=options.target_margin,
-        length_normalized=options.length_normalized,
-        reference_free=options.reference_free,
-        nll_coef=options.nll_coef,
+        options,
+        lengths=pair_sums(batch.loss_mask, batch),
         normalizer=total["pairs"],
     )
     return with_router_losses(result, scored.router, batch, total, model)

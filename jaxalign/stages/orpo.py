@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxalign.data import PairBatch
 from jaxalign.errors import ConfigError
 from jaxalign.losses.metrics import Metrics
-from jaxalign.losses.orpo import orpo_loss
+from jaxalign.losses.orpo import SequenceNLL, orpo_loss
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.scoring import predicted, score_tokens
 from jaxalign.stages.pairs import pair_sums
@@ -69,19 +69,15 @@ def loss(
     logp = scored.logp
     mask = nll_mask(batch, options)
     chosen, rejected = pair_sums(logp * batch.loss_mask, batch)
-    chosen_length, rejected_length = pair_sums(batch.loss_mask, batch)
     nll, _ = pair_sums(-logp * mask, batch)
     nll_length, _ = pair_sums(mask, batch)
     result = orpo_loss(
         chosen,
         rejected,
         compared(batch),
-        chosen_length=chosen_length,
-        rejected_length=rejected_length,
-        nll=nll,
-        nll_length=nll_length,
         coef=options.coef,
-        nll_weight=batch.weight,
+        lengths=pair_sums(batch.loss_mask, batch),
+        nll=SequenceNLL(nll, nll_length, batch.weight),
         normalizer=total["pairs"],
         nll_normalizer=total["tokens"],
     )

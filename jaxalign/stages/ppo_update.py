@@ -12,7 +12,7 @@ import optax
 from jaxalign.errors import StepZeroError
 from jaxalign.losses import running_moments
 from jaxalign.losses.metrics import Mean, Metrics, finalize, merge
-from jaxalign.losses.ppo import policy_loss, value_loss
+from jaxalign.losses.ppo import PPOObjective, policy_loss, value_loss
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.scoring import routed_values, score_tokens
 from jaxalign.stages.ppo_config import PPOConfig
@@ -69,10 +69,8 @@ def policy_objective(
         episodes.old_logp,
         episodes.advantages,
         episodes.mask,
-        clip=options.clip,
-        clip_high=options.clip_high,
+        PPOObjective(options.clip, options.clip_high, options.entropy_coef),
         entropy=scored.entropy,
-        entropy_coef=options.entropy_coef,
         normalizer=total["episodes"],
     )
     value, metrics = with_router_losses((value, metrics), scored.router, episodes, total, model)
