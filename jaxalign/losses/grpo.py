@@ -31,21 +31,23 @@ _CHOICES = {
 class GRPOObjective:
     """The settings of `grpo_loss` and `group_advantages`. Raises ConfigError for a value that cannot work."""
 
+    # Ratios are clipped to [1 - clip, 1 + clip_high]; None means that clip_high equals clip.
     clip: float = 0.2
-    # The upper clip where it differs; None for `clip`.
     clip_high: float | None = None
-    # β, weight of the estimate of KL(π ‖ π_ref) in the loss.
+    # β, the weight of the KL estimate in the loss.
     beta: float = 0.0
-    # What the loss is a mean over: grpo, sequences of the mean over tokens; dapo or bnpo, tokens (to TRL bnpo
-    # means those of one microbatch, which would let microbatches change the loss); dr_grpo, token places.
+    # How token losses are averaged. grpo: in each sequence, then over sequences. dapo and bnpo: over all tokens
+    # (in TRL bnpo averages over one microbatch, but here microbatches never change the loss). dr_grpo: their
+    # sum is divided by the number of sequences times max_new_tokens.
     loss_type: str = "dapo"
-    # The ratio that is clipped: a token's; the geometric mean of a sequence's (TRL: "sequence"); their product.
+    # Which ratio is clipped: that of each token, its geometric mean over the sequence (which TRL calls
+    # "sequence"), or its product over the sequence.
     importance: str = "token"
-    # What an advantage is above: the mean of its whole group, or of the others in it.
+    # The baseline of a score is the mean of its whole group, or of the other scores in the group.
     baseline: str = "mean"
-    # What it is divided by: the standard deviation of the group's scores, of the batch's, or nothing.
+    # Advantages are divided by the standard deviation of scores in the group or in the batch, or not at all.
     scale: str = "group"
-    # The config section that errors name.
+    # Errors name the keys of this section of the config.
     section = "config.grpo"
 
     def __post_init__(self) -> None:
@@ -57,12 +59,12 @@ class GRPOObjective:
 
 
 def group_advantages(scores: jax.Array, objective: GRPOObjective) -> tuple[jax.Array, Metrics]:
-    """Scores less their group's baseline, over (standard deviation + 1e-4) unless scale is "none": [G, k].
+    """(score - baseline) / (standard deviation + 1e-4), without the division if scale is "none": [G, k].
 
-    The deviation has the divisor n - 1, as in TRL. A group whose scores are all equal gets exactly 0. Args:
-    float32 `scores` of k samples of each of G prompts, the whole batch. Metrics, as in TRL: `reward`,
-    `reward_std` over the batch, and `frac_reward_zero_std`, the share of groups with equal scores. Raises
-    ConfigError for k = 1, TypeError for wrong arrays.
+    The deviation has the divisor n - 1, as in TRL. A group whose scores are all equal gets exactly 0.
+    Args: float32 `scores` [G, k] of k samples for each of G prompts, the whole batch. Metrics, as in TRL:
+    `reward`, `reward_std` over the batch, and `frac_reward_zero_std`, the share of groups with equal scores.
+    Raises ConfigError for k = 1, TypeError for wrong arrays.
     """
     require_float32(scores=scores)
     if scores.ndim != 2 or scores.shape[1] < 2:
@@ -82,12 +84,15 @@ def group_advantages(scores: jax.Array, objective: GRPOObjective) -> tuple[jax.A
         "reward_std": Mean(spread, jnp.ones(())),
         "frac_reward_zero_std": Mean(jnp.sum(equal, dtype=jnp.float32), jnp.float32(groups)),
     }
-    # The mean of equal numbers may differ from them by rounding, which 1 / 1e-4 would blow up.
+    # The mean of equal numbers may differ from them by rounding, which a division by 1e-4 would enlarge.
     return jnp.where(equal, 0.0, above), metrics
 
 
 def grpo_normalizer(mask: jax.Array, objective: GRPOObjective, max_new_tokens: int) -> jax.Array:
-    """What `grpo_loss` divides by: the number of sequences, tokens or token places in the global batch's mask."""
+    """What `grpo_loss` divides by, from the mask [E, T] of the global batch: a float32 scalar.
+
+    For grpo the number of sequences with tokens, for dr_grpo that times `max_new_tokens`, else Σ mask.
+    """
     sequences = jnp.sum(jnp.any(mask != 0, axis=1), dtype=jnp.float32)
     counts = {"grpo": sequences, "dr_grpo": sequences * max_new_tokens}
     return counts.get(objective.loss_type, jnp.sum(mask))
@@ -103,29 +108,30 @@ def grpo_loss(
     ref_logp: jax.Array | None = None,
     normalizer: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """Mean of the `clipped_surrogate` of π / π_old + β (exp(-d) - 1 + d) with d = log π / π_ref, held above -20.
+    """Mean of the `clipped_surrogate` of r = π / π_old, plus β times that of exp(-d) - 1 + d, d = log π/π_ref.
 
-    arXiv 2402.03300 eq. 3 and 4; `GRPOObjective` says what the mean is over and which ratio is clipped.
-    Gradients reach `logp` only.
+    GRPO, arXiv 2402.03300 eq. 3 and 4; `GRPOObjective` says how the mean is taken and which ratio is clipped.
+    Gradients reach `logp` only. d is held above -20, so that its exponential stays finite.
 
-    Args: float32 [E, T]; `advantages` that or [E]; `ref_logp` needed unless beta is 0; `normalizer` the
-    `grpo_normalizer` of the global batch, needed by dr_grpo. Metrics: `loss/policy_avg` (without the KL) and
-    `policy/approxkl_avg` as `policy_loss`; as in TRL `clip_ratio/low_mean`, `high_mean`, `region_mean` over
-    tokens, or over sequences where the ratio is a sequence's, `clip_ratio/low_min`, `high_max` over
-    sequences, and `kl` with a reference; `val/ratio`. Raises ConfigError for a missing argument, TypeError or
+    Args: float32 [E, T], but `advantages` may be [E]; `ref_logp` is needed unless beta is 0; `normalizer` is
+    the `grpo_normalizer` of the global batch, which dr_grpo needs. Metrics: `loss/policy_avg` (without the
+    KL), `policy/approxkl_avg` and `val/ratio` as for `policy_loss`; as in TRL `kl` when there is a reference,
+    and how often clipping made the loss larger: `clip_ratio/low_mean`, `clip_ratio/high_mean` and
+    `clip_ratio/region_mean` over tokens (over sequences if the ratio is a sequence's), `clip_ratio/low_min`
+    and `clip_ratio/high_max` over sequences. Raises ConfigError for a missing argument, TypeError or
     ValueError for wrong arrays.
     """
     if ref_logp is None and (is_traced(objective.beta) or objective.beta):
         raise ConfigError(f"{objective.section}.beta={objective.beta} needs a reference; pass ref_logp, or 0")
     if normalizer is None and objective.loss_type == "dr_grpo":
-        raise ConfigError("loss_type='dr_grpo' divides by token places; pass normalizer=grpo_normalizer(...)")
+        raise ConfigError("loss_type='dr_grpo' reads max_new_tokens; pass normalizer=grpo_normalizer(...)")
     if advantages.shape == mask.shape[:1]:
         advantages = jnp.broadcast_to(advantages[:, None], mask.shape)
     require_float32(logp=logp, old_logp=old_logp, advantages=advantages, mask=mask, ref_logp=ref_logp)
     old_logp, advantages = lax.stop_gradient((keep(old_logp, mask), keep(advantages, mask)))
     logp = keep(logp, mask)
     length = jnp.sum(mask, axis=1, keepdims=True)
-    # A mask whose rows add up to 1, or 0: means weighted with it are over sequences.
+    # The weights of a mean over sequences: they add up to 1 in each sequence that has tokens.
     share = mask / jnp.where(length == 0, 1.0, length)
     log_ratio = token_ratio = logp - old_logp
     if objective.importance != "token":

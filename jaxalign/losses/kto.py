@@ -23,7 +23,7 @@ class KTOObjective:
     beta: float = 0.1
     # kto, or apo_zero_unpaired, which has no baseline.
     variant: str = "kto"
-    # λ_D and λ_U. The paper wants λ_D · desirable entries : λ_U · undesirable entries between 1 and 3/2.
+    # λ_D and λ_U, with which the two sides can weigh alike though the data has more of one.
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
 
@@ -41,11 +41,12 @@ class KTOObjective:
 def kl_baseline(kl_logp: jax.Array, ref_kl_logp: jax.Array, weight: jax.Array) -> jax.Array:
     """z = max(0, mean of log π(y'|x) - log π_ref(y'|x)), a float32 scalar without gradient.
 
-    KTO, arXiv 2402.01306 §4.1: y' is the completion of another prompt, so that z estimates KL(π ‖ π_ref). The
+    KTO, arXiv 2402.01306: y' is the completion of another prompt, so that z estimates KL(π ‖ π_ref). The
     maximum is not linear: the baselines of a batch's slices do not add up to that of the batch. Call this
-    once on the [B, P] sums of the whole global batch, before the losses of its slices; no gradient passes
-    through it, so a forward pass ahead costs nothing more. TRL takes the mean over one microbatch of all
-    processes instead, and so its loss changes with the number of microbatches.
+    once on the [B, P] sums of the whole global batch, before the losses of its slices. That needs no second
+    pass, since no gradient goes through the mismatched completions: their forward pass moves ahead of the
+    others. TRL takes the mean over one microbatch of all processes instead, so that its loss changes with
+    the number of microbatches.
 
     Args: sequence sums of log-probabilities of the mismatched completions, and `weight` 0 where there is
     none, float32 of one shape. Raises TypeError or ValueError for wrong arrays.
@@ -66,9 +67,9 @@ def kto_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Weighted mean over completions of λ_D (1 - σ(β (r - z))), or λ_U (1 - σ(β (z - r))) if undesirable.
 
-    KTO, arXiv 2402.01306 eq. 7 and 8, with r = log π/π_ref of the completion and z its KL baseline `kl`.
-    The variant apo_zero_unpaired puts 0 in the place of z: an unpaired form of arXiv 2408.06266 eq. 7. As in
-    TRL the mean is over all completions, whatever their λ.
+    KTO, arXiv 2402.01306, with r = log π/π_ref of the completion and z the KL baseline `kl`. The variant
+    apo_zero_unpaired puts 0 in the place of z: APO-zero (arXiv 2408.06266) for single completions, as in TRL.
+    The weights of the mean do not include λ, as in TRL.
 
     Args: sequence sums of log-probabilities and the completions' `weight` (0 for no entry), float32 of one
     shape, [B, P]; `ref_logp` is constant; `desirable` of that shape too, bool, or float32 with 0 for

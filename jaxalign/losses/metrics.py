@@ -16,7 +16,7 @@ class Mean(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The difference of two weighted means over different entries, as the sums of `Mean` for each."""
+    """A difference of two weighted means over different entries, as the two sums of each; 0 if one is empty."""
 
     total: jax.Array
     weight: jax.Array

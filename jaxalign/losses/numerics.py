@@ -30,7 +30,7 @@ def require_float32(**arrays: jax.Array | None) -> None:
 
 
 def is_traced(x: Any) -> bool:
-    """Whether `x` has no value yet, being an argument of a function that JAX transforms."""
+    """Whether `x` is a JAX tracer, which has no value while a function is traced."""
     return isinstance(x, jax.core.Tracer)
 
 

@@ -18,8 +18,8 @@ MAX_LOG_RATIO = 20.0
 class PPOObjective:
     """The settings of `policy_loss`. Raises ConfigError for a clip range that is not positive."""
 
+    # Ratios are clipped to [1 - clip, 1 + clip_high]; None means that clip_high equals clip.
     clip: float = 0.2
-    # The upper clip where it differs; None for `clip`.
     clip_high: float | None = None
     # Weight of the entropy bonus.
     entropy_coef: float = 0.0
@@ -38,11 +38,11 @@ def require_clip(section: str, clip: float, clip_high: float | None) -> None:
 def clipped_surrogate(
     log_ratio: jax.Array, advantages: jax.Array, clip: float, clip_high: float | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """-min(r A, clamp(r, 1 - clip, 1 + clip_high) A) entry by entry, with r and where clipping made it larger.
+    """-min(r A, clamp(r, 1 - clip, 1 + clip_high) A) for each entry, with r = exp(log_ratio).
 
-    PPO, arXiv 1707.06347 eq. 7; r = exp(log_ratio), `clip_high` None means `clip`. Log-ratios are held within
-    ±20, outside of which the gradient is 0. Returns (loss float32, r float32, bool), of the shape of the
-    arguments.
+    PPO, arXiv 1707.06347 eq. 7; `clip_high` None means `clip`. Log-ratios are held within ±20, outside of
+    which the gradient is 0. Returns (loss, r, whether clipping made the loss larger), each of the arguments'
+    shape.
     """
     ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     clipped_ratio = jnp.clip(ratio, 1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))

@@ -148,7 +148,7 @@ def test_before_the_first_update_every_ratio_is_one_and_the_kl_zero():
 
 
 def test_rloo_moves_the_policy_by_reinforce_with_a_leave_one_out_baseline():
-    """arXiv 2402.14740 eq. 8: the gradient of -mean of (R_i - mean of the others) log π(y_i)."""
+    """arXiv 2402.14740: the gradient of -mean of (R_i - mean of the others) log π(y_i)."""
     arrays = make_arrays()
     arrays["mask"][1] = 1
     arrays["old_logp"] = arrays["logp"]
@@ -233,7 +233,7 @@ def test_missing_and_misshapen_arguments_are_refused():
     arrays = make_arrays() | {"ref_logp": None}
     with pytest.raises(ConfigError, match=r"config\.grpo\.beta=0\.1 needs a reference; pass ref_logp"):
         grpo_loss(**arrays, beta=0.1)
-    with pytest.raises(ConfigError, match="divides by token places; pass normalizer="):
+    with pytest.raises(ConfigError, match="reads max_new_tokens; pass normalizer="):
         grpo_loss(**arrays, loss_type="dr_grpo")
     with pytest.raises(ValueError, match=r"shapes differ: .* advantages \(3,\)"):
         grpo_loss(**arrays | {"advantages": np.zeros(3, np.float32)})

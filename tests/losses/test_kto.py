@@ -21,7 +21,7 @@ def make_arrays():
 
 
 def entry_losses(x, z=Z, desirable_weight=1.0, undesirable_weight=1.0):
-    """The paper's value function: λ_y - v(x, y), eq. 7 and 8."""
+    """The paper's loss of a completion: λ_y - v(x, y)."""
     reward = x["logp"] - x["ref_logp"]
     gain, loss = (desirable_weight / (1 + np.exp(-BETA * (reward - z))),
                   undesirable_weight / (1 + np.exp(-BETA * (z - reward))))  # fmt: skip
