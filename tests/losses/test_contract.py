@@ -51,7 +51,7 @@ def pair_case(loss, wrt, **bounds):
 
 
 def grpo_case(**settings):
-    """Without an own normalizer dr_grpo cannot do; its is that of dapo times a constant."""
+    """dr_grpo, which always needs a normalizer, has its tests in test_grpo.py."""
     bounds = {"logp": (-2, -1), "old_logp": (-2, -1), "advantages": (-2, 2), "ref_logp": (-2, -1)}
     case = token_case(partial(grpo_loss, clip=0.2, clip_high=0.3, beta=0.1, **settings), ["logp"], **bounds)
     if settings.get("loss_type") != "grpo":
