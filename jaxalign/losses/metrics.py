@@ -15,6 +15,15 @@ class Mean(NamedTuple):
     weight: jax.Array
 
 
+class Difference(NamedTuple):
+    """A difference of two weighted means over different entries, as the two sums of each; 0 if one is empty."""
+
+    total: jax.Array
+    weight: jax.Array
+    less_total: jax.Array
+    less_weight: jax.Array
+
+
 class Max(NamedTuple):
     """A maximum; -inf when nothing was counted."""
 
@@ -27,9 +36,10 @@ class Min(NamedTuple):
     value: jax.Array
 
 
-Metrics = dict[str, Mean | Max | Min]
+Metric = Mean | Difference | Max | Min
+Metrics = dict[str, Metric]
 
-_REDUCTIONS = {Mean: jnp.sum, Max: jnp.max, Min: jnp.min}
+_REDUCTIONS = {Mean: jnp.sum, Difference: jnp.sum, Max: jnp.max, Min: jnp.min}
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> Mean:
@@ -75,8 +85,11 @@ def finalize(metrics: Metrics) -> dict[str, jax.Array]:
     return {name: _final(metric) for name, metric in metrics.items()}
 
 
-def _final(metric: Mean | Max | Min) -> jax.Array:
+def _final(metric: Metric) -> jax.Array:
     if isinstance(metric, Mean):
         return normalized(metric)
+    if isinstance(metric, Difference):
+        both = (metric.weight != 0) & (metric.less_weight != 0)
+        return jnp.where(both, normalized(Mean(*metric[:2])) - normalized(Mean(*metric[2:])), 0.0)
     nothing = -jnp.inf if isinstance(metric, Max) else jnp.inf
     return jnp.where(metric.value == nothing, 0.0, metric.value)

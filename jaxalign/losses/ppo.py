@@ -1,15 +1,53 @@
 """Proximal policy optimisation: the clipped losses and the adaptive KL coefficient."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxalign.errors import ConfigError
 from jaxalign.losses.metrics import Metrics, masked_mean, normalized
-from jaxalign.losses.numerics import keep, require_float32
+from jaxalign.losses.numerics import keep, require_float32, require_positive
 
 # exp() of a larger log-ratio would overflow squares, and inf * 0 in the backward pass is NaN.
-_MAX_LOG_RATIO = 20.0
+MAX_LOG_RATIO = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOObjective:
+    """The settings of `policy_loss`. Raises ConfigError for a clip range that is not positive."""
+
+    # Ratios are clipped to [1 - clip, 1 + clip_high]; None means that clip_high equals clip.
+    clip: float = 0.2
+    clip_high: float | None = None
+    # Weight of the entropy bonus.
+    entropy_coef: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_clip("config.ppo", self.clip, self.clip_high)
+
+
+def require_clip(section: str, clip: float, clip_high: float | None) -> None:
+    """Raise ConfigError unless both clips, keys of the config's `section`, are positive."""
+    require_positive(f"{section}.clip", clip)
+    if clip_high is not None:
+        require_positive(f"{section}.clip_high", clip_high)
+
+
+def clipped_surrogate(
+    log_ratio: jax.Array, advantages: jax.Array, clip: float, clip_high: float | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """-min(r A, clamp(r, 1 - clip, 1 + clip_high) A) for each entry, with r = exp(log_ratio).
+
+    PPO, arXiv 1707.06347 eq. 7; `clip_high` None means `clip`. Log-ratios are held within ±20, outside of
+    which the gradient is 0. Returns (loss, r, whether clipping made the loss larger), each of the arguments'
+    shape.
+    """
+    ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    clipped_ratio = jnp.clip(ratio, 1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
+    unclipped, clipped = -ratio * advantages, -clipped_ratio * advantages
+    return jnp.maximum(unclipped, clipped), ratio, clipped > unclipped
 
 
 def policy_loss(
@@ -17,17 +55,14 @@ def policy_loss(
     old_logp: jax.Array,
     advantages: jax.Array,
     mask: jax.Array,
+    objective: PPOObjective = PPOObjective(),
     *,
-    clip: float,
-    clip_high: float | None = None,
     entropy: jax.Array | None = None,
-    entropy_coef: float = 0.0,
     normalizer: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """Token mean of -min(r A, clamp(r, 1 - clip, 1 + clip_high) A) - entropy_coef · entropy, r = π / π_old.
+    """Token mean of the `clipped_surrogate` of r = π / π_old, less entropy_coef · entropy.
 
-    PPO, arXiv 1707.06347 eq. 7 and 9; `clip_high` None means `clip`. Gradients reach `logp` and `entropy`
-    only. Log-ratios are held within ±20, outside of which the gradient is 0.
+    PPO, arXiv 1707.06347 eq. 7 and 9. Gradients reach `logp` and `entropy` only.
 
     Args: float32 [B, T]; `normalizer` Σ mask over the global batch. Metrics: `loss/policy_avg` (without the
     entropy term), `policy/clipfrac_avg` (clipping made the loss larger), `policy/approxkl_avg` (half the
@@ -36,27 +71,24 @@ def policy_loss(
     `entropy`, TypeError or ValueError for wrong arrays.
     """
     require_float32(logp=logp, old_logp=old_logp, advantages=advantages, mask=mask, entropy=entropy)
-    if entropy_coef and entropy is None:
-        raise ConfigError(
-            f"entropy_coef={entropy_coef} needs entropy; pass token_logprobs(...).entropy, or 0"
-        )
+    coef = objective.entropy_coef
+    if coef and entropy is None:
+        raise ConfigError(f"entropy_coef={coef} needs entropy; pass token_logprobs(...).entropy, or 0")
     old_logp, advantages = lax.stop_gradient((keep(old_logp, mask), keep(advantages, mask)))
     log_ratio = keep(logp, mask) - old_logp
-    ratio = jnp.exp(jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
-    clipped_ratio = jnp.clip(ratio, 1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
-    unclipped, clipped = -ratio * advantages, -clipped_ratio * advantages
-    policy = masked_mean(jnp.maximum(unclipped, clipped), mask)
+    token_loss, ratio, clipped = clipped_surrogate(log_ratio, advantages, objective.clip, objective.clip_high)
+    policy = masked_mean(token_loss, mask)
     loss = normalized(policy, normalizer)
     metrics: Metrics = {
         "loss/policy_avg": policy,
-        "policy/clipfrac_avg": masked_mean((clipped > unclipped).astype(jnp.float32), mask),
+        "policy/clipfrac_avg": masked_mean(clipped.astype(jnp.float32), mask),
         "policy/approxkl_avg": masked_mean(0.5 * jnp.square(log_ratio), mask),
         "val/ratio": masked_mean(ratio, mask),
         "val/ratio_sq": masked_mean(jnp.square(ratio), mask),
     }
     if entropy is not None:
         metrics["policy/entropy_avg"] = masked_mean(entropy, mask)
-        loss = loss - entropy_coef * normalized(metrics["policy/entropy_avg"], normalizer)
+        loss = loss - coef * normalized(metrics["policy/entropy_avg"], normalizer)
     return loss, metrics
 
 

@@ -11,7 +11,7 @@ from jaxalign.models.forward import (
     unembedding,
 )
 from jaxalign.models.init import abstract_params, count_params, init_head, init_params, lay_out
-from jaxalign.models.logprobs import token_kl, token_logprobs
+from jaxalign.models.logprobs import token_divergence, token_kl, token_logprobs
 
 __all__ = [
     "Cache",
@@ -28,6 +28,7 @@ __all__ = [
     "logits",
     "readout",
     "scalar_head",
+    "token_divergence",
     "token_kl",
     "token_logprobs",
     "unembedding",

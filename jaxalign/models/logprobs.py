@@ -10,6 +10,7 @@ head's gradient is then summed over devices once per chunk instead of once, and 
 the global batch.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxalign.models.forward import readout
+
+DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
 
 _CHUNK_BYTES = 64 * 2**20
 _CHUNK_TOKENS = 1024
@@ -80,8 +83,39 @@ def token_kl(
 ) -> jax.Array:
     """Exact KL(policy ‖ reference) over the whole vocabulary at every position: float32 [B, T], in nats.
 
-    Arguments as for `token_logprobs`; the reference may have another width D. Gradients reach `hidden` and
-    `head` only. Raises TypeError or ValueError for wrong dtypes, shapes or settings.
+    `token_divergence` of kind "reverse_kl", with one softcap for both models.
+    """
+    arrays = (hidden, head, ref_hidden, ref_head)
+    return token_divergence(
+        *arrays, temperature=temperature, softcap=softcap, ref_softcap=softcap, chunk_size=chunk_size
+    )
+
+
+def token_divergence(
+    hidden: jax.Array,
+    head: jax.Array,
+    ref_hidden: jax.Array,
+    ref_head: jax.Array,
+    *,
+    kind: str = "reverse_kl",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    ref_softcap: float | None = None,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Exact divergence of policy p from reference (or teacher) q at every position: float32 [B, T], in nats.
+
+    Kinds, summed over the whole vocabulary:
+      reverse_kl  KL(p ‖ q)                                            as on-policy distillation uses it
+      forward_kl  KL(q ‖ p)                                            the usual distillation
+      jsd         β KL(q ‖ m) + (1 - β) KL(p ‖ m), m = (1 - β) p + β q   GKD, arXiv 2306.13649 eq. 1
+    `beta`, in (0, 1), is read by jsd alone; as it approaches 0, jsd / β approaches forward_kl, and as it
+    approaches 1, jsd / (1 - β) approaches reverse_kl. TRL names those two kinds beta=0 and beta=1.
+
+    Arguments as for `token_logprobs`; the reference may have another width D and its own `ref_softcap`, but
+    needs the same vocabulary. Gradients reach `hidden` and `head` only. Raises TypeError or ValueError for
+    wrong dtypes, shapes or settings.
     """
     _check_readout("hidden", hidden, "head", head)
     _check_readout("ref_hidden", ref_hidden, "ref_head", ref_head)
@@ -90,9 +124,15 @@ def token_kl(
             f"policy {hidden.shape}, {head.shape} and reference {ref_hidden.shape}, {ref_head.shape} "
             "must agree in B, T and V"
         )
+    if kind not in DIVERGENCES:
+        raise ValueError(f"kind is {kind!r}; choose one of {', '.join(DIVERGENCES)}")
+    if not 0 < beta < 1:
+        raise ValueError(f"beta is {beta}; give a number between 0 and 1, or choose forward_kl or reverse_kl")
+    _check_softcap("ref_softcap", ref_softcap)
     chunk_size = _checked_chunk_size(chunk_size, hidden, head, temperature, softcap)
     ref_hidden, ref_head = lax.stop_gradient((ref_hidden, ref_head))
-    return _token_kl(hidden, head, ref_hidden, ref_head, temperature, softcap, chunk_size)
+    settings = _DivergenceSettings(kind, beta, temperature, softcap, ref_softcap, chunk_size)
+    return _token_divergence(hidden, head, ref_hidden, ref_head, settings)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
@@ -155,50 +195,95 @@ def _token_logprobs_backward(
 _token_logprobs.defvjp(_token_logprobs_forward, _token_logprobs_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _token_kl(
+class _DivergenceSettings(NamedTuple):
+    kind: str
+    beta: float
+    temperature: float
+    softcap: float | None
+    ref_softcap: float | None
+    chunk_size: int
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _token_divergence(
     hidden: jax.Array,
     head: jax.Array,
     ref_hidden: jax.Array,
     ref_head: jax.Array,
-    temperature: float,
-    softcap: float | None,
-    chunk_size: int,
+    settings: _DivergenceSettings,
 ) -> jax.Array:
     def step(_, chunk):
-        log_probs = jax.nn.log_softmax(_logits(chunk[0], head, temperature, softcap))
-        ref_log_probs = jax.nn.log_softmax(_logits(chunk[1], ref_head, temperature, softcap))
-        return None, jnp.sum(jnp.exp(log_probs) * (log_probs - ref_log_probs), axis=-1)
+        log_p = jax.nn.log_softmax(_logits(chunk[0], head, settings.temperature, settings.softcap))
+        log_q = jax.nn.log_softmax(_logits(chunk[1], ref_head, settings.temperature, settings.ref_softcap))
+        return None, _divergence(log_p, log_q, settings)
 
-    return _scan_tokens(step, None, (hidden, ref_hidden), chunk_size)[1]
-
-
-def _token_kl_forward(*arrays_and_settings: Any) -> tuple[jax.Array, tuple]:
-    kl = _token_kl(*arrays_and_settings)
-    return kl, (*arrays_and_settings[:4], kl)
+    return _scan_tokens(step, None, (hidden, ref_hidden), settings.chunk_size)[1]
 
 
-def _token_kl_backward(
-    temperature: float, softcap: float | None, chunk_size: int, residuals: tuple, d_kl: jax.Array
+def _token_divergence_forward(*arrays_and_settings: Any) -> tuple[jax.Array, tuple]:
+    divergence = _token_divergence(*arrays_and_settings)
+    return divergence, (*arrays_and_settings[:4], divergence)
+
+
+def _token_divergence_backward(
+    settings: _DivergenceSettings, residuals: tuple, d_divergence: jax.Array
 ) -> tuple[jax.Array, jax.Array, None, None]:
-    hidden, head, ref_hidden, ref_head, kl = residuals
+    hidden, head, ref_hidden, ref_head, divergence = residuals
+    readout = (settings.temperature, settings.softcap)
 
     def step(d_head, chunk):
-        hidden_c, ref_hidden_c, kl_c, d_kl_c = chunk
-        logits = _logits(hidden_c, head, temperature, softcap)
-        log_probs = jax.nn.log_softmax(logits)
-        ref_log_probs = jax.nn.log_softmax(_logits(ref_hidden_c, ref_head, temperature, softcap))
-        # d KL = p (log p - log q - KL)
-        d_logits = d_kl_c[..., None] * jnp.exp(log_probs) * (log_probs - ref_log_probs - kl_c[..., None])
-        d_hidden_c, d_head_c = _logits_backward(d_logits, logits, hidden_c, head, temperature, softcap)
+        hidden_c, ref_hidden_c, divergence_c, d_divergence_c = chunk
+        logits = _logits(hidden_c, head, *readout)
+        log_p = jax.nn.log_softmax(logits)
+        log_q = jax.nn.log_softmax(
+            _logits(ref_hidden_c, ref_head, settings.temperature, settings.ref_softcap)
+        )
+        d_logits = _divergence_backward(d_divergence_c[..., None], log_p, log_q, divergence_c, settings)
+        d_hidden_c, d_head_c = _logits_backward(d_logits, logits, hidden_c, head, *readout)
         return d_head + d_head_c, d_hidden_c
 
-    chunked = (hidden, ref_hidden, kl, d_kl)
-    d_head, d_hidden = _scan_tokens(step, jnp.zeros_like(head, jnp.float32), chunked, chunk_size)
+    chunked = (hidden, ref_hidden, divergence, d_divergence)
+    d_head, d_hidden = _scan_tokens(step, jnp.zeros_like(head, jnp.float32), chunked, settings.chunk_size)
     return d_hidden, d_head.astype(head.dtype), None, None
 
 
-_token_kl.defvjp(_token_kl_forward, _token_kl_backward)
+_token_divergence.defvjp(_token_divergence_forward, _token_divergence_backward)
+
+
+def _divergence(log_p: jax.Array, log_q: jax.Array, settings: _DivergenceSettings) -> jax.Array:
+    if settings.kind == "reverse_kl":
+        return _kl(log_p, log_q)
+    if settings.kind == "forward_kl":
+        return _kl(log_q, log_p)
+    log_m, beta = _log_mixture(log_p, log_q, settings.beta), settings.beta
+    return beta * _kl(log_q, log_m) + (1.0 - beta) * _kl(log_p, log_m)
+
+
+def _divergence_backward(
+    d_divergence: jax.Array,
+    log_p: jax.Array,
+    log_q: jax.Array,
+    divergence: jax.Array,
+    settings: _DivergenceSettings,
+) -> jax.Array:
+    """The gradient at the policy's logits, given that at the divergence as [B, T, 1]."""
+    if settings.kind == "forward_kl":
+        return d_divergence * (jnp.exp(log_p) - jnp.exp(log_q))
+    # d KL(p ‖ q) = p (log p - log q - KL(p ‖ q)); that of jsd is (1 - β) times the same with m in the place of
+    # q, as the terms that m's own dependence on p would add cancel.
+    log_m, kl = log_q, divergence
+    if settings.kind == "jsd":
+        log_m = _log_mixture(log_p, log_q, settings.beta)
+        d_divergence, kl = d_divergence * (1.0 - settings.beta), _kl(log_p, log_m)
+    return d_divergence * jnp.exp(log_p) * (log_p - log_m - kl[..., None])
+
+
+def _kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def _log_mixture(log_p: jax.Array, log_q: jax.Array, beta: float) -> jax.Array:
+    return jnp.logaddexp(log_p + math.log1p(-beta), log_q + math.log(beta))
 
 
 def _logits(hidden: jax.Array, head: jax.Array, temperature: float, softcap: float | None) -> jax.Array:
@@ -267,13 +352,17 @@ def _check_readout(hidden_name: str, hidden: jax.Array, head_name: str, head: ja
         )
 
 
+def _check_softcap(name: str, softcap: float | None) -> None:
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"{name} is {softcap}; give a number above 0, or None for no cap")
+
+
 def _checked_chunk_size(
     chunk_size: int | None, hidden: jax.Array, head: jax.Array, temperature: float, softcap: float | None
 ) -> int:
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; give a number above 0")
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap is {softcap}; give a number above 0, or None for no cap")
+    _check_softcap("softcap", softcap)
     if chunk_size is None:
         return default_chunk_size(hidden.shape[0], head.shape[0])
     if chunk_size < 1:

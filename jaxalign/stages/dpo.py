@@ -13,8 +13,7 @@ import jax
 
 from jaxalign.data import PairBatch
 from jaxalign.data.kinds import PAIRS
-from jaxalign.errors import ConfigError
-from jaxalign.losses.dpo import dpo_loss
+from jaxalign.losses.dpo import DPOObjective, dpo_loss
 from jaxalign.losses.metrics import Metrics
 from jaxalign.models import Params
 from jaxalign.models.scoring import Scores
@@ -24,22 +23,10 @@ from jaxalign.training.stage import FrozenModel, Stage, Totals
 
 
 @dataclasses.dataclass(frozen=True)
-class DPOConfig:
-    """config.dpo"""
+class DPOConfig(DPOObjective):
+    """config.dpo: the settings of `dpo_loss`, and where the reference's log-probabilities come from."""
 
-    beta: float = 0.1  # strength of the tie to the reference
-    variant: str = "sigmoid"  # sigmoid, robust, hinge, ipo (sequence sums) or ipo_mean (per token, as TRL)
-    label_smoothing: float = 0.0  # probability that a label is flipped: cDPO (sigmoid) or robust DPO
-    length_normalized: bool = False  # log-ratios per token, as in Tülu 3
-    reference_free: bool = False  # a uniform reference
-    # γ: by how much β times the difference should be positive; see `dpo_loss` on SimPO.
-    target_margin: float = 0.0
-    nll_coef: float = 0.0  # adds the chosen response's mean NLL
     precompute_reference: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ConfigError(f"config.dpo.beta={self.beta} must be positive")
 
 
 def pair_totals(batch: PairBatch, options: Any) -> Totals:
@@ -56,20 +43,12 @@ def loss(
         reference = batch.pair_sums(frozen["reference"].logp)
     elif not options.reference_free:
         reference = batch.pick(batch.ref_logp)
-    chosen_length, rejected_length = batch.pair_lengths()
     return dpo_loss(
         *batch.pair_sums(policy.logp),
         *reference,
         batch.weight,
-        chosen_length=chosen_length,
-        rejected_length=rejected_length,
-        beta=options.beta,
-        variant=options.variant,
-        label_smoothing=options.label_smoothing,
-        target_margin=options.target_margin,
-        length_normalized=options.length_normalized,
-        reference_free=options.reference_free,
-        nll_coef=options.nll_coef,
+        options,
+        lengths=batch.pair_lengths(),
         normalizer=total["pairs"],
     )
 

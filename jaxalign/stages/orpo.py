@@ -15,7 +15,7 @@ from jaxalign.data import PairBatch
 from jaxalign.data.kinds import PAIRS_OR_DEMONSTRATIONS
 from jaxalign.errors import ConfigError
 from jaxalign.losses.metrics import Metrics
-from jaxalign.losses.orpo import orpo_loss
+from jaxalign.losses.orpo import SequenceNLL, orpo_loss
 from jaxalign.models.scoring import Scores, predicted
 from jaxalign.training.stage import Stage, Totals
 
@@ -55,16 +55,12 @@ def loss(
 ) -> tuple[jax.Array, Metrics]:
     """The loss over the pairs of a batch [B, T], and its metrics."""
     mask = nll_mask(batch, options)
-    chosen_length, rejected_length = batch.pair_lengths()
     return orpo_loss(
         *batch.pair_sums(policy.logp),
         compared(batch),
-        chosen_length=chosen_length,
-        rejected_length=rejected_length,
-        nll=batch.pair_sums(-policy.logp, mask)[0],
-        nll_length=batch.pair_lengths(mask)[0],
         coef=options.coef,
-        nll_weight=batch.weight,
+        lengths=batch.pair_lengths(),
+        nll=SequenceNLL(batch.pair_sums(-policy.logp, mask)[0], batch.pair_lengths(mask)[0], batch.weight),
         normalizer=total["pairs"],
         nll_normalizer=total["tokens"],
     )

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.losses.dpo import dpo_loss
 from jaxalign.losses.metrics import finalize, merge
 from jaxalign.losses.nll import nll_loss
-from jaxalign.losses.orpo import orpo_loss
-from jaxalign.losses.ppo import policy_loss, value_loss
+from jaxalign.losses.ppo import value_loss
 from jaxalign.losses.reward import bradley_terry_loss
+
+from .flat import dpo_loss, grpo_loss, kto_loss, orpo_loss, policy_loss
 
 
 class Case(NamedTuple):
@@ -50,6 +50,21 @@ def pair_case(loss, wrt, **bounds):
     return Case(loss, arrays, "weight", wrt, normalizers)
 
 
+def grpo_case(**settings):
+    """dr_grpo, which always needs a normalizer, has its tests in test_grpo.py."""
+    bounds = {"logp": (-2, -1), "old_logp": (-2, -1), "advantages": (-2, 2), "ref_logp": (-2, -1)}
+    case = token_case(partial(grpo_loss, clip=0.2, clip_high=0.3, beta=0.1, **settings), ["logp"], **bounds)
+    if settings.get("loss_type") != "grpo":
+        return case
+    return case._replace(normalizers={"normalizer": np.any(case.arrays["mask"], axis=1).sum()})
+
+
+def kto_case(**settings):
+    case = pair_case(partial(kto_loss, beta=0.3, **settings), ["logp"], logp=(-9, -1), ref_logp=(-9, -1))
+    desirable = np.array([[1, 0], [1, 1], [0, 1], [0, 0]], np.float32)
+    return case._replace(arrays=case.arrays | {"desirable": desirable})
+
+
 BOTH = ["chosen_logp", "rejected_logp"]
 LOGPS = dict.fromkeys([*BOTH, "ref_chosen_logp", "ref_rejected_logp"], (-9, -1))
 LENGTHS = {"chosen_length": (2, 6), "rejected_length": (2, 6)}
@@ -81,6 +96,12 @@ CASES = {
         nll_length=(2, 6),
         **LENGTHS,
     ),
+    "kto": kto_case(kl=np.float32(0.7), undesirable_weight=1.3),
+    "apo_zero_unpaired": kto_case(variant="apo_zero_unpaired", desirable_weight=1.3),
+    "dapo": grpo_case(),
+    "grpo": grpo_case(loss_type="grpo"),
+    "gspo": grpo_case(loss_type="grpo", importance="sequence_mean"),
+    "rloo": grpo_case(loss_type="grpo", importance="sequence_sum"),
     "policy": token_case(
         partial(policy_loss, clip=0.2, clip_high=0.3, entropy_coef=0.1),
         ["logp", "entropy"],

@@ -1,10 +1,11 @@
+import jax
 import numpy as np
 import pytest
 
 from jaxalign.errors import ConfigError
-from jaxalign.losses.dpo import dpo_loss
 from jaxalign.losses.metrics import finalize
 
+from .flat import dpo_loss
 from .oracle import assert_close, check_loss, log_sigmoid, weighted_mean
 
 LOGPS = ["chosen_logp", "rejected_logp"]
@@ -161,7 +162,7 @@ def test_extreme_log_ratios_neither_overflow_nor_saturate(chosen, rejected):
     "settings, message",
     [
         ({"variant": "sigmoyd"}, "variant is 'sigmoyd'; choose one of sigmoid"),
-        ({"beta": 0.0}, "beta is 0.0"),
+        ({"beta": 0.0}, r"config\.dpo\.beta=0\.0 must be positive"),
         ({"variant": "robust", "label_smoothing": 0.5}, "label_smoothing is 0.5"),
         ({"label_smoothing": -0.1}, "label_smoothing is -0.1"),
         ({"variant": "hinge", "label_smoothing": 0.1}, "means nothing to variant='hinge'"),
@@ -176,3 +177,27 @@ def test_extreme_log_ratios_neither_overflow_nor_saturate(chosen, rejected):
 def test_settings_that_mean_nothing_together_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         dpo_loss(**{**make_arrays(), "beta": BETA, **settings})
+
+
+def test_beta_margin_and_smoothing_may_be_traced():
+    arrays = make_arrays()
+
+    def loss(settings):
+        return dpo_loss(**arrays, **settings)[0]
+
+    settings = {"beta": 0.3, "target_margin": 0.7, "label_smoothing": 0.2}
+    value, gradients = jax.jit(jax.value_and_grad(loss))(settings)
+    assert_close(value, loss(settings))
+    for name, x in settings.items():
+        above, below = (float(loss({**settings, name: x + step})) for step in (1e-2, -1e-2))
+        np.testing.assert_allclose(gradients[name], (above - below) / 2e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"variant": "ipo_mean"}, {"length_normalized": True}, {"nll_coef": 0.1}]
+)
+def test_lengths_are_asked_for_where_they_are_read(settings):
+    arrays = {name: x for name, x in make_arrays().items() if not name.endswith("length")}
+    with pytest.raises(ConfigError, match=r"average over tokens; pass lengths=\(chosen_length"):
+        dpo_loss(**arrays, **settings)
+    assert_close(dpo_loss(**arrays)[0], dpo_loss(**make_arrays())[0], 0)

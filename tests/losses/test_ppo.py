@@ -5,8 +5,9 @@ import pytest
 
 from jaxalign.errors import ConfigError
 from jaxalign.losses.metrics import finalize
-from jaxalign.losses.ppo import adaptive_kl, policy_loss, value_loss
+from jaxalign.losses.ppo import PPOObjective, adaptive_kl, value_loss
 
+from .flat import policy_loss
 from .oracle import assert_close, check_loss, weighted_mean
 
 
@@ -81,7 +82,7 @@ def test_before_the_first_update_the_gradient_is_the_policy_gradient():
 def test_extreme_log_ratios_are_held_at_twenty(log_ratio, advantage):
     x = {"old_logp": [[0.0]], "advantages": [[advantage]], "mask": [[1.0]]}
     x = {name: np.array(value, np.float32) for name, value in x.items()}
-    loss, gradient = jax.jit(jax.value_and_grad(lambda logp: policy_loss(logp, **x, clip=0.2)[0]))(
+    loss, gradient = jax.jit(jax.value_and_grad(lambda logp: policy_loss(logp=logp, **x, clip=0.2)[0]))(
         np.array([[log_ratio]], np.float32)
     )
     ratio = np.exp(np.clip(log_ratio, -20, 20))
@@ -129,3 +130,10 @@ def test_adaptive_kl_follows_the_clipped_proportional_error():
         assert_close(new, 0.05 * (1 + error * 512 / 10_000))
     with pytest.raises(TypeError, match="kl is float"):
         adaptive_kl(jnp.float32(0.05), 6.0, target=6.0, horizon=1, num_samples=1)
+
+
+@pytest.mark.parametrize("settings", [{"clip": 0.0}, {"clip_high": -0.1}])
+def test_a_clip_range_that_is_not_positive_is_refused(settings):
+    ((name, value),) = settings.items()
+    with pytest.raises(ConfigError, match=rf"config\.ppo\.{name}={value} must be positive"):
+        PPOObjective(**settings)
