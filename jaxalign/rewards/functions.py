@@ -190,9 +190,9 @@ class RewardFunction:
             given = episodes.describe(i)
         frames = traceback.extract_tb(error.__traceback__)
         theirs = [frame for frame in frames if not frame.filename.startswith(_FOLDER)]
-        line = f" ({theirs[0].filename}, line {theirs[0].lineno})" if theirs else ""
+        line = f" (in {theirs[0].filename}, line {theirs[0].lineno})" if theirs else ""
         failure = RewardError(
-            f"the reward function {self.name} raised {type(error).__name__}: {error}{line} for {given}; it must "
+            f"the reward function {self.name} raised {type(error).__name__}: {error} for {given}{line}; it must "
             f"return {'numbers' if self.batched else 'a number'} for any text, the empty one too"
         )
         failure.__cause__ = error
