@@ -246,7 +246,9 @@ def _evaluate(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("jaxalign evaluate")
     parser.add_argument("--model", required=True, help="a run, a Hugging Face folder or a hub name")
     parser.add_argument("--prompts", required=True, help="rows with a field prompt, text or messages")
-    parser.add_argument("--reward", required=True, help="module:function, called as f(prompt, completion)")
+    parser.add_argument(
+        "--reward", required=True, help="a reward function, module:function or FILE.py:function"
+    )
     parser.add_argument("--reference", help="measure KL from this model, as --model")
     parser.add_argument(
         "--base", help="measure perplexity of the answers by this model (default: --reference)"
@@ -366,7 +368,7 @@ def _label(argv: list[str]) -> None:
     )
     parser.add_argument("--out", required=True, help="the JSONL file to write")
     judges = parser.add_mutually_exclusive_group(required=True)
-    judges.add_argument("--reward", help="module:function, called as f(prompt, completion)")
+    judges.add_argument("--reward", help="a reward function, module:function or FILE.py:function")
     judges.add_argument("--reward-model", help="a run of the reward stage, or a sequence classifier")
     judges.add_argument("--world", help="a quickstart's data/world.json: its judge")
     parser.add_argument("--pairs", default="best-worst", help="best-worst of each prompt, all, or ranking")
@@ -374,13 +376,18 @@ def _label(argv: list[str]) -> None:
         "--noise", type=float, default=0.0, help="temperature of Bradley-Terry labels; 0: none"
     )
     parser.add_argument("--max-length", type=int, default=1024, help="tokens a reward model reads")
-    parser.add_argument("--batch-size", type=int, default=16, help="packed rows that it reads at a time")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=16,
+        help="packed rows that it reads, or completions that a function is given, at a time",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     from jaxalign.verbs.label import function_scorer, judge_scorer, label_file, model_scorer
 
     if args.reward:
-        scorer = function_scorer(args.reward)
+        scorer = function_scorer(args.reward, batch_size=args.batch_size)
     elif args.world:
         scorer = judge_scorer(args.world)
     else:

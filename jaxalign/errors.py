@@ -32,7 +32,7 @@ class CheckpointError(JaxalignError, RuntimeError):
 
 
 class RewardError(JaxalignError, RuntimeError):
-    """A reward function raised or returned something that is not a finite number."""
+    """A reward function raised, asks for what the rows lack, or returned something that is not a finite number."""
 
 
 class NonFiniteError(JaxalignError, FloatingPointError):

@@ -12,7 +12,7 @@ from jaxalign.data import DataConfig, build_dataset, load_tokenizer
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.intervals import Interval, mean_interval
 from jaxalign.models import ModelConfig, Params
-from jaxalign.rewards import RewardFunction, call_reward_function
+from jaxalign.rewards import Rewards
 from jaxalign.sampling.answers import Answers, answer, sequence_kl, sequence_nll
 from jaxalign.sampling.generate import SamplingConfig
 
@@ -21,7 +21,7 @@ from jaxalign.sampling.generate import SamplingConfig
 class Measured:
     """Means over prompts with 95 % intervals, and the answers."""
 
-    score: Interval  # of the reward function
+    score: Interval  # of the reward functions
     kl: Interval | None  # sequence KL from the reference, nats
     # Of the answers under the base model, a token: reward bought with gibberish shows here.
     perplexity: float | None
@@ -38,7 +38,7 @@ def measure_answers(
     config: ModelConfig,
     tokenizer_path: str | pathlib.Path,
     prompts: str,
-    reward: RewardFunction,
+    rewards: Rewards,
     *,
     sampling: SamplingConfig,
     prompt_slots: int,
@@ -55,7 +55,7 @@ def measure_answers(
 
     Raises:
       ConfigError: a reference at temperature 0, or no prompt fits in `prompt_slots` tokens.
-      RewardError: the reward function raised, or returned something that is not a finite number.
+      RewardError: a reward function failed; see `Rewards.score`.
     """
     if reference is not None and sampling.temperature == 0:
         raise ConfigError(
@@ -70,10 +70,20 @@ def measure_answers(
         params, config, dataset, tokenizer, sampling=sampling, key=key, batch_size=batch_size
     )
     # Row r holds the r-th prompt that fitted, which need not be the r-th record.
-    asked = [dataset.record(item.row)["prompt"] for item in dataset.rows.items]
+    rows = [dataset.record(item.row) for item in dataset.rows.items]
+    asked = [row["prompt"] for row in rows]
     if keep is not None:
         keep(asked, answers)
-    score = mean_interval(call_reward_function(reward, asked, answers.texts))
+    scores = rewards.score(
+        asked,
+        answers.texts,
+        rows,
+        where=[dataset.where(item.row) for item in dataset.rows.items],
+        completion_ids=[
+            ids[said > 0].tolist() for ids, said in zip(answers.tokens, answers.mask, strict=True)
+        ],
+        batch_size=batch_size,
+    )
     kl = perplexity = None
     if reference is not None:
         at = {"batch_size": batch_size, "temperature": sampling.temperature}
@@ -82,7 +92,7 @@ def measure_answers(
         nll = sequence_nll(base, config, answers, batch_size=batch_size)
         perplexity = float(np.exp(nll.sum() / answers.lengths.sum()))
     return Measured(
-        score=score,
+        score=mean_interval(scores.total),
         kl=kl,
         perplexity=perplexity,
         length=mean_interval(answers.lengths),

@@ -36,7 +36,15 @@ class Min(NamedTuple):
     value: jax.Array
 
 
-Metric = Mean | Difference | Max | Min
+class Std(NamedTuple):
+    """A standard deviation, of n - 1 degrees of freedom, as Σ weight, the mean, and Σ weight · (x - mean)²."""
+
+    weight: jax.Array
+    mean: jax.Array
+    squares: jax.Array
+
+
+Metric = Mean | Difference | Max | Min | Std
 Metrics = dict[str, Metric]
 
 _REDUCTIONS = {Mean: jnp.sum, Difference: jnp.sum, Max: jnp.max, Min: jnp.min}
@@ -60,6 +68,12 @@ def masked_min(x: jax.Array, mask: jax.Array) -> Min:
     return Min(jnp.min(keep(x, mask, jnp.inf), initial=jnp.inf))
 
 
+def masked_std(x: jax.Array, mask: jax.Array) -> Std:
+    """Standard deviation of `x` where `mask`, of ones and zeros, is one."""
+    mean = normalized(masked_mean(x, mask))
+    return Std(jnp.sum(mask), mean, jnp.sum(jnp.square(keep(x, mask) - mean) * mask))
+
+
 def normalized(mean: Mean, normalizer: jax.Array | None = None) -> jax.Array:
     """The loss value of a mean: total / normalizer, or total / own weight when `normalizer` is None.
 
@@ -74,10 +88,17 @@ def normalized(mean: Mean, normalizer: jax.Array | None = None) -> jax.Array:
 
 def merge(stacked: Metrics) -> Metrics:
     """Reduce metrics whose arrays are stacked over a leading axis, as `lax.scan` over slices gives them."""
-    return {
-        name: type(metric)(*(_REDUCTIONS[type(metric)](field, axis=0) for field in metric))
-        for name, metric in stacked.items()
-    }
+    return {name: _merged(metric) for name, metric in stacked.items()}
+
+
+def _merged(metric: Mean | Max | Min | Std) -> Mean | Max | Min | Std:
+    if isinstance(metric, Std):
+        weight = jnp.sum(metric.weight, axis=0)
+        mean = normalized(Mean(jnp.sum(metric.mean * metric.weight, axis=0), weight))
+        # Chan, Golub and LeVeque 1983: sums of squares about zero would lose the digits of a small deviation.
+        between = jnp.sum(metric.weight * jnp.square(metric.mean - mean), axis=0)
+        return Std(weight, mean, jnp.sum(metric.squares, axis=0) + between)
+    return type(metric)(*(_REDUCTIONS[type(metric)](field, axis=0) for field in metric))
 
 
 def finalize(metrics: Metrics) -> dict[str, jax.Array]:
@@ -91,5 +112,7 @@ def _final(metric: Metric) -> jax.Array:
     if isinstance(metric, Difference):
         both = (metric.weight != 0) & (metric.less_weight != 0)
         return jnp.where(both, normalized(Mean(*metric[:2])) - normalized(Mean(*metric[2:])), 0.0)
+    if isinstance(metric, Std):
+        return jnp.sqrt(metric.squares / jnp.maximum(metric.weight - 1, 1))
     nothing = -jnp.inf if isinstance(metric, Max) else jnp.inf
     return jnp.where(metric.value == nothing, 0.0, metric.value)

@@ -13,7 +13,7 @@ from jaxalign import parallel
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation import Interval
 from jaxalign.evaluation.generation import Measured, measure_answers
-from jaxalign.rewards import import_reward_function
+from jaxalign.rewards import load_rewards
 from jaxalign.sampling.answers import Answers
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.storage import to_path, write_whole
@@ -26,7 +26,7 @@ def evaluate_run(args: argparse.Namespace) -> Measured:
     model = language_model(args.model, "--model")
     reference = _beside(model, args, "--reference", args.reference) if args.reference else None
     base = _beside(model, args, "--base", args.base) if args.base else reference
-    reward = import_reward_function(args.reward, "--reward")
+    rewards = load_rewards((args.reward,), key="--reward")
     mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
     with parallel.use_mesh(mesh):
         models = {m.path: m for m in (model, reference, base) if m is not None}
@@ -38,7 +38,7 @@ def evaluate_run(args: argparse.Namespace) -> Measured:
             model.config,
             model.path,
             args.prompts,
-            reward,
+            rewards,
             sampling=SamplingConfig(max_new_tokens=args.max_new_tokens, temperature=args.temperature),
             prompt_slots=args.prompt_slots,
             take=args.take,

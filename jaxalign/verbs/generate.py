@@ -149,13 +149,21 @@ def _claim(out: Path, request: dict[str, Any]) -> None:
         )
 
 
-def read_completions(path: str) -> list[list[dict[str, Any]]]:
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """A row of a file of completions."""
+
+    fields: dict[str, Any]  # "prompt", "completion", and any others
+    where: str  # file:line
+
+
+def read_completions(path: str) -> list[list[Completion]]:
     """The rows of a file by `generate_file` (or like it), those of one prompt together.
 
     Raises:
       DataError: a row without "prompt" and "completion", or no row at all.
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Completion]] = {}
     try:
         lines = to_path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -169,7 +177,8 @@ def read_completions(path: str) -> list[list[dict[str, Any]]]:
             raise DataError(
                 f'{path}:{number}: needs the fields "prompt" and "completion", as generate writes'
             )
-        groups.setdefault(json.dumps(row["prompt"], sort_keys=True), []).append(row)
+        prompt = json.dumps(row["prompt"], sort_keys=True)
+        groups.setdefault(prompt, []).append(Completion(row, f"{path}:{number}"))
     if not groups:
         raise DataError(f"{path}: holds no completions")
     return list(groups.values())

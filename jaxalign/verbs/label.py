@@ -14,15 +14,15 @@ from jaxalign import parallel
 from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokenizer
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation.preferences import completion_scores
-from jaxalign.rewards import call_reward_function, import_reward_function
+from jaxalign.rewards import load_rewards
 from jaxalign.storage import local_copy, to_path, write_whole
 from jaxalign.training.saved_model import find_model
-from jaxalign.verbs.generate import read_completions
+from jaxalign.verbs.generate import Completion, read_completions
 from jaxalign.worlds import World, judge
 from jaxalign.worlds.preferences import preference_row
 
 PAIRINGS = ("best-worst", "all", "ranking")
-Group = list[dict[str, Any]]  # the completions of one prompt
+Group = list[Completion]  # those of one prompt
 Scorer = Callable[[list[Group]], list[list[float]]]
 
 
@@ -49,7 +49,7 @@ def label_file(
 
     Raises:
       ConfigError, DataError: `out` exists, a setting is unknown, or no prompt gives a pair.
-      RewardError: see `call_reward_function`.
+      RewardError: see `Rewards.score`.
     """
     if pairing not in PAIRINGS:
         raise ConfigError(f"--pairs={pairing!r} is not one of {', '.join(PAIRINGS)}")
@@ -59,8 +59,8 @@ def label_file(
     if target.exists():
         raise ConfigError(f"--out={out} exists; name another file, or delete it")
     everything = read_completions(completions)
-    ended = [[row for row in group if row.get("finished", True)] for group in everything]
-    groups = [[row for row in group if completion_text(row["completion"]).strip()] for group in ended]
+    ended = [[c for c in group if c.fields.get("finished", True)] for group in everything]
+    groups = [[c for c in group if completion_text(c).strip()] for group in ended]
     cut, empty = (sum(map(len, a)) - sum(map(len, b)) for a, b in ((everything, ended), (ended, groups)))
     scores = scorer(groups)
     rows: list[dict[str, Any]] = []
@@ -85,42 +85,57 @@ def _prefer(
     group: Group, values: Sequence[float], pairing: str, noise: float, rng: random.Random
 ) -> list[dict[str, Any]]:
     # The same text twice is one completion.
-    distinct = {json.dumps(r["completion"]): (r["completion"], v) for r, v in zip(group, values, strict=True)}
+    texts = [completion.fields["completion"] for completion in group]
+    distinct = {json.dumps(text): (text, value) for text, value in zip(texts, values, strict=True)}
     ranked = sorted(distinct.values(), key=lambda item: -item[1])
     if len(ranked) < 2 or ranked[0][1] == ranked[-1][1]:
         return []
     if pairing == "ranking":
         responses, scores = zip(*ranked, strict=True)
-        return [{"prompt": group[0]["prompt"], "responses": list(responses), "scores": list(scores)}]
+        return [{"prompt": group[0].fields["prompt"], "responses": list(responses), "scores": list(scores)}]
     pairs = [(ranked[0], ranked[-1])] if pairing == "best-worst" else list(itertools.combinations(ranked, 2))
     return [
-        preference_row(group[0]["prompt"], better, worse, rng=rng, noise=noise)
+        preference_row(group[0].fields["prompt"], better, worse, rng=rng, noise=noise)
         for better, worse in pairs
         if better[1] != worse[1]
     ]
 
 
-def completion_text(completion: Any) -> str:
+def completion_text(completion: Completion) -> str:
     """The words of a completion, which is text or the messages of an assistant."""
-    return completion if isinstance(completion, str) else "\n".join(m["content"] for m in completion)
+    text = completion.fields["completion"]
+    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
 
 
-def function_scorer(name: str) -> Scorer:
-    """Scores by `module:function`, called as f(prompt, completion text) -> float; see `call_reward_function`."""
-    function = import_reward_function(name, "--reward")
+def function_scorer(name: str, *, batch_size: int) -> Scorer:
+    """Scores by a reward function, `module:function`; see `Rewards.score`."""
+    rewards = load_rewards((name,), key="--reward")
 
-    def score(group: Group) -> list[float]:
-        texts = [completion_text(row["completion"]) for row in group]
-        return call_reward_function(function, [row["prompt"] for row in group], texts).tolist()
+    def score(groups: list[Group]) -> list[list[float]]:
+        completions = [completion for group in groups for completion in group]
+        rows = [completion.fields for completion in completions]
+        scores = rewards.score(
+            [row["prompt"] for row in rows],
+            [completion_text(completion) for completion in completions],
+            rows,
+            where=[completion.where for completion in completions],
+            batch_size=batch_size,
+        )
+        return _split(scores.total, groups)
 
-    return lambda groups: [score(group) for group in groups]
+    return score
+
+
+def _split(scores: np.ndarray, groups: list[Group]) -> list[list[float]]:
+    ends = np.cumsum([len(group) for group in groups])[:-1]
+    return [part.tolist() for part in np.split(scores, ends)]
 
 
 def judge_scorer(path: str) -> Scorer:
     """Scores by the judge of the synthetic world in a quickstart's data/world.json."""
     world = World.load(local_copy(to_path(path)))
     return lambda groups: [
-        [judge(world, r["prompt"], completion_text(r["completion"])).score for r in group] for group in groups
+        [judge(world, c.fields["prompt"], completion_text(c)).score for c in group] for group in groups
     ]
 
 
@@ -135,14 +150,13 @@ def model_scorer(path: str, *, max_length: int, batch_size: int) -> Scorer:
         raise ConfigError(f"--reward-model={path} is a language model; name a run of the reward stage")
 
     def score(groups: list[Group]) -> list[list[float]]:
-        flat = [{"prompt": r["prompt"], "completion": r["completion"]} for group in groups for r in group]
+        flat = [{key: c.fields[key] for key in ("prompt", "completion")} for group in groups for c in group]
         mesh = parallel.make_mesh(parallel.MeshConfig(data=-1), jax.devices())
         with parallel.use_mesh(mesh):
             data = DataConfig(max_length=max_length, row_length=max_length, overlong="error")
             records = Records(flat, "completions")
             dataset = dataset_from_records([records], data, load_tokenizer(model.path), "sft", "eval")
             scores = completion_scores(model.load(mesh), model.config, dataset, batch_size=batch_size)
-        ends = np.cumsum([len(group) for group in groups])[:-1]
-        return [part.tolist() for part in np.split(scores, ends)]
+        return _split(scores, groups)
 
     return score

@@ -22,6 +22,15 @@ def failing(prompt, completion) -> float:
     return 1 / 0
 
 
+def tokens(prompts, completion_ids, level, **fields) -> list[float]:
+    assert fields["completions"]
+    return [1000 * a + len(ids) for a, ids in zip(level, completion_ids, strict=True)]
+
+
+async def hard(level, completions):
+    return [None if a else 1.0 for a in level]
+
+
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
     monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
@@ -69,6 +78,20 @@ def test_answers_outlive_a_reward_function_that_fails(folder, tmp_path, capsys):
     assert evaluate(folder, failed, "--reward=test_evaluate:failing") == 1
     assert "failing raised ZeroDivisionError" in capsys.readouterr().err
     assert failed.read_text() == kept.read_text()
+
+
+def test_a_function_of_batches_gets_the_fields_of_the_rows_and_the_tokens(folder, tmp_path, capsys):
+    prompts = tmp_path / "p.jsonl"
+    rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
+    prompts.write_text("".join(json.dumps(row | {"level": i}) + "\n" for i, row in enumerate(rows)))
+    assert (
+        evaluate(folder, tmp_path / "o.jsonl", f"--prompts={prompts}", "--reward=test_evaluate:tokens") == 0
+    )
+    said = numbers(capsys.readouterr().out)
+    expected = 1000 * np.mean(range(len(rows))) + float(said["length"][0])
+    assert float(said["reward"][0]) == pytest.approx(expected, abs=2e-3)
+    assert evaluate(folder, tmp_path / "q.jsonl", f"--prompts={prompts}", "--reward=test_evaluate:hard") == 1
+    assert f"no reward function (hard) returned a number for {prompts}:2, prompt" in capsys.readouterr().err
 
 
 def test_perplexity_of_one_answer(folder, tmp_path, capsys, monkeypatch):

@@ -95,6 +95,10 @@ def not_a_number(prompt, completion) -> float:
     return float("nan")
 
 
+async def right(completions, answer, **fields) -> list[float]:
+    return [float(text == wanted) for text, wanted in zip(completions, answer, strict=True)]
+
+
 def label(completions, out, *more) -> int:
     return main(["label", f"--completions={completions}", f"--out={out}", *more])
 
@@ -120,6 +124,22 @@ def test_best_and_worst_by_a_reward_function(whole, tmp_path):
         lengths = [len(text) for text in by_prompt[row["prompt"]]]
         assert (len(row["chosen"]), len(row["rejected"])) == (max(lengths), min(lengths))
         assert (row["chosen_score"], row["rejected_score"]) == (max(lengths), min(lengths))
+
+
+def test_an_async_function_of_batches_gets_the_fields_of_the_rows(tmp_path, capsys):
+    rows = [
+        {"prompt": str(i), "completion": text, "answer": str(i)} for i in range(20) for text in ("3", "7")
+    ]
+    completions = tmp_path / "c.jsonl"
+    completions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("--reward=test_generate_label:right", "--batch-size=7")
+    assert label(completions, tmp_path / "p.jsonl", *flags) == 0
+    made = [(r["prompt"], r["chosen"], r["rejected"]) for r in read(tmp_path / "p.jsonl")]
+    assert made == [("3", "3", "7"), ("7", "7", "3")]
+    del rows[30]["answer"]
+    completions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert label(completions, tmp_path / "q.jsonl", *flags) == 1
+    assert f"right has a parameter answer, and {completions}:31 has no such field" in capsys.readouterr().err
 
 
 def test_all_pairs_and_rankings_hold_the_same_comparisons(whole, tmp_path):
