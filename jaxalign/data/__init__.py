@@ -1,9 +1,10 @@
 """Records to batches: sources, checks, tokenizers, chat templates, packing and sampling."""
 
-from jaxalign.data.batch import Batch, PairBatch, PromptBatch
+from jaxalign.data.batch import Batch, PairBatch, PromptBatch, UnpairedBatch
 from jaxalign.data.dataset import (
     DataConfig,
     Dataset,
+    abstract_batch,
     build_dataset,
     build_datasets,
     dataset_from_records,
@@ -20,6 +21,8 @@ __all__ = [
     "PromptBatch",
     "Records",
     "Tokenizer",
+    "UnpairedBatch",
+    "abstract_batch",
     "build_dataset",
     "build_datasets",
     "dataset_from_records",

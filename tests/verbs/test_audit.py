@@ -14,7 +14,7 @@ from rich.console import Console
 from jaxalign import parallel
 from jaxalign.cli import main
 from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokenizer, train_sentencepiece
-from jaxalign.data.encode import Example
+from jaxalign.data.items import Item
 from jaxalign.models import ModelConfig, init_params
 from jaxalign.stages import default_config, parse_config
 from jaxalign.training import saved_model
@@ -151,7 +151,7 @@ def test_cut_completions_are_told_from_endless_ones(folder):
 
 
 def example(*ids, mask=None, row=0):
-    return Example(np.int32(ids), np.float32(mask or [0] + [1] * (len(ids) - 1)), row)
+    return Item(np.int32(ids), np.float32(mask or [0] + [1] * (len(ids) - 1)), row)
 
 
 def test_bos_by_hand():
@@ -190,7 +190,7 @@ def test_tokens_join_to_the_text(tokenizer):
     assert "".join(piece for piece in shown[1:-1] if piece != "…") == "who·asks↵⇥あ·fox"
     ids = [1, *tokenizer.encode("who"), *tokenizer.encode(" fox"), 2]
     mask = [0] * (len(ids) - 2) + [1, 1]
-    line = show_tokens(Example(np.int32(ids), np.float32(mask)), tokenizer).plain
+    line = show_tokens(Item(np.int32(ids), np.float32(mask)), tokenizer).plain
     assert line.startswith("<bos>|") and line.endswith("|<eos>⟧") and line.count("⟦") == 1
 
 
