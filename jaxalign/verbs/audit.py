@@ -109,9 +109,10 @@ def check_bos(
     missing = doubled = 0
     for items in records if bos is not None else ():
         for chunk, item in enumerate(items):
+            opens = chunk == 0 or item.desirable is not None  # both answers of a pair, judged one by one
             for example in item.own:
-                missing += int(chunk == 0 and example.ids[0] != bos)
-                doubled += int(_extra_bos(example, bos, eos_ids, chunk == 0))
+                missing += int(opens and example.ids[0] != bos)
+                doubled += int(_extra_bos(example, bos, eos_ids, opens))
     return {"id": bos, "missing": missing, "doubled": doubled}
 
 
@@ -137,7 +138,7 @@ def check_eos(
                     at_end = end == len(example.ids) - 1
                     if example.ids[end] in eos_ids:
                         counts["ended"] += 1
-                    elif at_end and item is not items[-1]:
+                    elif at_end and item is not items[-1] and item.desirable is None:
                         counts["split"] += 1
                     elif at_end and truncated and len(example.ids) == max_length:
                         counts["truncated"] += 1
