@@ -152,8 +152,8 @@ def pack(
 def collate(rows: Rows, indices: Sequence[int]) -> AnyBatch:
     """The batch of rows `indices` as NumPy arrays; an index of -1 makes an empty row."""
     kind = KINDS[rows.kind]
-    sizes = {"B": len(indices), "T": rows.row_length, "S": rows.max_segments, "P": rows.max_pairs}
-    sizes |= {"L": rows.longest_ending}
+    sizes = {"B": len(indices), "T": rows.row_length, "S": rows.max_segments}
+    sizes |= {"P": rows.max_pairs, "L": rows.longest_ending}
     fill = {"tokens": rows.pad_id, "rows": -1, "ending": -1}
     x = {
         name: np.full([sizes[axis] for axis in axes], fill.get(name, 0), dtype)

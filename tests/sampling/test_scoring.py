@@ -12,6 +12,7 @@ from jaxalign.models.scoring import (
     predicted,
     score_tokens,
     segment_rewards,
+
     token_values,
 )
 
