@@ -28,7 +28,8 @@ from jaxalign.data import (
     load_tokenizer,
 )
 from jaxalign.data.dataset import LONGEST, fit_prompts
-from jaxalign.data.encode import Example, encode_completion
+from jaxalign.data.encode import encode_completion
+from jaxalign.data.items import Item
 from jaxalign.data.packing import build_rows
 from jaxalign.data.records import parse_record
 from jaxalign.errors import ConfigError
@@ -184,7 +185,7 @@ def load(path: str | os.PathLike, *, dtype: str = "float32", chat_template: str 
     return Model(params, config, tokenizer, found.scalar, mesh, found.meta)
 
 
-def _encode_pair(prompt: Prompt, completion: Any, tokenizer: Tokenizer, where: str) -> Example:
+def _encode_pair(prompt: Prompt, completion: Any, tokenizer: Tokenizer, where: str) -> Item:
     if not isinstance(prompt, str) and isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
     # "finished": the completion is taken as it is, though it may begin as its prompt does.

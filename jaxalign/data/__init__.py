@@ -1,15 +1,15 @@
 """Records to batches: sources, checks, tokenizers, chat templates, packing and sampling."""
 
-from jaxalign.data.batch import Batch, PairBatch, PromptBatch
+from jaxalign.data.batch import Batch, PairBatch, PromptBatch, UnpairedBatch
 from jaxalign.data.dataset import (
     DataConfig,
     Dataset,
+    abstract_batch,
     build_dataset,
     build_datasets,
     dataset_from_records,
 )
 from jaxalign.data.loader import eval_batches, make_loader, train_batches
-from jaxalign.data.packing import abstract_batch
 from jaxalign.data.sources import Records, read_records
 from jaxalign.text.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
@@ -21,6 +21,7 @@ __all__ = [
     "PromptBatch",
     "Records",
     "Tokenizer",
+    "UnpairedBatch",
     "abstract_batch",
     "build_dataset",
     "build_datasets",

@@ -1,13 +1,14 @@
 """The one batch schema every stage consumes: arrays only, host NumPy or device JAX alike.
 
-B rows, T token slots per row, S segments per row, P pairs per row. A segment is one sequence; several
-share a row and are told apart by `segment_ids`. A row never needs its neighbours.
+B rows, T token slots per row, S segments per row, P pairs per row, L tokens of an ending. A segment is one
+sequence; several share a row and are told apart by `segment_ids`. A row never needs its neighbours.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 Array = Any  # numpy.ndarray on the host, jax.Array (or its abstract shape) on the device
@@ -83,3 +84,41 @@ def segment_sums(x: jax.Array, segment_ids: jax.Array, num_segments: int) -> jax
     """Sums of x [B, T] over segments 1..S: float32 [B, S]."""
     member = jax.nn.one_hot(segment_ids - 1, num_segments, dtype=x.dtype)
     return jnp.einsum("bt,bts->bs", x, member, precision=jax.lax.Precision.HIGHEST)
+
+
+@struct.dataclass
+class UnpairedBatch:
+    """Packed completions, each judged alone, with what the KL estimate of KTO needs beside each.
+
+    A mismatched sequence is the prompt of a completion followed by the completion of another record. It stands in the
+    same row, and its completion tokens count in `loss_mask`, so that both are summed alike.
+    """
+
+    tokens: Array  # [B, T] int32
+    positions: Array  # [B, T] int32
+    segment_ids: Array  # [B, T] int32
+    loss_mask: Array  # [B, T] float32
+    rows: Array  # [B, S] int32; of a mismatched sequence, the record that its prompt is from
+    completion: Array  # [B, P] int32, segment id of the judged sequence; 0 for none
+    mismatched: Array  # [B, P] int32, segment id of the mismatched one; 0 for none
+    desirable: Array  # [B, P] float32: 1 for a desirable completion, 0 for an undesirable one and for none
+    weight: Array  # [B, P] float32: 1 for a completion, 0 for none
+    ref_logp: Array  # [B, S] float32, cached reference log-probability of segment s + 1; 0 if unused
+
+
+# The arrays of each struct: their axes, by the letters above, and dtype.
+_INT, _FLOAT = np.dtype(np.int32), np.dtype(np.float32)
+_TOKENS = dict.fromkeys(("tokens", "positions", "segment_ids"), ("BT", _INT))
+_PACKED = _TOKENS | {"loss_mask": ("BT", _FLOAT), "rows": ("BS", _INT)}
+ARRAYS: dict[type, dict[str, tuple[str, np.dtype]]] = {
+    Batch: _PACKED,
+    PairBatch: _PACKED
+    | dict.fromkeys(("chosen", "rejected"), ("BP", _INT))
+    | dict.fromkeys(("weight", "margin"), ("BP", _FLOAT))
+    | {"ref_logp": ("BS", _FLOAT)},
+    UnpairedBatch: _PACKED
+    | dict.fromkeys(("completion", "mismatched"), ("BP", _INT))
+    | dict.fromkeys(("desirable", "weight"), ("BP", _FLOAT))
+    | {"ref_logp": ("BS", _FLOAT)},
+    PromptBatch: _TOKENS | {"rows": ("B", _INT), "ending": ("BL", _INT)},
+}

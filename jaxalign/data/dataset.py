@@ -1,18 +1,22 @@
 """From a data config to packed rows: read, check, render, tokenise, pack."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
 
-from jaxalign.data.encode import PairExample, members
-from jaxalign.data.encode_source import OVERLONG, Encoded, EncodingReport, collect, encode_records
+from jaxalign.data.batch import ARRAYS
+from jaxalign.data.encode import OVERLONG, encode_records
+from jaxalign.data.items import Item, add_mismatched
 from jaxalign.data.overlap import KEYS, drop_shared, hold_out
-from jaxalign.data.packing import Item, Rows, build_rows
+from jaxalign.data.packing import AnyBatch, Rows, build_rows
 from jaxalign.data.public.recipes import open_source
-from jaxalign.data.records import KINDS
+from jaxalign.data.records import KINDS, known_kinds
+from jaxalign.data.report import EncodingReport, collect
 from jaxalign.data.sources import Records
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.text.templates import load_template
@@ -62,8 +66,23 @@ class Dataset:
 
     rows: Rows
     report: EncodingReport
-    fingerprint: str  # sha256 of all token ids, masks, pairs and margins: equal data, equally tokenised
     sources: tuple[Records, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all token ids, masks, pairs, margins and labels: equal data, equally tokenised."""
+        digest = hashlib.sha256()
+        for item in self.rows.items:
+            if item.cuts:  # which of the sequences is preferred, and by how much
+                digest.update(np.asarray(item.pairs, "<i4").tobytes())
+                digest.update(np.float32(item.margin).astype("<f4").tobytes())
+            if item.desirable is not None:
+                digest.update(np.float32(item.desirable).astype("<f4").tobytes())
+            for example in item.examples:
+                digest.update(len(example.ids).to_bytes(8, "little"))
+                digest.update(example.ids.astype("<i4").tobytes())
+                digest.update(example.mask.astype("<f4").tobytes())
+        return digest.hexdigest()
 
     def record(self, number: int) -> Mapping[str, Any]:
         """The fields of a record, as its recipe made them or raw, also those no stage reads."""
@@ -99,11 +118,11 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple
         if config.overlap != "allow":
             encoded = _keep_apart(encoded, held, sources, eval_sources, config)
         return (
-            _pack(sources, encoded, config, tokenizer, kind, config.weights),
-            _pack(eval_sources, held, config, tokenizer, kind),
+            _pack(sources, encoded, config, tokenizer, kind),
+            _pack(eval_sources, held, config, tokenizer, kind, "eval"),
         )
     if not config.eval_fraction:
-        return _pack(sources, encoded, config, tokenizer, kind, config.weights), None
+        return _pack(sources, encoded, config, tokenizer, kind), None
     parts = [hold_out(records, config.eval_fraction) for records in encoded]
     if not any(held for _, held in parts):
         raise DataError(
@@ -111,8 +130,8 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple
             f"{sum(map(len, encoded))} records; raise it"
         )
     return (
-        _pack(sources, [kept for kept, _ in parts], config, tokenizer, kind, config.weights),
-        _pack(sources, [held for _, held in parts], config, tokenizer, kind, sparse=True),
+        _pack(sources, [kept for kept, _ in parts], config, tokenizer, kind),
+        _pack(sources, [held for _, held in parts], config, tokenizer, kind, "eval", sparse=True),
     )
 
 
@@ -146,9 +165,28 @@ def dataset_from_records(
 
     Weights apply to the training part; held-out data is always taken once.
     """
-    weights = tuple(config.weights) if part == "train" else ()
-    _check(config, kind, len(sources), weights)
-    return _pack(sources, _encode(sources, config, tokenizer, kind), config, tokenizer, kind, weights)
+    _check(config, kind, len(sources), config.weights if part == "train" else ())
+    return _pack(sources, _encode(sources, config, tokenizer, kind), config, tokenizer, kind, part)
+
+
+def abstract_batch(
+    kind: str, config: DataConfig, batch_size: int, make: Callable[[tuple[int, ...], np.dtype], Any]
+) -> AnyBatch:
+    """A batch of the shapes that data of `kind` has under a config, when no ranking of more than two is in it.
+
+    Args:
+      make: (shape, dtype) -> what stands for each array, such as a jax.ShapeDtypeStruct. The ending of prompts is None.
+    """
+    found = KINDS[kind]
+    segments = config.segments if config.packing else found.sequences
+    length = config.max_length if found.one_per_row else config.row_length
+    sizes = {"B": batch_size, "T": length, "S": segments, "P": segments // 2}
+    arrays = {
+        name: make(tuple(sizes[axis] for axis in axes), dtype)
+        for name, (axes, dtype) in ARRAYS[found.batch].items()
+        if "L" not in axes
+    }
+    return found.batch(**arrays)
 
 
 def fit_prompts(prompts: Dataset) -> Dataset:
@@ -159,9 +197,9 @@ def fit_prompts(prompts: Dataset) -> Dataset:
 
 def _encode(
     sources: Sequence[Records], config: DataConfig, tokenizer: Tokenizer, kind: str
-) -> list[list[Encoded]]:
+) -> list[list[list[Item]]]:
     template = load_template(config.chat_template) if config.chat_template else None
-    encoded: list[list[Encoded]] = []
+    encoded: list[list[list[Item]]] = []
     for source in sources:
         records = encode_records(
             source,
@@ -178,32 +216,34 @@ def _encode(
 
 
 def _keep_apart(
-    encoded: list[list[Encoded]],
-    held: list[list[Encoded]],
+    encoded: list[list[list[Item]]],
+    held: list[list[list[Item]]],
     sources: Sequence[Records],
     eval_sources: Sequence[Records],
     config: DataConfig,
-) -> list[list[Encoded]]:
+) -> list[list[list[Item]]]:
     key = KEYS[config.overlap_by]
     places = {
-        key(record.items): source.where(index)
+        key(items): source.where(index)
         for source, records in zip(eval_sources, held, strict=True)
-        for index, record in enumerate(records)
-        if record.items
+        for index, items in enumerate(records)
+        if len(items[0].ids)
     }
     if config.overlap == "drop":
         kept = [drop_shared(records, places, config.overlap_by) for records in encoded]
-        if config.overlap_by == "prompt" and not any(record.items for records in kept for record in records):
+        if config.overlap_by == "prompt" and not any(
+            len(items[0].ids) for records in kept for items in records
+        ):
             raise DataError(
                 f"every training record of {', '.join(s.name for s in sources)} has a prompt that is also in eval; "
                 "take other data, or set config.data.overlap_by='record' if they all share one instruction"
             )
         return kept
     shared = [
-        (source.where(index), places[key(record.items)])
+        (source.where(index), places[key(items)])
         for source, records in zip(sources, encoded, strict=True)
-        for index, record in enumerate(records)
-        if record.items and key(record.items) in places
+        for index, items in enumerate(records)
+        if len(items[0].ids) and key(items) in places
     ]
     if shared:
         raise DataError(
@@ -215,23 +255,26 @@ def _keep_apart(
 
 def _pack(
     sources: Sequence[Records],
-    encoded: Sequence[Sequence[Encoded]],
+    encoded: Sequence[Sequence[list[Item]]],
     config: DataConfig,
     tokenizer: Tokenizer,
     kind: str,
-    weights: tuple[float, ...] = (),
+    part: str = "train",
     *,
     sparse: bool = False,
 ) -> Dataset:
     """`sparse`: sources of which nothing is there are left out."""
-    items: list[list[Item]] = []
-    report = EncodingReport()
-    for source, records in zip(sources, encoded, strict=True):
-        if records or not sparse:
-            own, own_report = collect(records, kind, source.name)
-            items.append(own)
-            report += own_report
-    most = max(len(members(item)) for own in items for item in own)
+    collected = [
+        collect(records, kind, source.name)
+        for source, records in zip(sources, encoded, strict=True)
+        if records or not sparse
+    ]
+    items = [own for own, _ in collected]
+    if KINDS[kind].mismatched:
+        if part == "train":
+            _check_labels(items, sources)
+        items = [add_mismatched(own, config.max_length) for own in items]
+    most = max(1 + len(item.cuts) for own in items for item in own)
     if config.packing and most > config.segments:
         raise ConfigError(
             f"config.data.max_segments={config.max_segments}: must be {most} or more, for so long a ranking"
@@ -239,21 +282,35 @@ def _pack(
     rows = build_rows(
         items,
         kind,
-        row_length=config.max_length if kind == "prompt" else config.row_length,
+        row_length=config.max_length if KINDS[kind].one_per_row else config.row_length,
         max_segments=config.segments,
         packing=config.packing,
         seed=config.seed,
-        weights=tuple(weights),
+        weights=tuple(config.weights) if part == "train" else (),
         pad_id=tokenizer.pad_id,
     )
-    return Dataset(rows, report, _fingerprint(rows.items), tuple(sources))
+    return Dataset(rows, reduce(operator.add, [report for _, report in collected]), tuple(sources))
+
+
+def _check_labels(items: Sequence[Sequence[Item]], sources: Sequence[Records]) -> None:
+    """Raises DataError for training data of one label only, from which there is nothing to tell good and bad by."""
+    labels = [item.desirable for own in items for item in own]
+    for label, name, other in ((1.0, "desirable", "undesirable"), (0.0, "undesirable", "desirable")):
+        if labels.count(label) == len(labels):
+            raise DataError(
+                f"{', '.join(source.name for source in sources)}: {len(labels)} {name} completions (label "
+                f"{'true' if label else 'false'}) and 0 {other} ones: training needs both; add rows with the other "
+                "label, or pairs of chosen and rejected"
+            )
 
 
 def _check(config: DataConfig, kind: str, source_count: int, weights: tuple[float, ...]) -> None:
-    sequences, what = (2, "a pair") if kind.startswith("preference") else (1, "the longest sequence")
+    if kind not in KINDS:
+        raise ConfigError(f"config.data.kind={kind!r}: {known_kinds(kind)}")
+    sequences = KINDS[kind].sequences
+    what = "a pair" if sequences == 2 else "the longest sequence"
     shortest_row = sequences * config.max_length
     checks = [
-        (kind in KINDS, f"kind={kind!r}: write one of {', '.join(KINDS)}"),
         (config.overlong in OVERLONG, f"overlong={config.overlong!r}: write one of {', '.join(OVERLONG)}"),
         (
             config.max_length >= 2,
@@ -287,16 +344,3 @@ def _check(config: DataConfig, kind: str, source_count: int, weights: tuple[floa
     for holds, problem in checks:
         if not holds:
             raise ConfigError(f"config.data.{problem}")
-
-
-def _fingerprint(items: Sequence[Item]) -> str:
-    digest = hashlib.sha256()
-    for item in items:
-        if isinstance(item, PairExample):  # which of the sequences is preferred, and by how much
-            digest.update(np.asarray(item.pairs, "<i4").tobytes())
-            digest.update(np.float32(item.margin).astype("<f4").tobytes())
-        for example in members(item):
-            digest.update(len(example.ids).to_bytes(8, "little"))
-            digest.update(example.ids.astype("<i4").tobytes())
-            digest.update(example.mask.astype("<f4").tobytes())
-    return digest.hexdigest()

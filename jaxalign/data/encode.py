@@ -1,4 +1,4 @@
-"""Records to token sequences and supervision masks.
+"""Records to token sequences and supervision masks, with every length decision noted.
 
 Plain text:          <bos> text <eos>                all but <bos> supervised
 Prompt, completion:  <bos> prompt | completion <eos> the completion and <eos> supervised
@@ -8,15 +8,16 @@ Prompt and completion are tokenised apart and their ids concatenated, so that tr
 ids sampling starts from. The first token of a sequence is never a target.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import jinja2
 import numpy as np
 
+from jaxalign.data.items import Item, dropped, join
 from jaxalign.data.records import (
     Chat,
     Message,
@@ -27,48 +28,73 @@ from jaxalign.data.records import (
     Text,
     Transcript,
     Turns,
+    Unpaired,
+    parse_record,
 )
-from jaxalign.errors import DataError
-from jaxalign.text.chat import Segment, check_decodes, check_shown, render_chat
+from jaxalign.data.sources import Dropped, Records
+from jaxalign.errors import ConfigError, DataError
+from jaxalign.text.chat import check_decodes, check_shown, render_chat
 from jaxalign.text.tokenizer import Tokenizer
 
+OVERLONG = ("error", "drop", "truncate")
 
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One sequence: `ids` int32 [N], `mask` float32 [N] with 1 on supervised targets.
 
-    `ending`, of a prompt, is what ends an answer to it in training: the stop token and what the format writes after it.
+def encode_records(
+    records: Records,
+    kind: str,
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None = None,
+    *,
+    max_length: int,
+    overlong: str = "drop",
+    group_length: int | None = None,
+    first_row: int = 0,
+) -> list[list[Item]]:
+    """Check and encode every record of a source; of one that is dropped there is one item that says why.
+
+    Args:
+      kind: see `parse_record`.
+      max_length: most tokens of one sequence. Longer text is split, other records meet `overlong`.
+      overlong: "error" raises, "drop" leaves the record out, "truncate" cuts the end of the completion and
+        appends nothing. A prompt is never cut: one that leaves no room for a completion is dropped.
+      group_length: most tokens of a pair or ranking together; a longer one is never cut but dropped.
+      first_row: number given to the first record, where several sources make up one dataset.
+
+    Raises:
+      ConfigError: a length or `overlong` cannot work.
+      DataError: a record cannot be used; names the row.
     """
-
-    ids: np.ndarray
-    mask: np.ndarray
-    row: int = -1
-    ending: tuple[int, ...] = ()
-
-    @property
-    def prompt_length(self) -> int:
-        """Tokens before the first supervised one; the whole length if none is."""
-        return int(np.argmax(self.mask)) if self.mask.any() else len(self.ids)
-
-
-@dataclass(frozen=True, eq=False)
-class PairExample:
-    """Sequences that share a prompt and a row; `pairs` holds (preferred, other) indices into `examples`."""
-
-    examples: tuple[Example, ...]
-    pairs: tuple[tuple[int, int], ...]
-    margin: float = 0.0
-    row: int = -1
-
-    @property
-    def weight(self) -> float:
-        """Weight of each pair, 1 / (K choose 2) for K sequences (arXiv 2203.02155, equation 1)."""
-        return 2.0 / (len(self.examples) * (len(self.examples) - 1))
+    if overlong not in OVERLONG:
+        raise ConfigError(f"config.data.overlong={overlong!r}: write one of {', '.join(OVERLONG)}")
+    if max_length < 2:
+        raise ConfigError(f"config.data.max_length={max_length}: must be at least 2, a context and a target")
+    encoded = []
+    for index, row in enumerate(records):
+        number = first_row + index
+        if isinstance(row, Dropped):
+            encoded.append([dropped(number, row.reason)])
+            continue
+        try:
+            record = parse_record(row, kind)
+            if isinstance(record, Text | Transcript):
+                items = encode_text(record, tokenizer, max_length, template)
+            else:
+                whole = ENCODERS[type(record)](record, tokenizer, template)
+                items = [
+                    fit(whole, max_length, overlong, group_length, answered=not isinstance(record, Prompt))
+                ]
+                if isinstance(record, Unpaired) and len(items[0].ids):
+                    labels = zip(items[0].examples, record.desirable, strict=True)
+                    items = [replace(e, desirable=float(label), note=items[0].note) for e, label in labels]
+        except DataError as error:
+            raise DataError(f"{records.where(index)}: {error}") from None
+        encoded.append([replace(item, row=number) for item in items])
+    return encoded
 
 
 def encode_text(
     record: Text | Transcript, tokenizer: Tokenizer, max_length: int, template: jinja2.Template | None = None
-) -> list[Example]:
+) -> list[Item]:
     """Encode text or a whole conversation for pretraining, split into sequences of at most `max_length` tokens.
 
     A further sequence begins with the last token of the one before it, as context that is not supervised:
@@ -80,14 +106,16 @@ def encode_text(
     else:
         body = tokenizer.encode(record.text)
         check_decodes(body, record.text, tokenizer, "the text")
-        ids = _int32([*_bos(tokenizer), *body, tokenizer.eos_ids[0]])
+        ids = _sequence([], [*body, tokenizer.eos_ids[0]], tokenizer).ids
     starts = range(0, max(len(ids) - 1, 1), max_length - 1)
-    return [_example([(ids[start : start + max_length], True)]) for start in starts]
+    note = "split" if len(starts) > 1 else "whole"
+    chunks = [ids[start : start + max_length] for start in starts]
+    return [Item(chunk, np.float32(np.arange(len(chunk)) > 0), note=note) for chunk in chunks]
 
 
 def encode_completion(
     record: PromptCompletion | Chat, tokenizer: Tokenizer, template: jinja2.Template | None = None
-) -> Example:
+) -> Item:
     """Encode a supervised completion, or a conversation with its assistant turns supervised."""
     if isinstance(record, Chat):
         return _chat(record.messages, tokenizer, template)
@@ -96,8 +124,11 @@ def encode_completion(
 
 def encode_preference(
     record: Preference | Ranking, tokenizer: Tokenizer, template: jinja2.Template | None = None
-) -> PairExample:
-    """Encode every response after its prompt, chosen before rejected; ties of a ranking make no pair."""
+) -> Item:
+    """Encode every response after its prompt, chosen before rejected; ties of a ranking make no pair.
+
+    Of K responses every pair weighs 1 / (K choose 2) (arXiv 2203.02155, equation 1).
+    """
     if isinstance(record, Preference):
         responses, pairs, margin = (record.chosen, record.rejected), ((0, 1),), record.margin
     else:
@@ -108,17 +139,33 @@ def encode_preference(
             for i, j in combinations(range(len(scores)), 2)
             if scores[i] != scores[j]
         )
-    examples = tuple(_continuation(record.prompt, response, tokenizer, template) for response in responses)
-    return PairExample(examples, pairs, margin)
+    parts = [_continuation(record.prompt, response, tokenizer, template) for response in responses]
+    return join(parts, pairs=pairs, margin=margin, weight=2.0 / (len(parts) * (len(parts) - 1)))
 
 
-def encode_prompt(record: Prompt, tokenizer: Tokenizer, template: jinja2.Template | None = None) -> Example:
+def encode_unpaired(record: Unpaired, tokenizer: Tokenizer, template: jinja2.Template | None = None) -> Item:
+    """Encode every completion after its prompt; both of a pair are kept or dropped together."""
+    parts = [_continuation(record.prompt, turns, tokenizer, template) for turns in record.completions]
+    return join(parts, pairs=((0, 1 if len(parts) == 2 else None),))
+
+
+def encode_prompt(record: Prompt, tokenizer: Tokenizer, template: jinja2.Template | None = None) -> Item:
     """Encode a prompt up to where the reply begins; nothing is supervised."""
     if isinstance(record.prompt, str):
-        prompt = _example([([*_bos(tokenizer), *tokenizer.encode(record.prompt)], False)])
+        prompt = _sequence(tokenizer.encode(record.prompt), [], tokenizer)
         return replace(prompt, ending=tokenizer.eos_ids[:1])
     prompt = _chat(record.prompt, tokenizer, template, add_generation_prompt=True)
     return replace(prompt, ending=answer_ending(tuple(m.role for m in record.prompt), tokenizer, template))
+
+
+ENCODERS: dict[type, Callable[..., Item]] = {
+    Chat: encode_completion,
+    PromptCompletion: encode_completion,
+    Preference: encode_preference,
+    Ranking: encode_preference,
+    Unpaired: encode_unpaired,
+    Prompt: encode_prompt,
+}
 
 
 @lru_cache(maxsize=64)
@@ -131,48 +178,75 @@ def answer_ending(
     """
     probe = (*(Message(role, "question") for role in roles), Message("assistant", "answer"))
     try:
-        segments = render_chat(probe, tokenizer, template, first_supervised=len(roles))
+        ids, mask = render_chat(probe, tokenizer, template, first_supervised=len(roles))
     except DataError:  # a format without a stop token, for instance: an answer in it can only be cut off
         return tokenizer.eos_ids[:1]
-    last = max(index for index, segment in enumerate(segments) if segment.supervised)
-    return (segments[last].ids[-1], *(token for segment in segments[last + 1 :] for token in segment.ids))
+    return tuple(ids[max(np.flatnonzero(mask)) :])
 
 
-def members(item: Example | PairExample) -> tuple[Example, ...]:
-    """The sequences of an item, in segment order."""
-    return (item,) if isinstance(item, Example) else item.examples
+def fit(
+    item: Item, max_length: int, overlong: str, group_length: int | None = None, *, answered: bool = True
+) -> Item:
+    """The item with sequences of at most `max_length` tokens, or what stands for a dropped one; see `encode_records`.
+
+    Args:
+      answered: its prompts have answers, of which room is left for a token at least.
+
+    Raises:
+      DataError, without the place: it does not fit, and `overlong` is "error".
+    """
+    spans = []
+    for start, end in pairwise((0, *item.cuts, len(item.ids))):
+        mask = item.mask[start:end]
+        prompt = int(np.argmax(mask)) if mask.any() else end - start
+        kept = min(end, start + max_length) if answered and overlong == "truncate" else end
+        for reason, length in (("prompt too long", prompt + answered), ("too long", kept - start)):
+            if length > max_length:
+                return _leave_out(reason, length, max_length, overlong)
+        spans.append(slice(start, kept))
+    pairs = [(item.ids[spans[i]], item.ids[spans[j]]) for i, j in item.pairs if j is not None]
+    if any(np.array_equal(first, second) for first, second in pairs):
+        return dropped(item.row, "equal after truncation")
+    total = sum(span.stop - span.start for span in spans)
+    if item.cuts and group_length is not None and total > group_length:
+        return _leave_out("group too long", total, group_length, overlong)
+    if total == len(item.ids):
+        return item
+    cut = join([Item(item.ids[span], item.mask[span]) for span in spans])
+    return replace(item, ids=cut.ids, mask=cut.mask, cuts=cut.cuts, note="truncated")
+
+
+def _leave_out(reason: str, length: int, room: int, overlong: str) -> Item:
+    if overlong == "error":
+        raise DataError(
+            f"{reason}: needs {length} tokens and has room for {room}; shorten or remove it, raise "
+            "config.data.max_length or row_length, or set config.data.overlong to 'drop' or 'truncate'"
+        )
+    return dropped(-1, reason)
 
 
 def _continuation(
     prompt: Turns, completion: Turns, tokenizer: Tokenizer, template: jinja2.Template | None
-) -> Example:
-    if isinstance(prompt, str):
-        head, body = tokenizer.encode_pieces([prompt, completion])
-        check_decodes(body, completion, tokenizer, "the answer")
-        return _example([([*_bos(tokenizer), *head], False), ([*body, tokenizer.eos_ids[0]], True)])
-    return _chat(prompt + completion, tokenizer, template, first_supervised=len(prompt))
+) -> Item:
+    if not isinstance(prompt, str):
+        return _chat(prompt + completion, tokenizer, template, first_supervised=len(prompt))
+    head, body = tokenizer.encode_pieces([prompt, completion])
+    check_decodes(body, completion, tokenizer, "the answer")
+    return _sequence(head, [*body, tokenizer.eos_ids[0]], tokenizer)
 
 
 def _chat(
     messages: tuple[Message, ...], tokenizer: Tokenizer, template: jinja2.Template | None, **options: Any
-) -> Example:
+) -> Item:
     """A conversation as `render_chat` renders it, with nothing of it lost."""
-    segments: list[Segment] = render_chat(messages, tokenizer, template, **options)
-    example = _example([(segment.ids, segment.supervised) for segment in segments])
-    check_shown(example.ids.tolist(), messages, tokenizer, template)
-    return example
+    ids, mask = render_chat(messages, tokenizer, template, **options)
+    check_shown(ids, messages, tokenizer, template)
+    return Item(np.int32(ids), np.float32([False, *mask[1:]]))
 
 
-def _example(parts: list[tuple[Sequence[int], bool]]) -> Example:
-    ids = _int32([token for part, _ in parts for token in part])
-    mask = np.repeat(np.float32([supervised for _, supervised in parts]), [len(part) for part, _ in parts])
-    mask[:1] = 0.0  # nothing comes before the first token from which to predict it
-    return Example(ids, mask)
-
-
-def _int32(ids: Sequence[int]) -> np.ndarray:
-    return np.asarray(ids, np.int32)
-
-
-def _bos(tokenizer: Tokenizer) -> list[int]:
-    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+def _sequence(context: Sequence[int], learned: Sequence[int], tokenizer: Tokenizer) -> Item:
+    """BOS, where the tokenizer has one, then tokens that are not supervised, then those that are."""
+    opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = np.int32([*opening, *context, *learned])
+    # Nothing comes before the first token from which to predict it.
+    return Item(ids, np.float32(np.arange(len(ids)) >= max(1, len(ids) - len(learned))))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxalign.data.kinds import PROMPTS, TEXT
 from jaxalign.errors import DataError, shorten
 
 Row = Mapping[str, Any]
@@ -60,7 +61,10 @@ def complete_prompt(row: Row, kind: str) -> dict[str, Any]:
       DataError, without the place: history of another form, or a second system message.
     """
     row = {name: value for name, value in row.items() if value is not None}
-    if kind == "prompt" and isinstance(row.get("prompt"), str) and _is_messages(row.get("messages")):
+    if isinstance(row.get("prompt"), str) and row["prompt"].strip():
+        if not any(isinstance(value, Sequence) and not isinstance(value, str) for value in row.values()):
+            return row  # all of it is plain text
+    if kind == PROMPTS and isinstance(row.get("prompt"), str) and _is_messages(row.get("messages")):
         row["prompt"] = _asked(row["prompt"], row["messages"])
     row = _with_question(row, kind)
     conversations = _conversations(row, kind)
@@ -76,15 +80,19 @@ def complete_prompt(row: Row, kind: str) -> dict[str, Any]:
     return row
 
 
-def check_unread(row: Row, read: Iterable[str], record: Any, meaning: frozenset[str], where: str) -> None:
-    """Refuse a row that has one of the fields of `meaning` beside those `read`, unless the record says the same.
+def check_unread(row: Row, names: Iterable[str], read: Iterable[str], record: Any) -> None:
+    """Refuse a row whose fields called `names` carry meaning, unless the record says the same.
+
+    Args:
+      read: the fields that made the record.
 
     Raises:
-      DataError: names the field.
+      DataError, without the place: names the field.
     """
     said: str | None = None
-    for name, value in row.items():
-        if name.lower() not in meaning or name in read or _says_nothing(name.lower(), value):
+    for name in names:
+        value = row[name]
+        if _says_nothing(name.lower(), value):
             continue
         said = "\n".join(_strings(record)) if said is None else said
         strings = [text.strip() for text in _strings(value) if text.strip()]
@@ -96,17 +104,17 @@ def check_unread(row: Row, read: Iterable[str], record: Any, meaning: frozenset[
             else "write what it says into the prompt, the messages or the answer"
         )
         raise DataError(
-            f"{where}: the field {name!r} ({shorten(value)}) means something for training, and rows of this shape "
+            f"the field {name!r} ({shorten(value)}) means something for training, and rows of this shape "
             f"({', '.join(read)}) do not read it; {hint}, or leave it out on purpose with "
             f"config.data.ignore_fields={name}"
         )
 
 
-def check_message(message: Row, name: str, where: str) -> None:
+def check_message(message: Row, name: str) -> None:
     """Refuse a message that has more to it than role and content: tools, reasoning, a weight that is not the usual one.
 
     Raises:
-      DataError: names the field.
+      DataError, without the place: names the field.
     """
     for key, value in message.items():
         if key.lower() not in OF_MESSAGES or value is None:
@@ -121,23 +129,23 @@ def check_message(message: Row, name: str, where: str) -> None:
             else "a message is its role and its content; write it into the content as the model's chat template would"
         )
         raise DataError(
-            f"{where}: {name} has {key}={shorten(value)}, which is not read: {hint}, or leave it out on purpose with "
+            f"{name} has {key}={shorten(value)}, which is not read: {hint}, or leave it out on purpose with "
             f"config.data.ignore_fields={key}"
         )
 
 
-def check_no_question(row: Row, read: Iterable[str], where: str) -> None:
+def check_no_question(row: Row, read: Iterable[str]) -> None:
     """Refuse a pair of texts without a prompt where another field may be the question to them.
 
     Raises:
-      DataError: names the field, a text of some words that the answers do not repeat.
+      DataError, without the place: names the field, a text of some words that the answers do not repeat.
     """
     said = "\n".join(_strings({name: row[name] for name in read}))
     for name, value in row.items():
         words = isinstance(value, str) and len(value.split()) > 2
         if name not in read and name != "margin" and words and value.strip() not in said:
             raise DataError(
-                f"{where}: chosen and rejected are texts without a prompt, and {name!r} may be the question to them "
+                f"chosen and rejected are texts without a prompt, and {name!r} may be the question to them "
                 f"({shorten(value)}); call it prompt, or leave it out with config.data.ignore_fields={name}"
             )
 
@@ -160,7 +168,7 @@ def _with_question(row: dict[str, Any], kind: str) -> dict[str, Any]:
         del row["prompt"]
     answers = [name for name in ANSWERS if name in row]
     responses = row["responses"] if isinstance(row.get("responses"), list) else []
-    if kind == "text" or "prompt" in row or not (answers or responses or kind == "prompt"):
+    if kind == TEXT or "prompt" in row or not (answers or responses or kind == PROMPTS):
         return row
     values = [row[name] for name in answers] + responses
     whole = any(_begins_with_user(value) for value in values)
@@ -202,7 +210,7 @@ def _question(row: Row) -> str | None:
 
 def _conversations(row: Row, kind: str) -> list[str]:
     """The fields that hold the conversation from its beginning, as messages."""
-    if "prompt" in row and kind != "text":
+    if "prompt" in row and kind != TEXT:
         names: tuple[str, ...] = ("prompt",)
         # A prompt of text that restates what whole conversations begin with.
         if isinstance(row["prompt"], str) and all(

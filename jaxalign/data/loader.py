@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import grain
 
-from jaxalign.data.batch import Batch, PairBatch, PromptBatch
-from jaxalign.data.packing import Rows, collate
+from jaxalign.data.packing import AnyBatch, Rows, collate
 from jaxalign.errors import ConfigError
 
 PREFETCH = 4  # batches made ahead of the step that uses them
@@ -68,7 +67,7 @@ def train_batches(
     order = _order(rows, seed, shuffle)
     total = _ENDLESS * batch_size if total is None else total
 
-    def batch(step: int) -> Batch | PairBatch | PromptBatch:
+    def batch(step: int) -> AnyBatch:
         places = (step * batch_size + i for i in share)
         return collate(rows, [order[place] if place < total else -1 for place in places])
 
@@ -77,7 +76,7 @@ def train_batches(
 
 def eval_batches(
     rows: Rows, batch_size: int, *, parts: Sequence[int] = (0,), num_parts: int = 1
-) -> Iterator[Batch | PairBatch | PromptBatch]:
+) -> Iterator[AnyBatch]:
     """Every row once, in order; empty rows (segment 0, mask and weight 0) fill up the last batch."""
     share = _share(batch_size, parts, num_parts)
     for start in range(0, len(rows), batch_size):

@@ -1,18 +1,18 @@
 """Which sequences share a row, and rows to batches."""
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 
-from jaxalign.data.batch import Batch, PairBatch, PromptBatch
-from jaxalign.data.encode import Example, PairExample, members
-from jaxalign.data.kinds import PAIRS, PAIRS_OR_DEMONSTRATIONS, PROMPTS, UNPAIRED
+from jaxalign.data.batch import ARRAYS, Batch, PairBatch, PromptBatch, UnpairedBatch
+from jaxalign.data.items import Item
+from jaxalign.data.records import KINDS
 
-Item = Example | PairExample
+AnyBatch = Batch | PairBatch | UnpairedBatch | PromptBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class Rows:
     """Rows of a fixed shape over encoded items. `bins[r]` lists the items of row r, in segment order.
 
     `bounds` delimits the rows of each source: source k owns rows bounds[k] to bounds[k + 1].
-    `ref_logp` [R, S] float32, once known for all rows in order, is collated into `PairBatch.ref_logp`.
+    `ref_logp` [R, S] float32, once known for all rows in order, is collated into the `ref_logp` of batches.
     """
 
     items: Sequence[Item]
@@ -28,6 +28,8 @@ class Rows:
     kind: str
     row_length: int
     max_segments: int
+    max_pairs: int  # P of every batch: two segments make a pair, a ranking of more than three makes more
+    longest_ending: int  # L of every batch of prompts
     bounds: tuple[int, ...]
     weights: tuple[float, ...] = ()
     pad_id: int = 0
@@ -37,27 +39,16 @@ class Rows:
         return len(self.bins)
 
     @cached_property
-    def max_pairs(self) -> int:
-        """P of every batch: two segments make a pair, a ranking of more than three makes more."""
-        most = max(sum(len(_pairs(self.items[i])) for i in bin) for bin in self.bins)
-        return max(most, self.max_segments // 2)
-
-    @cached_property
     def crowded(self) -> float:
         """Share of rows that hold as many sequences as a row may, and so take no more however much room is left."""
-        counts = [sum(len(members(self.items[i])) for i in bin) for bin in self.bins]
-        fewest = min(len(members(item)) for item in self.items)
+        counts = [sum(1 + len(self.items[i].cuts) for i in bin) for bin in self.bins]
+        fewest = min(1 + len(item.cuts) for item in self.items)
         return sum(count + fewest > self.max_segments for count in counts) / len(counts)
-
-    @cached_property
-    def longest_ending(self) -> int:
-        """L of every batch of prompts."""
-        return max(1, *(len(item.ending) for item in self.items))
 
     @cached_property
     def efficiency(self) -> float:
         """Share of token slots that hold a token."""
-        tokens = sum(len(example.ids) for item in self.items for example in members(item))
+        tokens = sum(len(item.ids) for item in self.items)
         return tokens / (len(self) * self.row_length)
 
 
@@ -81,18 +72,31 @@ def build_rows(
     bins: list[list[int]] = []
     bounds = [0]
     offset = 0
-    if not packing or kind == "prompt":
-        max_segments = max(len(members(item)) for item in items)
+    packing = packing and not KINDS[kind].one_per_row
+    if not packing:
+        max_segments = max(1 + len(item.cuts) for item in items)
     for source in sources:
-        if packing and kind != "prompt":
-            lengths = [sum(len(example.ids) for example in members(item)) for item in source]
-            packed = pack(lengths, row_length, max_segments, seed, [len(members(item)) for item in source])
+        if packing:
+            lengths = [len(item.ids) for item in source]
+            packed = pack(lengths, row_length, max_segments, seed, [1 + len(item.cuts) for item in source])
         else:
             packed = [[index] for index in range(len(source))]
         bins += [[offset + index for index in bin] for bin in packed]
         bounds.append(len(bins))
         offset += len(source)
-    return Rows(items, bins, kind, row_length, max_segments, tuple(bounds), weights, pad_id)
+    most = max(sum(len(items[i].pairs) for i in bin) for bin in bins)
+    return Rows(
+        items,
+        bins,
+        kind,
+        row_length=row_length,
+        max_segments=max_segments,
+        max_pairs=max(most, max_segments // 2),
+        longest_ending=max(1, *(len(item.ending) for item in items)),
+        bounds=tuple(bounds),
+        weights=weights,
+        pad_id=pad_id,
+    )
 
 
 def pack(
@@ -145,97 +149,47 @@ def pack(
     return bins
 
 
-def collate(rows: Rows, indices: Sequence[int]) -> Batch | PairBatch | PromptBatch:
+def collate(rows: Rows, indices: Sequence[int]) -> AnyBatch:
     """The batch of rows `indices` as NumPy arrays; an index of -1 makes an empty row."""
-    if rows.kind == "prompt":
-        return _collate_prompts(rows, indices)
-    batch = _collate_sequences(rows, indices)
-    return _with_pairs(rows, indices, batch) if rows.kind.startswith("preference") else batch
-
-
-def _items(rows: Rows, index: int) -> list[Item]:
-    return [] if index < 0 else [rows.items[i] for i in rows.bins[index]]
-
-
-def _collate_sequences(rows: Rows, indices: Sequence[int]) -> Batch:
-    shape = (len(indices), rows.row_length)
-    tokens = np.full(shape, rows.pad_id, np.int32)
-    positions, segment_ids = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    loss_mask = np.zeros(shape, np.float32)
-    origin = np.full((len(indices), rows.max_segments), -1, np.int32)
+    kind = KINDS[rows.kind]
+    sizes = {"B": len(indices), "T": rows.row_length, "S": rows.max_segments}
+    sizes |= {"P": rows.max_pairs, "L": rows.longest_ending}
+    fill = {"tokens": rows.pad_id, "rows": -1, "ending": -1}
+    x = {
+        name: np.full([sizes[axis] for axis in axes], fill.get(name, 0), dtype)
+        for name, (axes, dtype) in ARRAYS[kind.batch].items()
+    }
+    if kind.batch is PromptBatch:
+        _place_prompts(x, rows, indices)
+        return PromptBatch(**x)
     for b, index in enumerate(indices):
-        start = 0
-        examples = [example for item in _items(rows, index) for example in members(item)]
-        for s, example in enumerate(examples):
-            slots = slice(start, start + len(example.ids))
-            tokens[b, slots] = example.ids
-            positions[b, slots] = np.arange(len(example.ids))
-            segment_ids[b, slots] = s + 1
-            loss_mask[b, slots] = example.mask
-            origin[b, s] = example.row
-            start = slots.stop
-    return Batch(tokens, positions, segment_ids, loss_mask, origin)
-
-
-def _with_pairs(rows: Rows, indices: Sequence[int], batch: Batch) -> PairBatch:
-    shape = (len(indices), rows.max_pairs)
-    chosen, rejected = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    weight, margin = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    ref_logp = np.zeros((len(indices), rows.max_segments), np.float32)
-    for b, index in enumerate(indices):
-        pair, segment = 0, 1
-        for item in _items(rows, index):
-            for preferred, other in _pairs(item):
-                chosen[b, pair] = segment + preferred
-                rejected[b, pair] = 0 if other is None else segment + other
-                weight[b, pair] = item.weight if isinstance(item, PairExample) else 1.0
-                margin[b, pair] = item.margin if isinstance(item, PairExample) else 0.0
+        start = segment = pair = 0
+        for item in [rows.items[i] for i in rows.bins[index]] if index >= 0 else []:
+            for first, second in item.pairs if kind.pair else ():
+                x[kind.pair[0]][b, pair] = segment + 1 + first
+                x[kind.pair[1]][b, pair] = 0 if second is None else segment + 1 + second
+                for name in kind.values:
+                    x[name][b, pair] = getattr(item, name)
                 pair += 1
-            segment += len(members(item))
+            slots = slice(start, start + len(item.ids))
+            x["tokens"][b, slots], x["loss_mask"][b, slots] = item.ids, item.mask
+            for begin, end in pairwise((start, *(start + cut for cut in item.cuts), slots.stop)):
+                x["positions"][b, begin:end] = np.arange(end - begin)
+                x["segment_ids"][b, begin:end] = segment + 1
+                x["rows"][b, segment] = item.row
+                segment += 1
+            start = slots.stop
         if rows.ref_logp is not None and index >= 0:
-            ref_logp[b] = rows.ref_logp[index]
-    return PairBatch(
-        **vars(batch), chosen=chosen, rejected=rejected, weight=weight, margin=margin, ref_logp=ref_logp
-    )
+            x["ref_logp"][b] = rows.ref_logp[index]
+    return kind.batch(**x)
 
 
-def _pairs(item: Item) -> tuple[tuple[int, int | None], ...]:
-    """(preferred, other) of an item; a demonstration is preferred to nothing."""
-    return item.pairs if isinstance(item, PairExample) else ((0, None),)
-
-
-def _collate_prompts(rows: Rows, indices: Sequence[int]) -> PromptBatch:
-    shape = (len(indices), rows.row_length)
-    tokens = np.full(shape, rows.pad_id, np.int32)
-    positions, segment_ids = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    origin = np.full(len(indices), -1, np.int32)
-    ending = np.full((len(indices), rows.longest_ending), -1, np.int32)
+def _place_prompts(x: dict[str, np.ndarray], rows: Rows, indices: Sequence[int]) -> None:
     for b, index in enumerate(indices):
-        for prompt in _items(rows, index):
-            ending[b, : len(prompt.ending)] = prompt.ending
-            start = rows.row_length - len(prompt.ids)
-            tokens[b, start:] = prompt.ids
-            positions[b, start:] = np.arange(len(prompt.ids))
-            segment_ids[b, start:] = 1
-            origin[b] = prompt.row
-    return PromptBatch(tokens, positions, segment_ids, origin, ending)
-
-
-def abstract_batch(
-    kind: str, config: Any, batch_size: int, make: Callable[[tuple[int, ...], Any], Any]
-) -> Batch | PairBatch | PromptBatch:
-    """The batch of a kind of data with every array made by `make(shape, dtype)`, as when rows are full."""
-    B, T = batch_size, config.row_length
-    if kind == PROMPTS:
-        row = make((B, config.max_length), np.int32)
-        return PromptBatch(row, row, row, make((B,), np.int32))
-    paired = kind in (PAIRS, PAIRS_OR_DEMONSTRATIONS, UNPAIRED)
-    S = config.segments if config.packing else 1 + paired
-    row = make((B, T), np.int32)
-    batch = Batch(row, row, row, make((B, T), np.float32), make((B, S), np.int32))
-    if not paired:
-        return batch
-    pair, weight = make((B, S // 2), np.int32), make((B, S // 2), np.float32)
-    return PairBatch(
-        **vars(batch), chosen=pair, rejected=pair, weight=weight, margin=weight, ref_logp=make((B, S), np.float32)
-    )
+        for prompt in [rows.items[i] for i in rows.bins[index]] if index >= 0 else []:
+            slots = slice(rows.row_length - len(prompt.ids), rows.row_length)
+            x["tokens"][b, slots] = prompt.ids
+            x["positions"][b, slots] = np.arange(len(prompt.ids))
+            x["segment_ids"][b, slots] = 1
+            x["rows"][b] = prompt.row
+            x["ending"][b, : len(prompt.ending)] = prompt.ending

@@ -4,7 +4,7 @@ import json
 import mmap
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ SUFFIXES = (".jsonl", ".parquet", ".arrow")
 HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first answer
 
 
+class Unusable(Exception):
+    """A row that its dataset is known to hold and no stage can use; the message is why."""
+
+
 @dataclass(frozen=True)
 class Dropped:
     """Stands in place of a row that its recipe leaves out."""
@@ -26,21 +30,29 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Records:
+class Records(Sequence):
     """Rows with random access, and the name to blame them by."""
 
     rows: Sequence[Mapping[str, Any] | Dropped]
     name: str
     numbers: Sequence[int] | None = None  # the row of the file behind each record; None: one for one
+    # What turns a row into our fields, one after the other, whenever it is asked for, so that memory does not grow with
+    # the data. Each raises Unusable for a row to be dropped, and DataError, without the place, for a wrong one.
+    adapters: tuple[Callable[[Mapping[str, Any]], Mapping[str, Any]], ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[Mapping[str, Any] | Dropped]:
-        return iter(self.rows)
-
     def __getitem__(self, index: int) -> Mapping[str, Any] | Dropped:
-        return self.rows[index]
+        row = self.rows[index]
+        try:
+            for adapt in self.adapters if not isinstance(row, Dropped) else ():
+                row = adapt(row)
+        except Unusable as reason:
+            return Dropped(str(reason))
+        except DataError as error:
+            raise DataError(f"{self.where(index)}: {error}") from None
+        return row
 
     def where(self, index: int) -> str:
         """`file:row` of record `index`: 1-based, and for JSONL the line number an editor shows."""

@@ -91,7 +91,7 @@ def merge(stacked: Metrics) -> Metrics:
     return {name: _merged(metric) for name, metric in stacked.items()}
 
 
-def _merged(metric: Mean | Max | Min | Std) -> Mean | Max | Min | Std:
+def _merged(metric: Metric) -> Metric:
     if isinstance(metric, Std):
         weight = jnp.sum(metric.weight, axis=0)
         mean = normalized(Mean(jnp.sum(metric.mean * metric.weight, axis=0), weight))

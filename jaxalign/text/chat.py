@@ -19,7 +19,6 @@ text is the same.
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 
@@ -34,14 +33,6 @@ _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 _THOUGHT = re.compile(r"\s*(</?think>)\s*")
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Consecutive tokens that are all supervised or all context."""
-
-    ids: tuple[int, ...]
-    supervised: bool
-
-
 def render_chat(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
@@ -49,8 +40,8 @@ def render_chat(
     *,
     add_generation_prompt: bool = False,
     first_supervised: int = 0,
-) -> list[Segment]:
-    """Render and tokenise a conversation.
+) -> tuple[list[int], list[bool]]:
+    """Render and tokenise a conversation: its ids, and of each whether it is supervised.
 
     Supervised are the assistant turns from message `first_supervised` on: content and turn terminator,
     neither the role header before nor anything after. Where the tokenizer has a BOS the result begins with
@@ -73,24 +64,26 @@ def render_chat(
 
 def _render_builtin(
     messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool, first_supervised: int
-) -> list[Segment]:
+) -> tuple[list[int], list[bool]]:
     if TURN_END not in tokenizer.control_ids:
         raise ConfigError(
             f"config.data.chat_template is empty, the tokenizer brings no chat template, and it has no {TURN_END}, "
             "which the built-in one writes; set config.data.chat_template=FILE, a Jinja template of the chat format"
         )
     end = tokenizer.special_id(TURN_END)
-    segments = [] if tokenizer.bos_id is None else [Segment((tokenizer.bos_id,), False)]
+    ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    mask = [False] * len(ids)
     for index, message in enumerate(messages):
         supervised = message.role == "assistant" and index >= first_supervised
-        segments.append(Segment((tokenizer.special_id(f"<|{message.role}|>"),), False))
-        ids = tokenizer.encode(message.content)
+        content = tokenizer.encode(message.content)
         if supervised:
-            check_decodes(ids, message.content, tokenizer, f"messages[{index}]")
-        segments.append(Segment((*ids, end), supervised))
+            check_decodes(content, message.content, tokenizer, f"messages[{index}]")
+        ids += [tokenizer.special_id(f"<|{message.role}|>"), *content, end]
+        mask += [False, *[supervised] * (len(content) + 1)]
     if add_generation_prompt:
-        segments.append(Segment((tokenizer.special_id("<|assistant|>"),), False))
-    return segments
+        ids.append(tokenizer.special_id("<|assistant|>"))
+        mask.append(False)
+    return ids, mask
 
 
 def _render_template(
@@ -99,7 +92,7 @@ def _render_template(
     template: jinja2.Template,
     add_generation_prompt: bool,
     first_supervised: int,
-) -> list[Segment]:
+) -> tuple[list[int], list[bool]]:
     controls = tokenizer.control_ids
     contents, originals = _escape([message.content for message in messages], tuple(controls))
     turns = [{"role": m.role, "content": content} for m, content in zip(messages, contents, strict=True)]
@@ -145,15 +138,17 @@ def _render_template(
         done = end.end()
     add(text[done:])
     encoded = zip(tokenizer.encode_pieces([piece for piece, _ in pieces]), pieces, strict=True)
-    segments = []
+    ids: list[int] = []
+    mask: list[bool] = []
     for answer, group in groupby(encoded, key=lambda item: item[1][1]):
         parts = list(group)
-        ids = tuple(token for part, _ in parts for token in part)
+        span = [token for part, _ in parts for token in part]
         if answer is not None:
             written = "".join(piece for _, (piece, _) in parts if isinstance(piece, str))
-            check_decodes(ids, written, tokenizer, f"messages[{answer}]")
-        segments.append(Segment(ids, answer is not None))
-    return _with_one_bos([segment for segment in segments if segment.ids], tokenizer)
+            check_decodes(span, written, tokenizer, f"messages[{answer}]")
+        ids += span
+        mask += [answer is not None] * len(span)
+    return _with_one_bos(ids, mask, tokenizer)
 
 
 def _end_of(render: Callable[[int, bool], str], index: int, text: str, otherwise: int) -> int:
@@ -171,7 +166,7 @@ def check_decodes(ids: Sequence[int], answer: str, tokenizer: Tokenizer, what: s
     What the tokenizer has no piece for is left to `audit`, which counts it.
     """
     said = tokenizer.decode(ids)
-    if _ends_with(said, answer) or _ends_with(_normal(said), _normal(answer)):
+    if said == answer or _ends_with(said, answer) or _ends_with(_normal(said), _normal(answer)):
         return
     if unknown_id(tokenizer) in ids:
         return
@@ -279,14 +274,13 @@ def _letters(controls: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(set("".join(controls))))
 
 
-def _with_one_bos(segments: list[Segment], tokenizer: Tokenizer) -> list[Segment]:
+def _with_one_bos(ids: list[int], mask: list[bool], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
     if tokenizer.bos_id is None:
-        return segments
-    ids = [token for segment in segments for token in segment.ids]
+        return ids, mask
     ambiguous = tokenizer.bos_id in tokenizer.eos_ids  # then it may also end turns
     if tokenizer.bos_id not in ids or (ambiguous and ids[0] != tokenizer.bos_id):
-        return [Segment((tokenizer.bos_id,), False), *segments]
+        return [tokenizer.bos_id, *ids], [False, *mask]
     if not ambiguous and (ids.count(tokenizer.bos_id) > 1 or ids[0] != tokenizer.bos_id):
         at = [position for position, token in enumerate(ids) if token == tokenizer.bos_id]
         raise DataError(f"the chat template writes BOS at tokens {at}; write it once, first, or not at all")
-    return segments
+    return ids, mask

@@ -120,14 +120,20 @@ class SentencePieceTokenizer:
         return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
 
     def encode(self, text: str) -> list[int]:
-        first, *rest = text.split(_SPACE_MARK)
-        ids = self._model.encode(first)
-        for part in rest:  # as bytes, or the mark would come back as a space
-            ids += self._space_mark_ids + self._model.encode(part)
-        return ids
+        return self.encode_pieces([text])[0]
 
     def encode_pieces(self, pieces: Sequence[str | int]) -> list[list[int]]:
-        return [[piece] if isinstance(piece, int) else self.encode(piece) for piece in pieces]
+        encoded = []
+        for piece in pieces:
+            if isinstance(piece, int):
+                encoded.append([piece])
+                continue
+            first, *rest = piece.split(_SPACE_MARK)
+            ids = self._model.encode(first)
+            for part in rest:  # as bytes, or the mark would come back as a space
+                ids += self._space_mark_ids + self._model.encode(part)
+            encoded.append(ids)
+        return encoded
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._model.decode([int(i) for i in ids])

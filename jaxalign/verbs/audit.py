@@ -13,9 +13,10 @@ import jinja2
 import numpy as np
 
 from jaxalign.data import Dataset, Tokenizer, build_datasets
-from jaxalign.data.encode import Example, encode_prompt, members
+from jaxalign.data.encode import encode_prompt
+from jaxalign.data.items import Item
+from jaxalign.data.kinds import PROMPTS, TEXT
 from jaxalign.data.overlap import ALSO_IN_EVAL, HELD_OUT, KEYS, by_record, prompt_key, sequence_key
-from jaxalign.data.packing import Item
 from jaxalign.data.records import Chat, Prompt, Record, Turns, parse_record
 from jaxalign.storage import to_path, write_whole
 from jaxalign.text.templates import load_template
@@ -68,7 +69,7 @@ def audit(config: Config) -> Audit:
 def measure(dataset: Dataset, kind: str, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
     """The numbers of one dataset; token counts are those of all its sequences, each once."""
     report, groups = dataset.report, by_record(dataset.rows.items)
-    sequences = [example for item in dataset.rows.items for example in members(item)]
+    sequences = [example for item in dataset.rows.items for example in item.own]
     unknown = unknown_id(tokenizer)
     unknowns = sum(int((example.ids == unknown).sum()) for example in sequences)
     lengths = np.array([len(example.ids) for example in sequences])
@@ -108,13 +109,14 @@ def check_bos(
     missing = doubled = 0
     for items in records if bos is not None else ():
         for chunk, item in enumerate(items):
-            for example in members(item):
-                missing += int(chunk == 0 and example.ids[0] != bos)
-                doubled += int(_extra_bos(example, bos, eos_ids, chunk == 0))
+            opens = chunk == 0 or item.desirable is not None  # both answers of a pair, judged one by one
+            for example in item.own:
+                missing += int(opens and example.ids[0] != bos)
+                doubled += int(_extra_bos(example, bos, eos_ids, opens))
     return {"id": bos, "missing": missing, "doubled": doubled}
 
 
-def _extra_bos(example: Example, bos: int, eos_ids: tuple[int, ...], opens: bool) -> bool:
+def _extra_bos(example: Item, bos: int, eos_ids: tuple[int, ...], opens: bool) -> bool:
     if bos in eos_ids:  # then later ones may be ends of turns
         return opens and example.ids[:2].tolist() == [bos, bos]
     return np.count_nonzero(example.ids == bos) > int(opens and example.ids[0] == bos)
@@ -131,12 +133,12 @@ def check_eos(
     counts = Counter()
     for items in records:
         for item in items:
-            for example in members(item):
+            for example in item.own:
                 for end in _span_ends(example.mask):
                     at_end = end == len(example.ids) - 1
                     if example.ids[end] in eos_ids:
                         counts["ended"] += 1
-                    elif at_end and item is not items[-1]:
+                    elif at_end and item is not items[-1] and item.desirable is None:
                         counts["split"] += 1
                     elif at_end and truncated and len(example.ids) == max_length:
                         counts["truncated"] += 1
@@ -152,7 +154,7 @@ def _span_ends(mask: np.ndarray) -> np.ndarray:
 
 
 def _is_transcript(dataset: Dataset, row: int) -> bool:
-    return dataset.rows.kind == "text" and dataset.record(row).get("text") is None
+    return dataset.rows.kind == TEXT and dataset.record(row).get("text") is None
 
 
 def check_contexts(
@@ -166,7 +168,7 @@ def check_contexts(
     known = template or tokenizer.template
     for row, items in list(by_record(dataset.rows.items).items())[:CONTEXTS_CHECKED]:
         prompt = _prompt(parse_record(dataset.record(row), kind, dataset.where(row)))
-        example = members(items[0])[0]
+        example = items[0].own[0]
         plain += known is not None and isinstance(prompt, str)
         if prompt and example.mask.any():
             checked += 1
@@ -231,7 +233,7 @@ def _part_problems(part: dict[str, Any], kind: str) -> list[str]:
     lost = sum(records["dropped"].values()) - held_out
     worst = max(records["dropped"], key=records["dropped"].get, default="")
     checks = [
-        (kind == "prompt" or part["supervised"], "no token is supervised; check the completions"),
+        (kind == PROMPTS or part["supervised"], "no token is supervised; check the completions"),
         (
             not bos["missing"],
             f"{bos['missing']} sequences do not begin with BOS; let the chat template write it first, or not at all",

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxalign.data import Dataset, Tokenizer
-from jaxalign.data.encode import Example, PairExample
+from jaxalign.data.items import Item
 from jaxalign.verbs.audit import Audit
 
 STYLES = {"supervised": "bold green", "context": "cyan", "control": "magenta"}
@@ -48,15 +48,16 @@ def sample_lines(dataset: Dataset, tokenizer: Tokenizer, count: int) -> list[Tex
     return lines
 
 
-def _named(item: Example | PairExample) -> list[tuple[str, Example]]:
-    if isinstance(item, Example):
-        return [("sequence", item)]
-    if len(item.examples) == 2:
-        return list(zip(("chosen", "rejected"), item.examples, strict=True))
-    return [(f"reply {index + 1}", example) for index, example in enumerate(item.examples)]
+def _named(item: Item) -> list[tuple[str, Item]]:
+    if item.desirable is not None:
+        judged = "desirable" if item.desirable else "undesirable"
+        return list(zip((judged, "mismatched"), item.examples, strict=False))
+    names = {1: ("sequence",), 2: ("chosen", "rejected")}.get(len(item.examples))
+    names = names or [f"reply {index + 1}" for index in range(len(item.examples))]
+    return list(zip(names, item.examples, strict=True))
 
 
-def show_tokens(example: Example, tokenizer: Tokenizer) -> Text:
+def show_tokens(example: Item, tokenizer: Tokenizer) -> Text:
     """Tokens separated by |, what is supervised in ⟦ ⟧ as well as in colour, whitespace visible."""
     line, open_span = Text(), False
     names = {token_id: name for name, token_id in tokenizer.control_ids.items()}

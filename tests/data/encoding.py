@@ -3,7 +3,8 @@
 from typing import Any
 
 from jaxalign.data import Records, Tokenizer
-from jaxalign.data.encode_source import EncodingReport, collect, encode_records
+from jaxalign.data.encode import encode_records
+from jaxalign.data.report import EncodingReport, collect
 
 
 def encode_dataset(

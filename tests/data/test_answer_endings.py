@@ -10,7 +10,6 @@ import pytest
 
 from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokenizer
 from jaxalign.data.batch import PromptBatch
-from jaxalign.data.encode import members
 from jaxalign.data.packing import collate
 from jaxalign.models import ModelConfig, init_params
 from jaxalign.models.scoring import segment_rewards
@@ -46,7 +45,7 @@ def rows(tokenizer, kind, *records):
 
 def sequences(tokenizer, kind, *records):
     items = rows(tokenizer, kind, *records).items
-    return [example.ids.tolist() for item in items for example in members(item)]
+    return [example.ids.tolist() for item in items for example in item.examples]
 
 
 def rollout(tokenizer, prompts, stop):

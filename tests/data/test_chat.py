@@ -5,7 +5,7 @@ import pytest
 
 from jaxalign.data.records import Message
 from jaxalign.errors import ConfigError, DataError
-from jaxalign.text.chat import Segment, render_chat
+from jaxalign.text.chat import render_chat
 from jaxalign.text.templates import compile_template, load_template
 
 S, U, A = Message("system", "be brief"), Message("user", "who asks"), Message("assistant", "the fox")
@@ -22,9 +22,9 @@ PLAIN = (
 )
 
 
-def flat(segments: list[Segment]) -> tuple[list[int], list[int]]:
-    ids = [token for segment in segments for token in segment.ids]
-    return ids, [int(segment.supervised) for segment in segments for _ in segment.ids]
+def flat(rendered: tuple[list[int], list[bool]]) -> tuple[list[int], list[int]]:
+    ids, mask = rendered
+    return ids, [int(supervised) for supervised in mask]
 
 
 def test_builtin_by_hand(tokenizer):

@@ -8,7 +8,6 @@ import pytest
 from encoding import encode_dataset
 
 from jaxalign.data.encode import encode_completion, encode_preference, encode_prompt, encode_text
-from jaxalign.data.encode_source import EncodingReport
 from jaxalign.data.records import (
     Message,
     Preference,
@@ -19,6 +18,7 @@ from jaxalign.data.records import (
     Transcript,
     parse_record,
 )
+from jaxalign.data.report import EncodingReport
 from jaxalign.data.sources import Records
 from jaxalign.errors import ConfigError, DataError
 
@@ -200,7 +200,7 @@ def test_faults_name_the_row(tokenizer):
 def test_nothing_supervised_is_an_error(tokenizer, monkeypatch):
     import jaxalign.data.encode as module
 
-    monkeypatch.setattr(module, "render_chat", lambda *args, **kwargs: [module.Segment((1, 5, 6), False)])
+    monkeypatch.setattr(module, "render_chat", lambda *args, **kwargs: ([1, 5, 6], [False] * 3))
     rows = rows_of({"messages": [json.loads('{"role": "assistant", "content": "x"}')]})
     with pytest.raises(DataError, match=r"^f.jsonl: no token is supervised \(1 records: 1 kept"):
         encode(tokenizer, rows)

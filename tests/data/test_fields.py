@@ -6,7 +6,6 @@ import hf_models
 import pytest
 
 from jaxalign.data import DataConfig, build_dataset, load_tokenizer
-from jaxalign.data.encode import members
 from jaxalign.data.records import parse_record
 from jaxalign.errors import DataError
 
@@ -51,7 +50,7 @@ def show(tmp_path, tokenizer):
                 out += names.get(token) or tokenizer.decode([token])
             return (out + "]" * on).replace("{<|im_start|>}", "<").replace("{<|im_end|>}", ">")
 
-        return [text(example) for item in dataset.rows.items for example in members(item)]
+        return [text(example) for item in dataset.rows.items for example in item.examples]
 
     return run
 

@@ -202,7 +202,7 @@ def test_bos_that_is_also_eos_stands_once_at_the_start(tmp_path):
     tokens = {"bos_token": "</s>", "eos_token": "</s>"}
     ours = load_tokenizer(hf_models.Model(model, template, config=tokens).write(tmp_path))
     turns = [Message("user", "who"), Message("assistant", "the fox")]
-    ids = [i for segment in render_chat(turns, ours) for i in segment.ids]
+    ids, _ = render_chat(turns, ours)
     assert [position for position, i in enumerate(ids) if i == ours.bos_id] == [
         0,
         ids.index(ids[-1], 1),

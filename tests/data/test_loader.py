@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxalign.data.encode import Example
+from jaxalign.data.items import Item
 from jaxalign.data.loader import eval_batches, make_loader, train_batches
 from jaxalign.data.packing import build_rows
 from jaxalign.errors import ConfigError
@@ -17,7 +17,7 @@ def rows_of(*counts: int, weights=()):
     numbers = iter(range(sum(counts)))
     sources = [
         [
-            Example(np.int32([1, n + 2]), np.float32([0, 1]), n)
+            Item(np.int32([1, n + 2]), np.float32([0, 1]), n)
             for _, n in zip(range(count), numbers, strict=False)
         ]
         for count in counts

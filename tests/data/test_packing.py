@@ -3,17 +3,19 @@
 import numpy as np
 import pytest
 
-from jaxalign.data.encode import Example, PairExample
+from jaxalign.data.items import Item, join
 from jaxalign.data.packing import build_rows, collate, pack
 
 
-def example(length: int, prompt: int, row: int) -> Example:
+def example(length: int, prompt: int, row: int) -> Item:
     ids = 100 * (row + 1) + np.arange(length, dtype=np.int32)
-    return Example(ids, (np.arange(length) >= prompt).astype(np.float32), row)
+    return Item(ids, (np.arange(length) >= prompt).astype(np.float32), row)
 
 
-def group(lengths: list[int], pairs, row: int, margin: float = 0.0) -> PairExample:
-    return PairExample(tuple(example(n, 1, row) for n in lengths), tuple(pairs), margin, row)
+def group(lengths: list[int], pairs, row: int, margin: float = 0.0) -> Item:
+    weight = 2 / (len(lengths) * (len(lengths) - 1))
+    parts = [example(n, 1, row) for n in lengths]
+    return join(parts, pairs=tuple(pairs), margin=margin, weight=weight, row=row)
 
 
 @pytest.mark.parametrize("seed", [None, 0, 1])

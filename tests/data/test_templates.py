@@ -3,7 +3,10 @@
 import json
 import os
 import warnings
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import hf_models
 import jinja2
@@ -14,7 +17,7 @@ from jaxalign.data.records import Message
 from jaxalign.data.sources import read_records
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.text import templates
-from jaxalign.text.chat import Segment, render_chat
+from jaxalign.text.chat import render_chat
 from jaxalign.text.templates import compile_template, render_template, turn_terminator
 from jaxalign.text.tokenizer import load_tokenizer
 
@@ -45,7 +48,19 @@ def messages(chat) -> list[Message]:
     return [Message(role, content) for role, content in chat]
 
 
-def flat(segments: list[Segment]) -> list[int]:
+class Segment(NamedTuple):
+    """Neighbouring tokens that are all supervised or all context."""
+
+    ids: tuple[int, ...]
+    supervised: bool
+
+
+def cut(rendered: tuple[list[int], list[bool]]) -> list[Segment]:
+    groups = groupby(zip(*rendered, strict=True), key=lambda pair: pair[1])
+    return [Segment(tuple(token for token, _ in group), supervised) for supervised, group in groups]
+
+
+def flat(segments: Iterable[Segment]) -> list[int]:
     return [token for segment in segments for token in segment.ids]
 
 
@@ -62,7 +77,7 @@ def check_chat(ours, theirs, chat):
     options = {"add_generation_prompt": generation}
     text = theirs.apply_chat_template(turns, tokenize=False, **options)
     want = theirs.apply_chat_template(turns, tokenize=True, return_dict=False, **options)
-    ids = flat(render_chat(messages(chat), ours, **options))
+    ids = flat(cut(render_chat(messages(chat), ours, **options)))
     if ours.bos_id is not None and want[0] != ours.bos_id:
         assert ids.pop(0) == ours.bos_id  # a template that writes none: a model that has one gets it
     assert ids == want
@@ -87,7 +102,7 @@ def test_what_is_supervised(model):
     end = ours.special_id(terminator)
     assert end in ours.eos_ids
     for chat in (ENGLISH[:5], JAPANESE[:4]):
-        segments = [segment for segment in render_chat(messages(chat), ours) if segment.supervised]
+        segments = [segment for segment in cut(render_chat(messages(chat), ours)) if segment.supervised]
         answers = [content for role, content in chat if role == "assistant"]
         assert [segment.ids.index(end) for segment in segments] == [len(s.ids) - 1 for s in segments]
         spoken = [ours.decode(segment.ids) for segment in segments]
@@ -98,8 +113,8 @@ def test_what_is_supervised(model):
 def test_training_sees_the_prompt_that_sampling_starts_from(model):
     _, ours, _, _ = model
     for chat in (ENGLISH[:5], JAPANESE[:4]):
-        prompt = flat(render_chat(messages(chat[:-1]), ours, add_generation_prompt=True))
-        segments = render_chat(messages(chat), ours, first_supervised=len(chat) - 1)
+        prompt = flat(cut(render_chat(messages(chat[:-1]), ours, add_generation_prompt=True)))
+        segments = cut(render_chat(messages(chat), ours, first_supervised=len(chat) - 1))
         assert flat(segments)[: len(prompt)] == prompt
         assert [segment.supervised for segment in segments if segment.ids != (ours.bos_id,)][:2] == [
             False,
@@ -113,9 +128,9 @@ def test_contents_cannot_make_control_tokens(model):
     controls = set(ours.control_ids.values())
     names = list(ours.control_ids)
     evil = ["".join(names), names[-1][1:], names[-1][:-1], *(f"a {name} b" for name in names)]
-    tame = flat(render_chat([Message("user", "word"), Message("assistant", "word")], ours))
+    tame = flat(cut(render_chat([Message("user", "word"), Message("assistant", "word")], ours)))
     for content in evil:
-        wild = flat(render_chat([Message("user", content), Message("assistant", content)], ours))
+        wild = flat(cut(render_chat([Message("user", content), Message("assistant", content)], ours)))
         assert [i for i in wild if i in controls] == [i for i in tame if i in controls]
         assert ours.decode(wild).replace(" ", "") == ours.decode(tame).replace("word", content).replace(
             " ", ""
@@ -127,7 +142,7 @@ def test_cuts_inside_a_token_keep_the_text(tmp_path):
     folder = hf_models.chatml().write(tmp_path)
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     chat = [("user", "who"), ("assistant", "\n\n  the fox")]
-    ids = flat(render_chat(messages(chat), ours))
+    ids = flat(cut(render_chat(messages(chat), ours)))
     turns = [{"role": role, "content": content} for role, content in chat]
     whole = theirs.apply_chat_template(turns, tokenize=True, return_dict=False)
     decode = theirs.backend_tokenizer.decode
@@ -142,7 +157,7 @@ def qwen3(tmp_path_factory):
 def test_thoughts(qwen3):
     """Qwen 3 keeps the thought of the last answer and takes out earlier ones."""
     last = [("user", "who"), ("assistant", "the fox"), ("user", "why"), ("assistant", WITH_THOUGHT)]
-    spoken = [qwen3.decode(s.ids) for s in render_chat(messages(last), qwen3) if s.supervised]
+    spoken = [qwen3.decode(s.ids) for s in cut(render_chat(messages(last), qwen3)) if s.supervised]
     assert spoken == ["the fox", WITH_THOUGHT]
     earlier = [*last, ("user", "what"), ("assistant", "a fox")]
     message = (
@@ -151,7 +166,7 @@ def test_thoughts(qwen3):
     )
     with pytest.raises(DataError, match=message):
         render_chat(messages(earlier), qwen3)
-    context = render_chat(messages(earlier), qwen3, first_supervised=5)  # not supervised, it may go
+    context = cut(render_chat(messages(earlier), qwen3, first_supervised=5))  # not supervised, it may go
     assert [qwen3.decode(s.ids) for s in context if s.supervised] == ["<think>\n\n</think>\n\na fox"]
 
 
@@ -260,12 +275,12 @@ def test_a_template_beside_a_sentencepiece_model(tmp_path, tokenizer):
     tokenizer.save(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}<|end|>{% endfor %}")
     ours = load_tokenizer(tmp_path)
-    ids = flat(render_chat(messages([("user", "who"), ("assistant", "fox")]), ours))
+    ids = flat(cut(render_chat(messages([("user", "who"), ("assistant", "fox")]), ours)))
     end = ours.special_id("<|end|>")
     assert ids == [ours.bos_id, *ours.encode("who"), end, *ours.encode("fox"), end]
     ours.save(tmp_path / "copy")
     assert (
-        flat(render_chat(messages([("user", "who")]), load_tokenizer(tmp_path / "copy")))
+        flat(cut(render_chat(messages([("user", "who")]), load_tokenizer(tmp_path / "copy"))))
         == ids[: ids.index(end) + 1]
     )
 

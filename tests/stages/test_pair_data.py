@@ -7,7 +7,6 @@ from tiny import final_state, history, make_config, run
 
 import jaxalign.stages.reference as reference
 from jaxalign import parallel
-from jaxalign.data.encode import members
 from jaxalign.stages import parse_config
 from jaxalign.training.open import open_run
 
@@ -44,7 +43,7 @@ def test_orpo_learns_demonstrations_by_likelihood_alone(runs, tmp_path):
         config = parse_config(make_config(stage, runs, **{"data.train": data}))
         with parallel.use_mesh(parallel.make_mesh(config.mesh, jax.devices()[:1])):
             items = open_run(config, tmp_path / name).train.rows.items
-        tokens[name] = sum(float(members(item)[0].mask.sum()) for item in items)  # of chosen and shown
+        tokens[name] = sum(float(item.examples[0].mask.sum()) for item in items)  # of chosen and shown
     assert tokens["both"] == tokens["pairs"] + tokens["shown"]
     total = tokens["pairs"] * found["pairs"]["eval/nll_loss"] + tokens["shown"] * found["shown"]["eval/nll"]
     assert found["both"]["eval/nll_loss"] == pytest.approx(total / tokens["both"], rel=1e-5)

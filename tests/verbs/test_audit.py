@@ -14,13 +14,13 @@ from rich.console import Console
 from jaxalign import parallel
 from jaxalign.cli import main
 from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokenizer, train_sentencepiece
-from jaxalign.data.encode import Example
+from jaxalign.data.items import Item
 from jaxalign.models import ModelConfig, init_params
 from jaxalign.stages import default_config, parse_config
 from jaxalign.training import saved_model
 from jaxalign.training.open import describe, open_run
-from jaxalign.verbs.audit import audit, check_bos, check_eos, unknown_id
-from jaxalign.verbs.audit_page import histogram_lines, pieces, print_audit, show_tokens
+from jaxalign.verbs.audit import audit, check_bos, check_contexts, check_eos, measure, unknown_id
+from jaxalign.verbs.audit_page import histogram_lines, pieces, print_audit, sample_lines, show_tokens
 
 WORDS = "the quick brown fox jumps over a lazy dog and asks who wrote this reply to that question".split()
 
@@ -151,7 +151,7 @@ def test_cut_completions_are_told_from_endless_ones(folder):
 
 
 def example(*ids, mask=None, row=0):
-    return Example(np.int32(ids), np.float32(mask or [0] + [1] * (len(ids) - 1)), row)
+    return Item(np.int32(ids), np.float32(mask or [0] + [1] * (len(ids) - 1)), row)
 
 
 def test_bos_by_hand():
@@ -174,6 +174,38 @@ def test_eos_by_hand(tokenizer):
     assert ends == {"ended": 2, "truncated": 1, "split": 1, "missing": 1}
 
 
+def test_completions_judged_one_by_one(tokenizer):
+    """A mismatched sequence is another record's completion once more: counted nowhere, shown by name."""
+    long, short = " fox" * 12, " dog"
+    rows = [
+        {"prompt": "who asks the quick brown fox?", "completion": short, "label": True},
+        {"prompt": "who?", "completion": long, "label": False},
+        {"prompt": "who?", "completion": long, "label": True},
+        {"prompt": "why?", "chosen": short, "rejected": long},
+    ]
+    longest = max(len(tokenizer.encode(row["prompt"] + long)) for row in rows[1:]) + 2
+    data = DataConfig(max_length=longest, row_length=2 * longest)
+    dataset = dataset_from_records([Records(rows, "m")], data, tokenizer, "unpaired")
+    lent = [item.examples[1] for item in dataset.rows.items]
+    assert max(len(example.ids) for example in lent) == longest and lent[0].ids[-1] not in tokenizer.eos_ids
+    found = measure(dataset, "unpaired", tokenizer, longest)
+    assert (found["records"]["kept"], found["sequences"], found["records"]["truncated"]) == (4, 5, 0)
+    assert found["eos"] == {"ended": 5, "truncated": 0, "split": 0, "missing": 0}
+    assert (found["bos"]["missing"], found["bos"]["doubled"]) == (0, 0)
+    assert found["duplicates"] == {"sequences": 1, "prompts": 1}
+    own = [item.own[0] for item in dataset.rows.items]
+    assert found["tokens"] == sum(len(example.ids) for example in own) == found["lengths"]["mean"] * 5
+    assert check_contexts(dataset, "unpaired", tokenizer, None) == {"checked": 4, "different": 0, "plain": 0}
+    shown = [line.plain.split(" (")[0] for line in sample_lines(dataset, tokenizer, 5)]
+    assert shown[1:3] == ["desirable", "mismatched"] and shown[4:6] == ["undesirable", "mismatched"]
+    cut = dataclasses.replace(data, max_length=longest - 2, overlong="truncate")
+    dataset = dataset_from_records([Records(rows, "m")], cut, tokenizer, "unpaired")
+    found = measure(dataset, "unpaired", tokenizer, longest - 2)
+    assert found["eos"] == {"ended": 2, "truncated": 3, "split": 0, "missing": 0}
+    pairs = dataset_from_records([Records(rows[3:] * 2, "m")], cut, tokenizer, "unpaired")
+    assert measure(pairs, "unpaired", tokenizer, longest - 2)["eos"]["truncated"] == 2
+
+
 def test_histogram():
     lengths = {"counts": [4, 0, 1], "edges": [1, 11, 21, 31]}
     assert [line.split() for line in histogram_lines(lengths)] == [
@@ -190,7 +222,7 @@ def test_tokens_join_to_the_text(tokenizer):
     assert "".join(piece for piece in shown[1:-1] if piece != "…") == "who·asks↵⇥あ·fox"
     ids = [1, *tokenizer.encode("who"), *tokenizer.encode(" fox"), 2]
     mask = [0] * (len(ids) - 2) + [1, 1]
-    line = show_tokens(Example(np.int32(ids), np.float32(mask)), tokenizer).plain
+    line = show_tokens(Item(np.int32(ids), np.float32(mask)), tokenizer).plain
     assert line.startswith("<bos>|") and line.endswith("|<eos>⟧") and line.count("⟦") == 1
 
 

@@ -138,13 +138,13 @@ def test_its_tokenizer_gives_identical_ids_in_transformers(tmp_path, run):
         ("assistant", "the fox"),
         ("user", " & <b>"),
     ]
-    rendered = render_chat([Message(*m) for m in messages], ours, add_generation_prompt=True)
+    ids, _ = render_chat([Message(*m) for m in messages], ours, add_generation_prompt=True)
     got = theirs.apply_chat_template(
         [{"role": role, "content": content} for role, content in messages],
         add_generation_prompt=True,
         tokenize=False,
     )
-    assert theirs.encode(got, add_special_tokens=False) == [i for s in rendered for i in s.ids]
+    assert theirs.encode(got, add_special_tokens=False) == ids
 
     again = load_tokenizer(tmp_path / "hf")  # the folder as a source for us
     assert again.eos_ids == ours.eos_ids and again.encode("who? 日本") == ours.encode("who? 日本")

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxalign.data.public.shapes import Fields, Messages, Unusable, ranking, sound_chat
-from jaxalign.data.sources import Dropped, Records
+from jaxalign.data.public.shapes import Fields, Messages, ranking, sound_chat
+from jaxalign.data.sources import Dropped, Records, Unusable
 from jaxalign.errors import DataError
 
 _ROLES = {"prompter": "user", "assistant": "assistant"}

@@ -14,13 +14,21 @@ Rows that a recipe leaves out are counted by reason in `EncodingReport.dropped`;
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from jaxalign.data.fields import complete_prompt, without_fields
+from jaxalign.data.kinds import (
+    DEMONSTRATIONS,
+    PAIRS,
+    PAIRS_OR_DEMONSTRATIONS,
+    PROMPTS,
+    TEXT,
+    UNPAIRED,
+)
 from jaxalign.data.public import oasst, shapes
-from jaxalign.data.sources import SUFFIXES, Dropped, Records, read_records
+from jaxalign.data.sources import SUFFIXES, Records, read_records
 from jaxalign.errors import DataError
 from jaxalign.storage import is_remote, to_path
 
@@ -39,27 +47,6 @@ class Recipe:
     subset: str = ""  # what a subset is: "data_dir" or "name" of `load_dataset`, "language", or nothing
     subsets: tuple[str, ...] = ()  # the only ones that have these rows; () for any
     options: Mapping[str, str] = field(default_factory=dict)  # of `load_dataset`
-
-
-class Adapted(Sequence):
-    """Rows turned into our fields when asked for, so that memory does not grow with the dataset."""
-
-    def __init__(self, records: Records, adapt: shapes.Adapter):
-        self._records, self._adapt = records, adapt
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Mapping[str, Any] | Dropped:
-        row = self._records[index]
-        if isinstance(row, Dropped):
-            return row
-        try:
-            return self._adapt(row)
-        except shapes.Unusable as reason:
-            return Dropped(str(reason))
-        except DataError as error:
-            raise DataError(f"{self._records.where(index)}: {error}") from None
 
 
 class _Watched(Mapping):
@@ -93,8 +80,8 @@ def _adapt_row(
     return {name: value for name, value in row.items() if name not in known} | made
 
 
-def _adapted(records: Records, adapt: shapes.Adapter) -> Records:
-    return Records(Adapted(records, adapt), records.name, records.numbers)
+def _adapted(records: Records, adapt: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Records:
+    return replace(records, adapters=(*records.adapters, adapt))
 
 
 def _each(adapt: shapes.Adapter, *left_out: str) -> Adapt:
@@ -106,61 +93,64 @@ def _rows(adapters: Mapping[str, shapes.Adapter]) -> dict[str, Adapt]:
 
 
 def _chat(adapt: shapes.Adapter) -> dict[str, shapes.Adapter]:
-    return {"sft": adapt, "text": adapt, "prompt": shapes.only_prompt(adapt)}
+    return {DEMONSTRATIONS: adapt, TEXT: adapt, PROMPTS: shapes.only_prompt(adapt)}
 
 
 def _compared(adapt: shapes.Adapter) -> dict[str, shapes.Adapter]:
-    return {"preference": adapt, "sft": shapes.preferred(adapt), "prompt": shapes.only_prompt(adapt)}
+    return {PAIRS: adapt, DEMONSTRATIONS: shapes.preferred(adapt), PROMPTS: shapes.only_prompt(adapt)}
 
 
 # Shapes known by their fields, row by row.
 SHAPES: dict[str, dict[str, shapes.Adapter]] = {
-    "generated": dict.fromkeys(("sft", "preference or sft"), shapes.generated),
+    "generated": dict.fromkeys((DEMONSTRATIONS, PAIRS_OR_DEMONSTRATIONS, UNPAIRED), shapes.generated),
     "sharegpt": _chat(shapes.sharegpt)
-    | {"preference": shapes.sharegpt_pair, "preference or sft": shapes.sharegpt_either},
+    | {PAIRS: shapes.sharegpt_pair, UNPAIRED: shapes.sharegpt_pair}
+    | {PAIRS_OR_DEMONSTRATIONS: shapes.sharegpt_either},
     "alpaca": _chat(shapes.instruction("input", "output")),
 }
 
 _TLDR = ("train", "validation")
 _ULTRAFEEDBACK = {
-    "preference": ("train_prefs", "test_prefs"),
-    "sft": ("train_sft", "test_sft"),
-    "text": ("train_sft", "test_sft"),
-    "prompt": ("train_gen", "test_gen"),
+    PAIRS: ("train_prefs", "test_prefs"),
+    DEMONSTRATIONS: ("train_sft", "test_sft"),
+    TEXT: ("train_sft", "test_sft"),
+    PROMPTS: ("train_gen", "test_gen"),
 }
 RECIPES = {
     "hh-rlhf": Recipe(
         _rows(_compared(shapes.hh_dialogues)),
         hub=("Anthropic/hh-rlhf",),
-        splits=dict.fromkeys(("preference", "sft", "prompt"), ("train", "test")),
+        splits=dict.fromkeys((PAIRS, DEMONSTRATIONS, PROMPTS), ("train", "test")),
         subset="data_dir",
         subsets=("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled"),
     ),
     "ultrafeedback_binarized": Recipe(
-        _rows(_compared(shapes.binarized) | _chat(shapes.as_messages) | {"prompt": shapes.prompt_text}),
+        _rows(_compared(shapes.binarized) | _chat(shapes.as_messages) | {PROMPTS: shapes.prompt_text}),
         hub=("HuggingFaceH4/ultrafeedback_binarized",),
         splits=_ULTRAFEEDBACK,
     ),
     "ultrachat_200k": Recipe(
-        _rows(_chat(shapes.as_messages) | {"prompt": shapes.prompt_text}),
+        _rows(_chat(shapes.as_messages) | {PROMPTS: shapes.prompt_text}),
         hub=("HuggingFaceH4/ultrachat_200k",),
-        splits={kind: splits for kind, splits in _ULTRAFEEDBACK.items() if kind != "preference"},
+        splits={kind: splits for kind, splits in _ULTRAFEEDBACK.items() if kind != PAIRS},
     ),
     "UltraFeedback": Recipe(_rows(_compared(shapes.ultrafeedback)), hub=("openbmb/UltraFeedback",)),
     "tldr": Recipe(
-        _rows({"sft": shapes.prompt_completion, "prompt": shapes.only_prompt(shapes.prompt_completion)}),
+        _rows(
+            {DEMONSTRATIONS: shapes.prompt_completion, PROMPTS: shapes.only_prompt(shapes.prompt_completion)}
+        ),
         hub=("trl-lib/tldr",),
-        splits=dict.fromkeys(("sft", "prompt"), _TLDR),
+        splits=dict.fromkeys((DEMONSTRATIONS, PROMPTS), _TLDR),
     ),
     "tldr-preference": Recipe(
         _rows(_compared(shapes.text_pair)),
         hub=("trl-lib/tldr-preference",),
-        splits=dict.fromkeys(("preference", "sft", "prompt"), _TLDR),
+        splits=dict.fromkeys((PAIRS, DEMONSTRATIONS, PROMPTS), _TLDR),
     ),
     "summarize_from_feedback": Recipe(
         _rows(_compared(shapes.summaries)),
         hub=("openai/summarize_from_feedback",),
-        splits=dict.fromkeys(("preference", "sft", "prompt"), _TLDR),
+        splits=dict.fromkeys((PAIRS, DEMONSTRATIONS, PROMPTS), _TLDR),
         # The dataset itself is a script, which `datasets` has not run since its version 4.
         options={"revision": "refs/convert/parquet", "data_dir": "comparisons"},
     ),
@@ -168,13 +158,13 @@ RECIPES = {
         {
             kind: _each(adapt, "label")
             for kind, adapt in (
-                ("text", shapes.review),
-                ("sft", shapes.review),
-                ("prompt", shapes.review_opening),
+                (TEXT, shapes.review),
+                (DEMONSTRATIONS, shapes.review),
+                (PROMPTS, shapes.review_opening),
             )
         },
         hub=("stanfordnlp/imdb",),
-        splits=dict.fromkeys(("text", "sft", "prompt"), ("train", "test")),
+        splits=dict.fromkeys((TEXT, DEMONSTRATIONS, PROMPTS), ("train", "test")),
     ),
     "dolly": Recipe(
         _rows(_chat(shapes.instruction("context", "response"))),
@@ -182,16 +172,21 @@ RECIPES = {
     ),
     "oasst1": Recipe(
         {
-            "sft": oasst.chats,
-            "text": oasst.chats,
-            "preference": oasst.rankings,
-            "prompt": oasst.prompts,
+            DEMONSTRATIONS: oasst.chats,
+            TEXT: oasst.chats,
+            PAIRS: oasst.rankings,
+            PROMPTS: oasst.prompts,
         },
         hub=("OpenAssistant/oasst1", "OpenAssistant/oasst2"),
-        splits=dict.fromkeys(("sft", "text", "preference", "prompt"), ("train", "validation")),
+        splits=dict.fromkeys((DEMONSTRATIONS, TEXT, PAIRS, PROMPTS), ("train", "validation")),
         subset="language",
     ),
     "hh-rlhf-12k-ja": Recipe(_rows(_compared(shapes.sharegpt_pair)), hub=("llm-jp/hh-rlhf-12k-ja",)),
+    "kto-mix-14k": Recipe(
+        _rows({UNPAIRED: shapes.labelled}),
+        hub=("trl-lib/kto-mix-14k",),
+        splits={UNPAIRED: ("train", "test")},
+    ),
     "sharegpt": Recipe(_rows(SHAPES["sharegpt"])),
     "generated": Recipe(_rows(SHAPES["generated"])),
     "alpaca": Recipe(_rows(SHAPES["alpaca"]), hub=("tatsu-lab/alpaca",)),
@@ -295,25 +290,18 @@ def _check_subset(recipe: Recipe, subset: str, local: bool, source: str) -> None
 
 
 def read_shape(row: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    """A row of a well-known shape in our own fields; any other row as it is."""
-    shape = recognise(row, kind)
-    return _adapt_row(row, SHAPES[shape][kind]) if shape else row
-
-
-def recognise(row: Mapping[str, Any], kind: str) -> str:
-    """The name in `SHAPES` of a row that has such a shape instead of our own fields, or ""."""
+    """A row that has a shape of `SHAPES` instead of our own fields in these; any other row as it is."""
     if row.get("finished") is not None and row.get("completion") is not None and kind in SHAPES["generated"]:
-        return "generated"
-    turns = row.get("conversations")
+        return _adapt_row(row, SHAPES["generated"][kind])
+    shape, turns = "", row.get("conversations")
     if isinstance(turns, Sequence) and not isinstance(turns, str) and (not turns or _is_speech(turns[0])):
         shape = "sharegpt"
     elif row.get("instruction") is not None and row.get("output") is not None:
         shape = "alpaca"
-    else:
-        return ""
-    own = {"text": ("text", "messages"), "prompt": ("prompt",)}.get(kind, ("messages", "prompt"))
-    has_own = any(row.get(name) is not None for name in own)
-    return shape if kind in SHAPES[shape] and not has_own else ""
+    own = {TEXT: ("text", "messages"), PROMPTS: ("prompt",)}.get(kind, ("messages", "prompt"))
+    if not shape or kind not in SHAPES[shape] or any(row.get(name) is not None for name in own):
+        return row
+    return _adapt_row(row, SHAPES[shape][kind])
 
 
 def _is_speech(turn: Any) -> bool:
@@ -321,7 +309,10 @@ def _is_speech(turn: Any) -> bool:
 
 
 def _served(recipe: Recipe, kind: str) -> str | None:
-    wanted = (kind, "preference", "sft") if kind == "preference or sft" else (kind,)
+    # Pairs are also completions to be judged one by one.
+    wanted = {PAIRS_OR_DEMONSTRATIONS: (kind, PAIRS, DEMONSTRATIONS), UNPAIRED: (kind, PAIRS)}.get(
+        kind, (kind,)
+    )
     return next((name for name in wanted if name in recipe.kinds), None)
 
 

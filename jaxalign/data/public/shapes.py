@@ -9,16 +9,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxalign.data.sources import Unusable
 from jaxalign.errors import DataError
 
 Row = Mapping[str, Any]
 Fields = dict[str, Any]
 Adapter = Callable[[Row], Fields]
 Messages = list[dict[str, Any]]
-
-
-class Unusable(Exception):
-    """The message is the reason, as it is counted in `EncodingReport.dropped`."""
 
 
 def as_messages(row: Row) -> Fields:
@@ -125,6 +122,11 @@ def prompt_completion(row: Row) -> Fields:
     _filled((prompt,), "empty prompt")
     _filled((completion,), "empty reply")
     return {"prompt": prompt, "completion": completion}
+
+
+def labelled(row: Row) -> Fields:
+    """{"prompt", "completion", "label"}, text or messages, and whether it is desirable: trl-lib/kto-mix-14k."""
+    return {name: _field(row, name, object) for name in ("prompt", "completion", "label")}
 
 
 def text_pair(row: Row) -> Fields:

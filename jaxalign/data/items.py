@@ -1,0 +1,93 @@
+"""A record as tokens: what shares a row, from encoding to packing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """The sequences of a record that share a row, end to end as they will lie in it; most items have just one.
+
+    A record that was dropped is an item without tokens, whose note says why.
+    """
+
+    ids: np.ndarray  # int32 [N]
+    mask: np.ndarray  # float32 [N]; 1 on supervised targets, never on the first token of a sequence
+    row: int = -1  # the number of the record
+    cuts: tuple[int, ...] = ()  # where each sequence after the first begins
+    # (preferred, other) sequences. Beside a demonstration there is no other one, nor beside a completion that is judged
+    # alone and has no mismatched sequence.
+    pairs: tuple[tuple[int, int | None], ...] = ((0, None),)
+    weight: float = 1.0  # of each pair
+    margin: float = 0.0  # the annotators', 0 where none was given
+    desirable: float | None = (
+        None  # of a completion judged alone, whose second sequence is the mismatched one
+    )
+    ending: tuple[int, ...] = ()  # of a prompt: the stop token and what the format writes after it
+    note: str = "whole"  # or "truncated", "split", or why the record was dropped
+
+    @property
+    def examples(self) -> tuple["Item", ...]:
+        """Each sequence as an item of its own, in segment order."""
+        if not self.cuts:
+            return (self,)
+        spans = pairwise((0, *self.cuts, len(self.ids)))
+        return tuple(Item(self.ids[start:end], self.mask[start:end], self.row) for start, end in spans)
+
+    @property
+    def own(self) -> tuple["Item", ...]:
+        """The sequences that are the record's own: all but a mismatched one."""
+        return self.examples if self.desirable is None else self.examples[:1]
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the first supervised one; the whole length if none is."""
+        return int(np.argmax(self.mask)) if self.mask.any() else len(self.ids)
+
+
+def join(parts: Sequence[Item], **fields: Any) -> Item:
+    """One item of the sequences of several, of which each has one; `fields` are the other fields of `Item`."""
+    ids, mask = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "mask"))
+    return Item(ids, mask, cuts=tuple(accumulate(len(part.ids) for part in parts[:-1])), **fields)
+
+
+def dropped(row: int, reason: str) -> Item:
+    """What stands for a record that is left out."""
+    return Item(np.zeros(0, np.int32), np.zeros(0, np.float32), row, note=reason)
+
+
+def add_mismatched(items: Sequence[Item], max_length: int) -> list[Item]:
+    """Completions judged alone, each with its prompt before the completion of another record behind it.
+
+    That is the next one, in the order of the data and from its end on to its beginning, of another record and with
+    another completion; where there is none, nothing is added. It is cut at `max_length` tokens. The mean of
+    log pi(y'|x) - log pi_ref(y'|x) over such pairs estimates the reference point z_0 of KTO (arXiv 2402.01306).
+    """
+    count = len(items)
+    starts = [item.prompt_length for item in items]
+    completions = [item.ids[start:].tobytes() for item, start in zip(items, starts, strict=True)]
+    # following[i]: the first index after i, on a second round if need be, with another completion than i.
+    following = [2 * count] * (2 * count)
+    for i in range(2 * count - 2, -1, -1):
+        same = completions[i % count] == completions[(i + 1) % count]
+        following[i] = following[i + 1] if same else i + 1
+    made = []
+    for i, item in enumerate(items):
+        j = following[i]
+        while j < i + count and (
+            items[j % count].row == item.row or completions[j % count] == completions[i]
+        ):
+            j = following[j] if completions[j % count] == completions[i] else j + 1
+        if j >= i + count:
+            made.append(item)
+            continue
+        other = items[j % count]
+        ids = np.concatenate([item.ids[: starts[i]], other.ids[starts[j % count] :]])[:max_length]
+        mask = np.concatenate([item.mask[: starts[i]], other.mask[starts[j % count] :]])[:max_length]
+        fields = {"row": item.row, "desirable": item.desirable, "note": item.note}
+        made.append(join([item, Item(ids, mask)], pairs=((0, 1),), **fields))
+    return made

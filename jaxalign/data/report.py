@@ -1,0 +1,66 @@
+"""What became of the records of a dataset, in numbers."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+from jaxalign.data.items import Item
+from jaxalign.data.kinds import PROMPTS
+from jaxalign.errors import DataError
+
+
+@dataclass(frozen=True)
+class EncodingReport:
+    """What became of the records. Sequences can outnumber records: chunks of long text, sides of a pair.
+
+    Mismatched sequences are not counted: they are other records' completions once more.
+    """
+
+    read: int = 0
+    kept: int = 0
+    dropped: Counter = field(default_factory=Counter)  # by reason
+    truncated: int = 0
+    split: int = 0
+    tokens: int = 0
+    supervised: int = 0
+
+    def __add__(self, other: "EncodingReport") -> "EncodingReport":
+        names = (f.name for f in fields(self))
+        return EncodingReport(*(getattr(self, name) + getattr(other, name) for name in names))
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
+        return (
+            f"{self.read} records: {self.kept} kept ({self.truncated} truncated, {self.split} split), "
+            f"{self.dropped.total()} dropped{f' ({reasons})' if reasons else ''}; "
+            f"{self.tokens} tokens, {self.supervised} supervised"
+        )
+
+
+def collect(encoded: Sequence[Sequence[Item]], kind: str, name: str) -> tuple[list[Item], EncodingReport]:
+    """All items of a source called `name`, and the report in which whatever was dropped, cut or split is counted.
+
+    Args:
+      encoded: the items of each record, see `encode_records`.
+
+    Raises:
+      DataError: no record is kept, or nothing is supervised; names the source.
+    """
+    items = [item for record in encoded for item in record if len(item.ids)]
+    notes = Counter(record[0].note for record in encoded if len(record[0].ids))
+    report = EncodingReport(
+        read=len(encoded),
+        kept=notes.total(),
+        dropped=Counter(record[0].note for record in encoded if not len(record[0].ids)),
+        truncated=notes["truncated"],
+        split=notes["split"],
+        tokens=sum(len(item.ids) for item in items),
+        supervised=sum(int(item.mask.sum()) for item in items),
+    )
+    if not items:
+        raise DataError(
+            f"{name}: no record is left ({report}); raise config.data.max_length or take other data"
+        )
+    if kind != PROMPTS and report.supervised == 0:
+        raise DataError(f"{name}: no token is supervised ({report}); check the completions")
+    return items, report

@@ -1,0 +1,103 @@
+"""Fields of a row as text, messages and numbers. The errors here do not name the place of the row."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxalign.data.fields import check_message
+from jaxalign.errors import DataError
+from jaxalign.text.messages import ROLES, Message, Turns
+
+Row = Mapping[str, Any]
+
+
+def read(
+    row: Row,
+    names: Sequence[str],
+    *,
+    need: Sequence[str] = (),
+    or_else: str = "",
+    inside: str = "",
+    messages: bool = True,
+) -> list[Turns]:
+    """The fields called `names`: text as it is, anything else as messages.
+
+    Args:
+      need: further fields that must be there, and are not read here.
+      or_else: what may stand in place of all of them, for errors.
+      inside: the name of the value that the row is, where it is part of another row.
+      messages: allow messages; otherwise only text.
+
+    Raises:
+      DataError: a field is missing or of another type, or its text is no Unicode.
+    """
+    if missing := [name for name in (*names, *need) if row.get(name) is None]:
+        place = f"{inside}: " if inside else ""
+        wanted = ", ".join((*names, *need)) + (f" (or {or_else})" if or_else else "")
+        found = ", ".join(row) or "no fields"
+        raise DataError(f"{place}missing {', '.join(missing)}; expected {wanted}; found {found}")
+    values: list[Turns] = []
+    for name in names:
+        value, path = row[name], f"{inside}.{name}" if inside else name
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(f"{path} is not Unicode text ({error}); remove the surrogate") from None
+        elif messages:
+            value = read_messages(value, path)
+        else:
+            raise DataError(f"{path} is a {type(value).__name__}, not a string; quote it")
+        values.append(value)
+    return values
+
+
+def read_messages(value: Any, name: str) -> tuple[Message, ...]:
+    """A list of messages, or one message, as LLaMA-Factory writes an answer.
+
+    Raises:
+      DataError: it is neither, or a message cannot be used.
+    """
+    value = [value] if isinstance(value, Mapping) else value
+    if not isinstance(value, Sequence) or isinstance(value, bytes | str):
+        raise DataError(
+            f"{name} is a {type(value).__name__}; "
+            'write a list of messages [{"role": ..., "content": ...}] or, where allowed, text'
+        )
+    return tuple(_message(item, f"{name}[{index}]") for index, item in enumerate(value))
+
+
+def _message(value: Any, name: str) -> Message:
+    if not isinstance(value, Mapping):
+        raise DataError(f"{name} is a {type(value).__name__}; write an object with role and content")
+    check_message(value, name)
+    role, content = read(value, ("role", "content"), inside=name, messages=False)
+    if role not in ROLES:
+        raise DataError(f"{name} has unknown role {role!r}; use {', '.join(ROLES)}")
+    if role == "assistant" and not content.strip():
+        raise blank(content, f"{name}.content")
+    return Message(role, content)
+
+
+def blank(text: str, name: str) -> DataError:
+    """What to raise for text that says nothing."""
+    return DataError(f"{name} is empty or only whitespace ({text!r}); fill it or remove the row")
+
+
+def read_number(value: Any, name: str) -> float:
+    """Raises DataError unless the value is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{name} is a {type(value).__name__}, not a number; write it without quotes")
+    if not math.isfinite(value):
+        raise DataError(f"{name} is {value}; write a finite number")
+    return float(value)
+
+
+def read_label(value: Any, name: str) -> bool:
+    """Raises DataError unless the value is true or false: a number may be a class, or a score."""
+    if not isinstance(value, bool):
+        raise DataError(
+            f"{name} is {value!r}, a {type(value).__name__}; write true, without quotes, for a desirable completion "
+            "and false for an undesirable one"
+        )
+    return value
