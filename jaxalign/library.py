@@ -149,7 +149,7 @@ class Model:
         Raises:
           ConfigError: the folder is not empty, or Hugging Face has no architecture for the model.
         """
-        from jaxalign.verbs.convert import convert
+        from jaxalign.verbs.convert import ConvertRequest, convert
 
         if format not in FORMATS:
             raise ConfigError(f"format={format!r} is not one of {', '.join(FORMATS)}")
@@ -157,7 +157,7 @@ class Model:
             with parallel.use_mesh(self.mesh):
                 parts = (to_path(made), self.params, self.config, self.tokenizer)
                 save_model(*parts, scalar=self.scalar, meta=self.meta)
-            convert(made, str(folder), format)
+            convert(ConvertRequest(made, str(folder), format))
 
     def _check_language_model(self, what: str) -> None:
         if self.scalar:

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.data import PairBatch
-from jaxalign.errors import ConfigError, StepZeroError
+from jaxalign.errors import StepZeroError
+from jaxalign.fields import Checked, field
 from jaxalign.losses.dpo import dpo_loss
 from jaxalign.losses.metrics import Metrics
 from jaxalign.models import ModelConfig, Params
@@ -27,10 +28,10 @@ from jaxalign.training.stage import Stage
 
 
 @dataclasses.dataclass(frozen=True)
-class DPOConfig:
+class DPOConfig(Checked, at="config.dpo"):
     """config.dpo"""
 
-    beta: float = 0.1  # strength of the tie to the reference
+    beta: float = field(0.1, above=0, says=" must be positive")  # strength of the tie to the reference
     variant: str = "sigmoid"  # sigmoid, robust, hinge, ipo (sequence sums) or ipo_mean (per token, as TRL)
     label_smoothing: float = 0.0  # probability that a label is flipped: cDPO (sigmoid) or robust DPO
     length_normalized: bool = False  # log-ratios per token, as in Tülu 3
@@ -39,10 +40,6 @@ class DPOConfig:
     target_margin: float = 0.0
     nll_coef: float = 0.0  # adds the chosen response's mean NLL
     precompute_reference: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ConfigError(f"config.dpo.beta={self.beta} must be positive")
 
 
 def loss(
