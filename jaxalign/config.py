@@ -113,8 +113,7 @@ def load_config(name: str, arg: str | None = None, **given: Any) -> ConfigDict:
       given: single parameters of get_config, where it is a `config_argument`: `load_config("dpo", root="my,folder")`.
     """
     path = find_config(name)
-    get_config = load_get_config(path)
-    return get_config(**given) if given else call_get_config(get_config, path, arg)
+    return call_get_config(load_get_config(path), path, arg, **given)
 
 
 def read_config(config: str, settings: Sequence[str] = ()) -> ConfigDict:
@@ -175,8 +174,7 @@ def _leave_out(values: ConfigDict, given: set[str]) -> list[str]:
     these are: a field by `replaces`, a class by a method `leave_out(values, given)` of its own.
     """
     lines = []
-    for path, section in _sections(values, ""):
-        cls = getattr(section, _CLASS)
+    for path, section, cls in sections(values):
         for name, (replaced, zero_replaces) in replaced_by(cls).items():
             # Of a key that is given empty, nothing means that the file's word holds.
             if path + name not in given or not (section[name] or zero_replaces):
@@ -194,13 +192,13 @@ def _leave_out(values: ConfigDict, given: set[str]) -> list[str]:
     return lines
 
 
-def _sections(values: ConfigDict, path: str) -> Iterator[tuple[str, ConfigDict]]:
-    """A ConfigDict and those in it that `thaw` made, each with the beginning of its keys."""
+def sections(values: ConfigDict, path: str = "") -> Iterator[tuple[str, ConfigDict, type]]:
+    """Yields a ConfigDict and those in it that `thaw` made: the beginning of its keys, itself, and its dataclass."""
     if hasattr(values, _CLASS):
-        yield path, values
+        yield path, values, getattr(values, _CLASS)
     for key, value in values.items():
         if isinstance(value, ConfigDict):
-            yield from _sections(value, f"{path}{key}.")
+            yield from sections(value, f"{path}{key}.")
 
 
 def _tell(line: str) -> None:

@@ -60,8 +60,8 @@ def load_get_config(path: str) -> Any:
     return module.get_config
 
 
-def call_get_config(get_config: Any, path: str, arg: str | None) -> ConfigDict:
-    """Calls the function of the config file at `path` with its argument, where one is given.
+def call_get_config(get_config: Any, path: str, arg: str | None, **given: Any) -> ConfigDict:
+    """Calls the function of the config file at `path` with its argument, where there is one, and what else is given.
 
     Raises:
       ConfigError: it fails, does not take `arg`, or returns something else than a ConfigDict.
@@ -69,7 +69,7 @@ def call_get_config(get_config: Any, path: str, arg: str | None) -> ConfigDict:
     where = f"--config={path}{'' if arg is None else f':{arg}'}"
     try:
         with blaming(path):
-            config = get_config() if arg is None else get_config(arg)
+            config = get_config(**given) if arg is None else get_config(arg, **given)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}; the argument after ':' is that of get_config") from error
     if config is None:
