@@ -10,8 +10,12 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "Model": "jaxalign.library",
-    "load": "jaxalign.library",
+    "Preset": "jaxalign.arguments",
+    "at_scale": "jaxalign.scale",
+    "config_argument": "jaxalign.arguments",
     "default_config": "jaxalign.stages",
+    "load": "jaxalign.library",
+    "load_config": "jaxalign.config",
     "parse_config": "jaxalign.stages",
     "train": "jaxalign.stages",
 }

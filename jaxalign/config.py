@@ -4,24 +4,24 @@ A config file returns a ConfigDict; flags override single keys of it; `freeze` t
 Defaults, types and comments live in the dataclasses alone.
 """
 
-import contextlib
 import dataclasses
 import difflib
-import importlib
-import os
 import re
 import sys
-import traceback
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from jaxalign.errors import ConfigError, JaxalignError
+from jaxalign.config_files import call_get_config, find_config, load_get_config
+from jaxalign.errors import ConfigError
+from jaxalign.fields import check, replaced_by
 from jaxalign.hub import is_foreign
+
+_CLASS = "_jaxalign_class"  # the attribute of a ConfigDict that holds the dataclass it was made of
 
 
 def thaw(cls: type, **given: Any) -> ConfigDict:
@@ -46,6 +46,7 @@ def thaw(cls: type, **given: Any) -> ConfigDict:
             kinds = [t for t in typing.get_args(hint) if t is not types.NoneType]
             value = config_dict.placeholder(typing.get_origin(kinds[0]) or kinds[0])
         out[field.name] = value
+    object.__setattr__(out, _CLASS, cls)
     return out
 
 
@@ -53,7 +54,8 @@ def freeze(cls: type, values: ConfigDict, path: str = "config") -> Any:
     """Builds the dataclass `cls` from `values`.
 
     Raises:
-      ConfigError: a key that `cls` lacks (with the nearest one), or a value of another type; names the key.
+      ConfigError: a key that `cls` lacks (with the nearest one), a value of another type or outside the limits of its
+        field; names the key.
     """
     hints = typing.get_type_hints(cls)
     check_keys(list(values.keys()), list(hints), path)
@@ -64,6 +66,7 @@ def freeze(cls: type, values: ConfigDict, path: str = "config") -> Any:
             given[key] = freeze(hint, value, f"{path}.{key}")
         else:
             given[key] = _typed(value, hint, f"{path}.{key}")
+    check(cls, given, lambda key: f"{path}.{key}")
     return cls(**given)
 
 
@@ -102,175 +105,100 @@ def _items(value: Any, hint: Any, path: str) -> tuple:
     return tuple(_typed(item, kind, f"{path}[{i}]") for i, item in enumerate(items))
 
 
-def load_config(name: str, arg: str = "") -> ConfigDict:
-    """`get_config(arg)` of one of the config files that are installed with the package: "sft", "dpo", ..."""
-    return importlib.import_module(f"jaxalign.configs.{name}").get_config(arg)
+def load_config(name: str, arg: str | None = None, **given: Any) -> ConfigDict:
+    """Calls `get_config` of a config file, which is named by its path or as one of jaxalign's own: "sft", "dpo", ...
+
+    Args:
+      arg: what stands after ":" in `--config=NAME:ARG`.
+      given: single parameters of get_config, where it is a `config_argument`: `load_config("dpo", root="my,folder")`.
+    """
+    path = find_config(name)
+    return call_get_config(load_get_config(path), path, arg, **given)
 
 
-def parse_flags(argv: list[str], *, workdir: bool = True) -> tuple[ConfigDict, str]:
-    """Reads `--config=FILE[:ARG] --config.key=value ... [--workdir=DIR]`.
+def read_config(config: str, settings: Sequence[str] = ()) -> ConfigDict:
+    """Reads `--config=FILE[:ARG]` and what flags of the form `--config.key=value` change in it.
 
     Returns:
-      The locked ConfigDict with the overrides applied, and the workdir ("" when not asked for).
+      The locked ConfigDict.
 
     Raises:
-      ConfigError: a missing or unknown flag, an unknown config key (with the nearest one), a value that does
-        not parse as the key's type, or a config file that does not exist or does not run.
+      ConfigError: a config file that does not exist or does not run, an unknown config key (with the nearest one), or a
+        value that does not parse as the key's type.
     """
-    argv = _for_model(_joined(argv))
-    values = flags.FlagValues()
-    full = ["jaxalign", *argv]
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=full)
-    if workdir:
-        flags.DEFINE_string("workdir", None, "", flag_values=values)
-    files = [arg.removeprefix("--config=").split(":")[0] for arg in argv if arg.startswith("--config=")]
-    if not files:
-        raise ConfigError("--config=FILE is missing; for instance --config=configs/sft.py")
-    if not os.path.isfile(files[-1]):
-        raise ConfigError(f"--config={files[-1]} does not exist; jaxalign's own config files lie in configs/")
-    if workdir and not any(arg.startswith("--workdir") for arg in argv):
-        raise ConfigError("--workdir=DIR is missing: the folder for checkpoints, metrics and the final model")
+    name, colon, arg = config.partition(":")
+    path = find_config(name)
+    get_config = load_get_config(path)
+    arg = _argument(get_config, config, arg if colon else None, settings)
+    values = call_get_config(get_config, path, arg)
+    flag_values = flags.FlagValues()
+    argv = ["jaxalign", *settings]
     try:
-        with _blaming(files[-1]):
-            rest = values(full)[1:]
-            if values.config is None:
-                raise ConfigError(f"--config={files[-1]}: get_config returns nothing; return the config")
-            values.config.get("stage")  # an OSError in the file is raised only when the config is looked into
-        if rest:
-            raise ConfigError(f"{rest[0]!r} is not a flag; write --config.key=value")
-        _leave_out(values.config, argv)
-        return values.config, values.workdir if workdir else ""
-    except ConfigError:
-        raise
+        config_flags.DEFINE_config_dict("config", values, flag_values=flag_values, sys_argv=argv)
+        flag_values(argv)
     except (AttributeError, KeyError) as error:
         key, near = re.search(r"\w+", str(error)), re.search(r'Did you mean "(\w+)"', str(error))
         flag = next(
-            (a.split("=")[0][2:] for a in argv if key and f".{key[0]}" in a.split("=")[0]), str(error)
+            (a.split("=")[0][2:] for a in settings if key and f".{key[0]}" in a.split("=")[0]), str(error)
         )
         hint = f"did you mean {near[1]!r}?" if near else "the config file shows the keys"
         raise ConfigError(f"{flag} does not exist; {hint}") from error
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    given = {arg.split("=")[0].removeprefix("--config.") for arg in settings}
+    for line in _leave_out(values, given):
+        _tell(line)
+    return values
 
 
-@contextlib.contextmanager
-def _blaming(file: str) -> Iterator[None]:
-    """Turns what code in `file` raises, or a sys.exit there, into a ConfigError; other errors are the flags' own."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        cause: BaseException | None = error
-        while cause is not None and (line := _line_of(file, cause)) is None:
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        if isinstance(cause, JaxalignError):
-            raise ConfigError(f"--config={file}, line {line}: {cause}") from error
-        raise ConfigError(
-            f"--config={file}, line {line}: {type(cause).__name__}: {cause}; mend the config file"
-        ) from error
+def _argument(get_config: Any, config: str, arg: str | None, settings: Sequence[str]) -> str | None:
+    """The argument of a config file, which may have one of its own for a model from elsewhere.
 
-
-def _line_of(file: str, error: BaseException) -> int | None:
-    """The line of `file` where `error` arose, or None if that was elsewhere."""
-    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError):
-        places.append((error.filename or "", error.lineno))
-    lines = [line for name, line in places if os.path.abspath(name) == os.path.abspath(file)]
-    return lines[-1] if lines else None
-
-
-# What a flag means that the config file cannot know. Of two keys one of which replaces the other, the one that is given
-# by a flag; with training data by a flag, shares and held-out data that the file names for its own are not meant.
-_REPLACED = {
-    "data.train": ("data.weights", "data.eval"),
-    "num_epochs": ("num_steps",),
-    "optimizer.warmup": ("optimizer.warmup_steps",),
-    "optimizer.warmup_steps": ("optimizer.warmup",),
-    "ppo.reward_function": ("ppo.reward_model",),
-    "ppo.reward_model": ("ppo.reward_function",),
-    "data.eval": ("data.eval_fraction",),
-    "data.eval_fraction": ("data.eval",),
-}
-
-
-def _given(argv: list[str]) -> set[str]:
-    """The keys of the config that flags give."""
-    return {arg.split("=")[0].removeprefix("--config.") for arg in argv if arg.startswith("--config.")}
-
-
-def _leave_out(config: ConfigDict, argv: list[str]) -> None:
-    """Takes out of a config what its file says in place of what flags say, and tells it."""
-    given = _given(argv)
-    for key, replaced in _REPLACED.items():
-        # A warm-up of 0 is one, too; of the other keys, nothing means that the file's word holds.
-        if key not in given or not (_get(config, key) or key.startswith("optimizer.warmup")):
-            continue
-        for other in replaced:
-            value = _get(config, other)
-            if other in given or not value:
-                continue
-            _tell(f"--config.{key} is yours: the config file's config.{other}={value!r} is left out")
-            config.update_from_flattened_dict({other: type(value)()})
-    _leave_out_architecture(config, given)
-
-
-def _get(config: ConfigDict, key: str) -> Any:
-    for part in key.split("."):
-        if part not in config:
-            return None
-        config = config[part]
-    return config
-
-
-def _leave_out_architecture(config: ConfigDict, given: set[str]) -> None:
-    """With a model to start from by a flag, tokenizer and sizes of a file that trains from scratch are not meant."""
-    if "model.init_from" not in given or not _get(config, "model.init_from"):
-        return
-    if "data.tokenizer" in given or not _get(config, "data.tokenizer"):
-        return
-    from jaxalign.models.config import ARCHITECTURE_KEYS, ModelConfig
-
-    config.data.tokenizer = ""
-    for key in ARCHITECTURE_KEYS:
-        if f"model.{key}" not in given:
-            config.model[key] = getattr(ModelConfig, key)
-    _tell("--config.model.init_from is yours: it brings its own architecture and tokenizer")
-
-
-def _joined(argv: list[str]) -> list[str]:
-    """Flags as `--name=value`, also those that were given as `--name value` or with one dash."""
-    joined: list[str] = []
-    for arg in argv:
-        name = re.fullmatch(r"--?((?:config|workdir)(?:\..*|=.*)?)", arg)
-        before = joined[-1] if joined else ""
-        if name:
-            joined.append(f"--{name[1]}")
-        elif re.fullmatch(r"--(config|workdir)(\.[\w.]+)?", before) and not arg.startswith("-"):
-            joined[-1] = f"{before}={arg}"
-        else:
-            joined.append(arg)
-    return joined
-
-
-def _for_model(argv: list[str]) -> list[str]:
-    """The arguments, with the settings for fine-tuning chosen where a model from elsewhere meets a file without a word.
-
-    Without a word of its own a stage's config file is the quickstart's, for a model of a million parameters. A file
-    that knows others says so: it has `names_model`.
+    Without a word a stage's config file is the quickstart's, for a model of a million parameters.
     """
-    models = [arg.split("=", 1)[1] for arg in argv if arg.startswith("--config.model.init_from=")]
-    files = [index for index, arg in enumerate(argv) if arg.startswith("--config=")]
-    if not files or not models or not models[-1]:
-        return argv
-    path = argv[files[-1]].removeprefix("--config=")
-    if not os.path.isfile(path) or not is_foreign(models[-1]):
-        return argv
-    with open(path, encoding="utf-8") as file:
-        if "names_model" not in file.read():
-            return argv
-    _tell(f"{models[-1]} is no model of the quickstart: settings for fine-tuning are taken, {path}:finetune")
-    return [*argv[: files[-1]], f"--config={path}:finetune", *argv[files[-1] + 1 :]]
+    models = [flag.split("=", 1)[1] for flag in settings if flag.startswith("--config.model.init_from=")]
+    if not models or not models[-1] or not is_foreign(models[-1]):
+        return arg
+    chosen = getattr(get_config, "argument_for_any_model", lambda arg: None)(arg or "")
+    if chosen is None:
+        return arg
+    name = config.split(":")[0]
+    _tell(f"{models[-1]} is no model of the quickstart: settings for fine-tuning are taken, {name}:{chosen}")
+    return chosen
+
+
+def _leave_out(values: ConfigDict, given: set[str]) -> list[str]:
+    """Takes out of a config what its file says in place of what flags say; returns what there is to tell.
+
+    Of two keys one of which replaces the other, the one holds that is given by a flag. The dataclasses say which keys
+    these are: a field by `replaces`, a class by a method `leave_out(values, given)` of its own.
+    """
+    lines = []
+    for path, section, cls in sections(values):
+        for name, (replaced, zero_replaces) in replaced_by(cls).items():
+            # Of a key that is given empty, nothing means that the file's word holds.
+            if path + name not in given or not (section[name] or zero_replaces):
+                continue
+            for other in replaced:
+                value = section[other]
+                if path + other in given or not value:
+                    continue
+                lines.append(
+                    f"--config.{path}{name} is yours: the config file's config.{path}{other}={value!r} is left out"
+                )
+                section[other] = type(value)()
+        if hasattr(cls, "leave_out"):
+            lines += cls.leave_out(section, given)
+    return lines
+
+
+def sections(values: ConfigDict, path: str = "") -> Iterator[tuple[str, ConfigDict, type]]:
+    """Yields a ConfigDict and those in it that `thaw` made: the beginning of its keys, itself, and its dataclass."""
+    if hasattr(values, _CLASS):
+        yield path, values, getattr(values, _CLASS)
+    for key, value in values.items():
+        if isinstance(value, ConfigDict):
+            yield from sections(value, f"{path}{key}.")
 
 
 def _tell(line: str) -> None:

@@ -27,6 +27,7 @@ from jaxalign.data import (
     eval_batches,
     load_tokenizer,
 )
+from jaxalign.data.kinds import DEMONSTRATIONS, PROMPTS
 from jaxalign.data.dataset import LONGEST, fit_prompts
 from jaxalign.data.encode import encode_completion
 from jaxalign.data.items import Item
@@ -99,7 +100,7 @@ class Model:
         if not len(records):
             return []
         data = DataConfig(max_length=LONGEST, row_length=LONGEST)
-        dataset = fit_prompts(dataset_from_records([records], data, self.tokenizer, "prompt", "eval"))
+        dataset = fit_prompts(dataset_from_records([records], data, self.tokenizer, PROMPTS, "eval"))
         with parallel.use_mesh(self.mesh):
             batches = answer_batches(
                 self.params,
@@ -135,7 +136,7 @@ class Model:
         if not examples:
             return np.zeros(0, np.float32)
         width = max(len(example.ids) for example in examples)
-        rows = build_rows([examples], "sft", row_length=width, max_segments=1, packing=False)
+        rows = build_rows([examples], DEMONSTRATIONS, row_length=width, max_segments=1, packing=False)
         read = _rewards if self.scalar else _log_probabilities
         parts = []
         with parallel.use_mesh(self.mesh):
@@ -150,7 +151,7 @@ class Model:
         Raises:
           ConfigError: the folder is not empty, or Hugging Face has no architecture for the model.
         """
-        from jaxalign.verbs.convert import convert
+        from jaxalign.verbs.convert import ConvertRequest, convert
 
         if format not in FORMATS:
             raise ConfigError(f"format={format!r} is not one of {', '.join(FORMATS)}")
@@ -158,7 +159,7 @@ class Model:
             with parallel.use_mesh(self.mesh):
                 parts = (to_path(made), self.params, self.config, self.tokenizer)
                 save_model(*parts, scalar=self.scalar, meta=self.meta)
-            convert(made, str(folder), format)
+            convert(ConvertRequest(made, str(folder), format))
 
     def _check_language_model(self, what: str) -> None:
         if self.scalar:
@@ -190,7 +191,7 @@ def _encode_pair(prompt: Prompt, completion: Any, tokenizer: Tokenizer, where: s
         completion = [{"role": "assistant", "content": completion}]
     # "finished": the completion is taken as it is, though it may begin as its prompt does.
     row = {"prompt": prompt, "completion": completion, "finished": True}
-    return encode_completion(parse_record(row, "sft", where), tokenizer)
+    return encode_completion(parse_record(row, DEMONSTRATIONS, where), tokenizer)
 
 
 _logits = jax.jit(logits, static_argnames="config")

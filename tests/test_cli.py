@@ -169,12 +169,10 @@ def test_a_signal_in_the_first_moment_asks_for_the_same_command():
 def test_a_device_without_memory_is_told_with_ways_out(monkeypatch, capsys):
     import jax
 
-    from jaxalign import cli
-
-    def fails(argv):
+    def fails(request):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 105496318464 bytes.")
 
-    monkeypatch.setattr(cli, "_version", fails)
+    monkeypatch.setattr("jaxalign.verbs.version.run", fails)
     assert main(["version"]) == 1
     err = capsys.readouterr().err
     assert (

@@ -6,10 +6,12 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from jaxalign.config import freeze, parse_flags, thaw
+from jaxalign.config import freeze, thaw
 from jaxalign.errors import ConfigError
-from jaxalign.stages import OPTIONS, default_config, parse_config
+from jaxalign.stages import NAMES, default_config, parse_config
 from jaxalign.training.config import to_json
+from jaxalign.verbs.audit import AuditRequest
+from jaxalign.verbs.train import TrainRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +111,11 @@ def test_flags_override_single_keys(file):
         "--config.optimizer.clip_norm=2.5",
         "--workdir=w",
     ]
-    values, workdir = parse_flags(given)
-    config = parse_config(values)
+    request = TrainRequest.parse(given)
+    config = parse_config(request.read())
     assert (config.batch_size, config.options.beta, config.optimizer.clip_norm) == (16, 0.5, 2.5)
-    assert workdir == "w"
-    assert parse_flags([f"--config={file}"], workdir=False)[1] == ""
+    assert request.workdir == "w"
+    assert AuditRequest.parse([f"--config={file}"]).read().batch_size == 8
 
 
 @pytest.mark.parametrize(
@@ -137,4 +139,4 @@ def test_flags_override_single_keys(file):
 )
 def test_bad_flags_are_named(arguments, message, file):
     with pytest.raises(ConfigError, match=message):
-        parse_flags([argument.format(file=file) for argument in arguments])
+        TrainRequest.parse([argument.format(file=file) for argument in arguments]).read()

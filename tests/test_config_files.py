@@ -5,10 +5,10 @@ import pathlib
 
 import pytest
 
-from jaxalign.config import parse_flags
 from jaxalign.errors import ConfigError
 from jaxalign.models.presets import PRESETS
 from jaxalign.stages import parse_config
+from jaxalign.verbs.audit import AuditRequest
 
 ROOT = pathlib.Path(__file__).parent.parent
 STAGES = ("pretrain", "sft", "reward", "ppo", "dpo", "orpo")
@@ -16,7 +16,7 @@ STAGES = ("pretrain", "sft", "reward", "ppo", "dpo", "orpo")
 
 def read(stage, *flags, word=""):
     file = f"--config={ROOT}/configs/{stage}.py{word and ':'}{word}"
-    return parse_config(parse_flags([file, *(f"--config.{flag}" for flag in flags)], workdir=False)[0])
+    return parse_config(AuditRequest.parse([file, *(f"--config.{flag}" for flag in flags)]).read())
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_model_from_elsewhere_takes_settings_for_fine_tuning(stage, foreign, t
 
 def test_flags_may_have_a_space_or_one_dash(foreign):
     for flags in (["--config.model.init_from", foreign], [f"-config.model.init_from={foreign}"]):
-        values, _ = parse_flags(["--config", f"{ROOT}/configs/sft.py", *flags], workdir=False)
+        values = AuditRequest.parse(["--config", f"{ROOT}/configs/sft.py", *flags]).read()
         assert parse_config(values).data.max_length == 4096
 
 
@@ -111,7 +111,7 @@ def test_a_config_file_of_ones_own_is_left_alone(foreign, tmp_path):
         "    config.data.max_length = {'quick': 33}[arg]\n"
         "    return config\n"
     )
-    values, _ = parse_flags([f"--config={file}", f"--config.model.init_from={foreign}"], workdir=False)
+    values = AuditRequest.parse([f"--config={file}", f"--config.model.init_from={foreign}"]).read()
     assert parse_config(values).data.max_length == 33
 
 

@@ -50,9 +50,7 @@ class PairBatch:
 
     def pick(self, per_segment: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The values of the chosen and of the rejected sequence of each pair: [B, S] -> [B, P] twice."""
-        chosen = jnp.take_along_axis(per_segment, jnp.maximum(self.chosen - 1, 0), axis=1)
-        rejected = jnp.take_along_axis(per_segment, jnp.maximum(self.rejected - 1, 0), axis=1)
-        return chosen, rejected
+        return pick(per_segment, self.chosen), pick(per_segment, self.rejected)
 
     def pair_sums(self, x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Sums of x [B, T] over the supervised tokens of both sequences of each pair: [B, P] twice.
@@ -80,6 +78,11 @@ class PromptBatch:
     ending: Array | None = None
 
 
+def pick(per_segment: jax.Array, segments: jax.Array) -> jax.Array:
+    """Of values [B, S] those of segments [B, P], numbered from 1; of the first one where there is none."""
+    return jnp.take_along_axis(per_segment, jnp.maximum(segments - 1, 0), axis=1)
+
+
 def segment_sums(x: jax.Array, segment_ids: jax.Array, num_segments: int) -> jax.Array:
     """Sums of x [B, T] over segments 1..S: float32 [B, S]."""
     member = jax.nn.one_hot(segment_ids - 1, num_segments, dtype=x.dtype)
@@ -104,6 +107,14 @@ class UnpairedBatch:
     desirable: Array  # [B, P] float32: 1 for a desirable completion, 0 for an undesirable one and for none
     weight: Array  # [B, P] float32: 1 for a completion, 0 for none
     ref_logp: Array  # [B, S] float32, cached reference log-probability of segment s + 1; 0 if unused
+
+    def pick(self, per_segment: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The values of each completion and of its mismatched sequence: [B, S] -> [B, P] twice."""
+        return pick(per_segment, self.completion), pick(per_segment, self.mismatched)
+
+    def sums(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Sums of x [B, T] over the supervised tokens of both: [B, P] twice."""
+        return self.pick(segment_sums(x * self.loss_mask, self.segment_ids, self.rows.shape[1]))
 
 
 # The arrays of each struct: their axes, by the letters above, and dtype.

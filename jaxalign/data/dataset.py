@@ -19,6 +19,7 @@ from jaxalign.data.records import KINDS, known_kinds
 from jaxalign.data.report import EncodingReport, collect
 from jaxalign.data.sources import Records
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.fields import Checked, field
 from jaxalign.text.templates import load_template
 from jaxalign.text.tokenizer import Tokenizer
 
@@ -27,28 +28,37 @@ OVERLAP = ("drop", "error", "allow")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked, at="config.data"):
     """`config.data`. A source is a file, folder or hub name; see `recipes` for all that it can say."""
 
-    train: str | tuple[str, ...] = ""  # sources; several also as one string, separated by commas
-    eval: str | tuple[str, ...] = ""
-    eval_fraction: float = 0.0  # without `eval`: share of the training prompts to hold out, by their hash
-    overlap: str = "drop"  # training records that are also in eval: "drop", "error" or "allow"
-    overlap_by: str = (
-        "prompt"  # also there by "prompt", or the whole "record" where most have one and the same prompt
+    # Sources; several also as one string, separated by commas. Shares and held-out data that a config file names are
+    # those of its own training data.
+    train: str | tuple[str, ...] = field("", replaces=("weights", "eval"))
+    eval: str | tuple[str, ...] = field("", replaces=("eval_fraction",))
+    # Without `eval`: share of the training prompts to hold out, by their hash.
+    eval_fraction: float = field(
+        0.0, at_least=0, below=1, says=": must be 0 or more and less than 1", replaces=("eval",)
     )
+    # Training records that are also in eval: "drop", "error" or "allow".
+    overlap: str = field("drop", choices=OVERLAP, says=f": write one of {', '.join(OVERLAP)}")
+    # Also there by "prompt", or by the whole "record" where most have one and the same prompt.
+    overlap_by: str = field("prompt", choices=tuple(KEYS), says=f": write one of {', '.join(KEYS)}")
     split: str = ""  # of a folder or hub dataset; "": the one that fits, as its recipe says, or "train"
-    take: int = 0  # records of each source to read, a hub dataset being streamed; 0 reads all
+    # Records of each source to read, a hub dataset being streamed; 0 reads all.
+    take: int = field(0, at_least=0, says=": must be 0 or more")
     # Of rows and messages, left out on purpose though they mean something.
     ignore_fields: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()  # each training source's share of rows; () is each row once per epoch
     tokenizer: str = ""  # .model or tokenizer.json, folder with one, or hub model; see `load_tokenizer`
     chat_template: str = ""  # Jinja file; "" is the tokenizer's own template, or else the built-in one
-    max_length: int = 1024  # tokens of one sequence
+    # Tokens of one sequence.
+    max_length: int = field(1024, at_least=2, says=": must be at least 2, a context and a target")
     row_length: int = 1024  # tokens of one packed row
     packing: bool = True  # False: one sequence, pair or ranking per row
-    max_segments: int = 0  # sequences in one packed row; 0: one for every 32 tokens of it, and at least 32
-    overlong: str = "drop"  # what is longer than max_length: "error", "drop" or "truncate"; text is split
+    # Sequences in one packed row; 0: one for every 32 tokens of it, and at least 32.
+    max_segments: int = field(0, at_least=0)
+    # What is longer than max_length: "error", "drop" or "truncate"; text is split.
+    overlong: str = field("drop", choices=OVERLONG, says=f": write one of {', '.join(OVERLONG)}")
     seed: int = 0  # which sequences share a row
 
     @property
@@ -311,11 +321,6 @@ def _check(config: DataConfig, kind: str, source_count: int, weights: tuple[floa
     what = "a pair" if sequences == 2 else "the longest sequence"
     shortest_row = sequences * config.max_length
     checks = [
-        (config.overlong in OVERLONG, f"overlong={config.overlong!r}: write one of {', '.join(OVERLONG)}"),
-        (
-            config.max_length >= 2,
-            f"max_length={config.max_length}: must be at least 2, a context and a target",
-        ),
         (
             config.row_length >= shortest_row,
             f"row_length={config.row_length}: must be at least {sequences} x max_length={config.max_length}, "
@@ -324,13 +329,6 @@ def _check(config: DataConfig, kind: str, source_count: int, weights: tuple[floa
         (
             config.segments >= sequences,
             f"max_segments={config.max_segments}: must be at least {sequences}",
-        ),
-        (config.take >= 0, f"take={config.take}: must be 0 or more"),
-        (config.overlap in OVERLAP, f"overlap={config.overlap!r}: write one of {', '.join(OVERLAP)}"),
-        (config.overlap_by in KEYS, f"overlap_by={config.overlap_by!r}: write one of {', '.join(KEYS)}"),
-        (
-            0 <= config.eval_fraction < 1,
-            f"eval_fraction={config.eval_fraction}: must be 0 or more and less than 1",
         ),
         (
             not (config.eval and config.eval_fraction),

@@ -13,22 +13,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxalign.errors import ConfigError
+from jaxalign.fields import Checked, field
 from jaxalign.models.config import Params
 
 MATRICES = ("kernel", "embedding", "unembedding", "position_embedding")
 
 
 @dataclasses.dataclass(frozen=True)
-class FrozenConfig:
+class FrozenConfig(Checked, at="config.frozen"):
     """config.frozen: of the reference (DPO, PPO) and the reward model (PPO). A moving reference is of the state."""
 
-    dtype: str = "float32"  # bfloat16, or int8 with a scale for every row of a matrix
+    # int8 has a scale for every row of a matrix.
+    dtype: str = field("float32", choices=("float32", "bfloat16", "int8"))
     offload: bool = False  # the layers in the host's memory, copied to the device one at a time
-
-    def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16", "int8"):
-            raise ConfigError(f"config.frozen.dtype={self.dtype!r} is not one of float32, bfloat16, int8")
 
 
 @flax.struct.dataclass

@@ -10,13 +10,14 @@ Shapes: B rows, T tokens, S segments a row.
 import functools
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from jaxalign.models.config import ModelConfig, Params
 from jaxalign.models.embedding import TABLE
-from jaxalign.models.forward import hidden_states, hidden_states_and_router, scalar_head, unembedding
-from jaxalign.models.logprobs import token_kl, token_logprobs
+from jaxalign.models.forward import hidden_states_and_router, scalar_head, unembedding
+from jaxalign.models.logprobs import token_divergence, token_logprobs
 from jaxalign.parallel.sharding import split_rows
 
 
@@ -29,8 +30,16 @@ class Scores(NamedTuple):
     values: jax.Array | None = None  # float32 [B, T]: a scalar model's number of the state before each token
     rewards: jax.Array | None = None  # float32 [B, S]: and at the last token of each segment; 0 for an absent one
     router: jax.Array | None = None  # of a mixture of experts: see `hidden_states_and_router`
-    hidden: jax.Array | None = None  # [B, T, D] and [V, D]: what the logits are products of
-    head: jax.Array | None = None
+    readout: "Readout | None" = None
+
+
+@flax.struct.dataclass
+class Readout:
+    """What a language model's logits are made of, without the [B, T, V] logits themselves."""
+
+    hidden: jax.Array  # [B, T, D]
+    head: jax.Array  # [V, D]
+    softcap: float | None = flax.struct.field(pytree_node=False)
 
 
 def predicted(segment_ids: jax.Array) -> jax.Array:
@@ -78,17 +87,17 @@ def score_tokens(
       temperature: logits are divided by it, as they were when the tokens were sampled.
     """
     hidden, router = hidden_states_and_router(params, config, tokens, positions, segment_ids)
-    head = unembedding(params, config)
+    head, softcap = unembedding(params, config), config.final_softcap or None
     read = functools.partial(
         token_logprobs,
         temperature=temperature,
-        softcap=config.final_softcap or None,
+        softcap=softcap,
         with_entropy=with_entropy,
     )
     following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
     scored = split_rows(read, None, TABLE, None)(hidden, head, following)
     logp, logsumexp, entropy = (None if x is None else align(x, segment_ids) for x in scored)
-    return Scores(logp, logsumexp, entropy, router=router, hidden=hidden, head=head)
+    return Scores(logp, logsumexp, entropy, router=router, readout=Readout(hidden, head, softcap))
 
 
 def score_scalar(
@@ -107,6 +116,32 @@ def score_scalar(
     return Scores(values=align(numbers, segment_ids), rewards=rewards, router=router)
 
 
+def divergence(
+    policy: Scores,
+    reference: Scores,
+    segment_ids: jax.Array,
+    *,
+    kind: str = "reverse_kl",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+) -> jax.Array:
+    """How far the policy's next-token distribution is from another model's, before every token: float32 [B, T], nats.
+
+    Exact over the vocabulary; see `token_divergence` for the kinds. Gradients reach the policy alone.
+    """
+    mine, other = policy.readout, reference.readout
+    read = functools.partial(
+        token_divergence,
+        kind=kind,
+        beta=beta,
+        temperature=temperature,
+        softcap=mine.softcap,
+        ref_softcap=other.softcap,
+    )
+    split = split_rows(read, None, TABLE, None, TABLE)
+    return align(split(mine.hidden, mine.head, other.hidden, other.head), segment_ids)
+
+
 def exact_kl(
     params: Params,
     ref_params: Params,
@@ -118,12 +153,10 @@ def exact_kl(
     temperature: float = 1.0,
 ) -> jax.Array:
     """KL(policy || reference) of the whole next-token distribution before every token: float32 [B, T], nats."""
-    hidden, _ = hidden_states(params, config, tokens, positions, segment_ids)
-    ref_hidden, _ = hidden_states(ref_params, config, tokens, positions, segment_ids)
-    read = functools.partial(token_kl, temperature=temperature, softcap=config.final_softcap or None)
-    heads = unembedding(params, config), unembedding(ref_params, config)
-    kl = split_rows(read, None, TABLE, None, TABLE)(hidden, heads[0], ref_hidden, heads[1])
-    return align(kl, segment_ids)
+    policy, reference = (
+        score_tokens(x, config, tokens, positions, segment_ids) for x in (params, ref_params)
+    )
+    return divergence(policy, reference, segment_ids, temperature=temperature)
 
 
 def token_values(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,20 +10,28 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from jaxalign.errors import ConfigError
+from jaxalign.fields import Checked, field
 
 AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 
+def _size(default: int) -> Any:
+    return field(
+        default, at_least=-1, says=": every axis must be a positive number, and at most one of them -1"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Checked, at="config.mesh"):
     """Sizes of the mesh axes; at most one may be -1, which takes the devices that the others leave."""
 
-    data: int = -1  # copies of the parameters, each on its share of the batch
-    fsdp: int = 1  # batch split as well, parameters and optimizer state split (ZeRO-3)
-    tensor: int = 1  # heads, MLP width and vocabulary split
-    context: int = 1  # tokens of a row split; every device sees the keys of whole rows
-    expert: int = 1  # batch split as well, experts split
-    slice_axis: str = "data"  # which axis crosses the network between TPU slices, where there are several
+    data: int = _size(-1)  # copies of the parameters, each on its share of the batch
+    fsdp: int = _size(1)  # batch split as well, parameters and optimizer state split (ZeRO-3)
+    tensor: int = _size(1)  # heads, MLP width and vocabulary split
+    context: int = _size(1)  # tokens of a row split; every device sees the keys of whole rows
+    expert: int = _size(1)  # batch split as well, experts split
+    # Which axis crosses the network between TPU slices, where there are several.
+    slice_axis: str = field("data", choices=AXES)
     rules: tuple[str, ...] | str = ""  # changes to the sharding table: "embed=fsdp+data,act_embed=tensor"
 
 
@@ -59,7 +68,7 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) ->
     Devices of several TPU slices are arranged so that only `slice_axis` crosses between them.
 
     Raises:
-      ConfigError: sizes that do not fit the devices, or a slice axis that the slices do not divide.
+      ConfigError: sizes that do not fit the devices, or a size of the slice axis that the slices do not divide.
     """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
@@ -67,8 +76,6 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) ->
     if len(devices) == 1:
         return Mesh(np.array(devices).reshape(shape), AXES, axis_types=kinds)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if config.slice_axis not in AXES:
-        raise ConfigError(f"config.mesh.slice_axis={config.slice_axis!r} is not one of {', '.join(AXES)}")
     across = [slices if axis == config.slice_axis else 1 for axis in AXES]
     if shape[AXES.index(config.slice_axis)] % slices:
         raise ConfigError(

@@ -10,14 +10,15 @@ from jaxalign import parallel
 from jaxalign.models import ModelConfig
 from jaxalign.parallel.sharding import shards
 from jaxalign.plan.collectives import SLICES
-from jaxalign.plan.programs import FROZEN, OPTIMIZER, PARAMETERS, Step, bytes_per_device
+from jaxalign.plan.programs import bytes_per_device
 from jaxalign.plan.roofline import bounds, mfu_bound
 from jaxalign.plan.topology import Topology
 from jaxalign.training.config import Config
+from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS, Program
 
 
 def estimate(
-    step: Step, model: ModelConfig, config: Config, mesh: AbstractMesh, topology: Topology
+    step: Program, model: ModelConfig, config: Config, mesh: AbstractMesh, topology: Topology
 ) -> dict[str, Any]:
     """What `measure` reports, but by arithmetic; without what only a compiler can know, and without warnings.
 

@@ -14,7 +14,8 @@ from jaxalign.parallel.sharding import Rules
 from jaxalign.plan import hlo
 from jaxalign.plan.collectives import find_collectives, needless_gathers, sent_by
 from jaxalign.plan.costs import count_bytes, count_flops
-from jaxalign.plan.programs import FROZEN, OPTIMIZER, PARAMETERS, Step, bytes_per_device, gather_bytes
+from jaxalign.plan.programs import bytes_per_device, gather_bytes
+from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS, Program
 from jaxalign.plan.roofline import axis_bandwidth, bounds, mfu_bound
 from jaxalign.plan.topology import Topology
 
@@ -25,7 +26,7 @@ OUT_OF_MEMORY = (
 )
 
 
-def measure(step: Step, model: ModelConfig, mesh: Mesh, rules: Rules, topology: Topology) -> dict[str, Any]:
+def measure(step: Program, model: ModelConfig, mesh: Mesh, rules: Rules, topology: Topology) -> dict[str, Any]:
     """What `jaxalign plan` reports of one step, all numbers of one chip unless they say otherwise; JSON-able.
 
     A step that does not fit is reported as such, with what the compiler says of it.
@@ -86,7 +87,7 @@ def uncounted_flops(counted: float, model_flops: float) -> list[str]:
     ]
 
 
-def split_memory(step: Step, analysis: Any) -> dict[str, float]:
+def split_memory(step: Program, analysis: Any) -> dict[str, float]:
     """Bytes of HBM on one chip, from the compiler's own analysis, the arguments split by what they are.
 
     `batch and padding` is what is left of the arguments; `temporaries` are activations, gradients and scratch space;
@@ -102,7 +103,7 @@ def split_memory(step: Step, analysis: Any) -> dict[str, float]:
     return parts | {"total": sum(parts.values())}
 
 
-def _failed(step: Step, topology: Topology, error: JaxRuntimeError) -> dict[str, Any]:
+def _failed(step: Program, topology: Topology, error: JaxRuntimeError) -> dict[str, Any]:
     text = str(error)
     size = r"([\d.]+)([KMGT]?)"
     forms = rf"Used {size} of {size} hbm", rf"\({size}\) exceeds available HBM \({size}\)"

@@ -137,7 +137,7 @@ def _run_parts(root: pathlib.Path, fast: bool, seed: int, console: Console) -> d
 
 def stage_config(stage: str, root: pathlib.Path, scale: Scale, seed: int) -> ConfigDict:
     """The config file of a stage, for this folder, seed and scale."""
-    config = load_config(stage, str(root))
+    config = load_config(stage, root=str(root))
     config.seed = seed
     full = config.num_steps
     config.num_steps = max(2, round(full * scale.steps))

@@ -1,27 +1,33 @@
 """What may be set of every stage that samples from the model it trains."""
 
 import dataclasses
-from typing import ClassVar
 
 from jaxalign.errors import ConfigError
+from jaxalign.fields import Checked, field
 from jaxalign.sampling.generate import SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class OnPolicyConfig:
+class OnPolicyConfig(Checked):
     """`config.batch_size` counts sampled completions, `config.optimizer` is the policy's."""
 
-    path: ClassVar[str] = "config"  # of these settings in a config file
-
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
-    num_minibatches: int = 1  # updates a pass over a rollout
-    reference_rate: float = 0.0  # the reference moves towards the policy by this share a rollout (2404.10719)
-    early_stop_kl: float = 0.0  # no more updates on a rollout once policy/approxkl_avg exceeds it; 0: never
-    ptx_coef: float = 0.0  # weight of the pretraining loss on ptx_data (InstructGPT's γ; it used 27.8)
+    num_minibatches: int = field(1, at_least=1)  # updates a pass over a rollout
+    # The reference moves towards the policy by this share a rollout (arXiv 2404.10719).
+    reference_rate: float = field(0.0, at_least=0, at_most=1)
+    # No more updates on a rollout once policy/approxkl_avg exceeds it; 0: never.
+    early_stop_kl: float = field(0.0, at_least=0)
+    # Weight of the pretraining loss on ptx_data (InstructGPT's γ; it used 27.8).
+    ptx_coef: float = field(0.0, at_least=0)
     ptx_data: str | tuple[str, ...] = ""  # sources of text, as config.data.train
-    ptx_batch_size: int = 8  # rows of pretraining text a policy update
+    ptx_batch_size: int = field(8, at_least=1)  # rows of pretraining text a policy update
     # The result is an average of the weights (InstructGPT: 0.992); 0: the last ones.
-    average_decay: float = 0.0
+    average_decay: float = field(0.0, at_least=0, below=1)
+
+    @property
+    def path(self) -> str:
+        """The key of these settings in a config file."""
+        return self.key("").rstrip(".")
 
     @property
     def passes(self) -> int:
@@ -39,8 +45,7 @@ class OnPolicyConfig:
         return self.passes * self.num_minibatches
 
     def __post_init__(self) -> None:
-        for key in ("num_minibatches", "ptx_batch_size"):
-            self.check_at_least_1(key)
+        super().__post_init__()
         if self.sampling.temperature == 0:
             raise ConfigError(f"{self.path}.sampling.temperature=0 never explores; use a positive temperature")
         if self.sampling.truncated:
@@ -50,19 +55,15 @@ class OnPolicyConfig:
                 "0, 1 and 0 and lower the temperature instead"
             )
 
-    def check_at_least_1(self, key: str) -> None:
-        """Raises ConfigError unless the value of `key` is 1 or more."""
-        if getattr(self, key) < 1:
-            raise ConfigError(f"{self.path}.{key}={getattr(self, key)} must be at least 1")
-
 
 @dataclasses.dataclass(frozen=True)
 class RewardedConfig(OnPolicyConfig):
     """Of a stage that learns from rewards: a trained model, functions, or both by their weights."""
 
-    reward_model: str = ""  # the folder of a run of the reward stage
-    # Or module:function or FILE.py:function; several give a weighted sum. See jaxalign/rewards.py.
-    reward_function: str | tuple[str, ...] = ""
+    # The folder of a run of the reward stage.
+    reward_model: str = field("", replaces=("reward_function",))
+    # Or module:function or FILE.py:function; several give a weighted sum. See docs/rewards.md.
+    reward_function: str | tuple[str, ...] = field("", replaces=("reward_model",))
     reward_weights: tuple[float, ...] = ()  # one for each function, after that of the model; none: 1 each
     reward_scale: float = 1.0
     reward_clip: float | None = None  # scaled scores are clipped to ± this
@@ -92,8 +93,8 @@ class RewardedConfig(OnPolicyConfig):
 class GroupConfig(RewardedConfig):
     """Of a stage that compares several completions of one prompt."""
 
-    group_size: int = 8  # completions of each prompt
-    num_iterations: int = 1  # passes over the completions of a rollout
+    group_size: int = field(8, at_least=2)  # completions of each prompt, which are compared with one another
+    num_iterations: int = field(1, at_least=1)  # passes over the completions of a rollout
 
     @property
     def passes(self) -> int:
@@ -104,12 +105,3 @@ class GroupConfig(RewardedConfig):
     def samples_per_row(self) -> int:
         """Completions of each prompt in a rollout."""
         return self.group_size
-
-    def __post_init__(self) -> None:
-        self.check_at_least_1("num_iterations")
-        if self.group_size < 2:
-            raise ConfigError(
-                f"{self.path}.group_size={self.group_size}: completions are compared with others of their prompt; "
-                "use 2 or more"
-            )
-        super().__post_init__()

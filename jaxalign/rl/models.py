@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.encode import encode_completion
+from jaxalign.data.kinds import PROMPTS
 from jaxalign.data.records import PromptCompletion, parse_record
 from jaxalign.errors import ConfigError, StepZeroError
 from jaxalign.models import ModelConfig, Params, init_head
@@ -56,7 +57,9 @@ def load_models(stage: Any, run: Run) -> RolloutModels:
         judge = find_judge(run, options.reward_model, f"{path}.reward_model") if options.reward_model else None
         weights = options.reward_weights[1 if judge else 0 :]
         if options.functions:
-            functions = load_rewards(options.functions, weights, f"{path}.reward_function")
+            functions = load_rewards(
+                options.functions, weights, f"{path}.reward_function", f"{path}.reward_weights"
+            )
     reward = judge.load(run.mesh) if judge else None
     digests = [f"reward:{fingerprint(reward)}"] if judge else []
     reference = None
@@ -122,7 +125,7 @@ def find_judge(run: Run, path: str, key: str) -> SavedModel:
 def check_format(run: Run, judge: SavedModel, key: str) -> None:
     """Checks that an answer ends alike where the reward model was trained and where it reads the policy's answers."""
     tokenizer, theirs = run.tokenizer, judge.tokenizer()
-    asked = parse_record(run.train.record(run.train.rows.items[0].row), "prompt", "the first prompt").prompt
+    asked = parse_record(run.train.record(run.train.rows.items[0].row), PROMPTS, "the first prompt").prompt
     reply = "answer" if isinstance(asked, str) else (Message("assistant", "answer"),)
     read, trained = (encode_completion(PromptCompletion(asked, reply), t).ids for t in (tokenizer, theirs))
     if not np.array_equal(read, trained):

@@ -14,7 +14,7 @@ from jaxalign.losses.advantages import kl_estimate, shape_scores
 from jaxalign.losses.metrics import Max, Mean, Metrics, masked_mean
 from jaxalign.losses.running_moments import RunningMoments
 from jaxalign.models import ModelConfig, Params
-from jaxalign.models.scoring import exact_kl, score_tokens, segment_rewards, token_values
+from jaxalign.models.scoring import divergence, score_tokens, segment_rewards, token_values
 from jaxalign.rl.config import RewardedConfig
 from jaxalign.sampling.generate import Completions, close, join
 from jaxalign.training.flops import count_work
@@ -93,12 +93,12 @@ def score_completions(
     out = {"tokens": tokens[0], "positions": tokens[1], "segment_ids": tokens[2], "mask": mask}
     out |= {"old_logp": mine.logp, "entropy": mine.entropy}
     if reference is not None:
-        ref_logp = score_tokens(reference, model, *tokens, temperature=temperature).logp
-        out |= {"ref_logp": ref_logp, "kl1": kl_estimate(mine.logp, ref_logp, "k1")}
+        theirs = score_tokens(reference, model, *tokens, temperature=temperature)
+        out |= {"ref_logp": theirs.logp, "kl1": kl_estimate(mine.logp, theirs.logp, "k1")}
         if kl_estimator == "exact":
-            out["kl"] = exact_kl(policy, reference, model, *tokens, temperature=temperature)
+            out["kl"] = divergence(mine, theirs, tokens[2], temperature=temperature)
         else:
-            out["kl"] = kl_estimate(mine.logp, ref_logp, kl_estimator)
+            out["kl"] = kl_estimate(mine.logp, theirs.logp, kl_estimator)
     if critic is not None:
         out["old_values"] = token_values(critic, critic_model, *tokens)
     if reward_model is not None:

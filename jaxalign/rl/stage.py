@@ -15,7 +15,7 @@ from jaxalign.losses import running_moments
 from jaxalign.losses.metrics import Metrics, finalize
 from jaxalign.models import ModelConfig
 from jaxalign.parallel import processes
-from jaxalign.rewards import Episodes, Rewards, reward_metrics, weighted_total
+from jaxalign.rewards import Rewards, TrainerState, reward_metrics
 from jaxalign.rl.learner import make_learner, merge_ragged, mix_text, mixed_totals
 from jaxalign.rl.models import RolloutModels, critic_architecture, first_critic, load_models
 from jaxalign.rl.programs import on_policy_programs
@@ -324,14 +324,14 @@ def call_functions(
     numbers = [int(row) for row in local_rows(own[1])]
     live = [i for i, row in enumerate(numbers) if row >= 0]
     records = [dataset.record(numbers[i]) for i in live]
-    episodes = Episodes(
-        prompts=[record["prompt"] for record in records],
-        texts=[texts[i] for i in live],
-        rows=records,
-        where=[dataset.where(numbers[i]) for i in live],
-    )
     with processes.together():
-        found = functions.score(episodes)
+        found = functions.score(
+            [record["prompt"] for record in records],
+            [texts[i] for i in live],
+            records,
+            where=[dataset.where(numbers[i]) for i in live],
+            trainer_state=TrainerState(step, run.updates),
+        )
     mask = np.zeros(len(texts), np.float32)
     mask[live] = 1
     columns = {}

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.errors import ConfigError
+from jaxalign.fields import Checked, field
 from jaxalign.models import (
     Cache,
     ModelConfig,
@@ -25,32 +26,36 @@ from jaxalign.parallel.sharding import constrain, decoding
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Checked, at="config.sampling"):
     """How the next token is chosen.
 
     Raises:
       ConfigError: a value outside its range.
     """
 
-    max_new_tokens: int = 64
-    temperature: float = 1.0  # 0: always the likeliest token
-    top_k: int = 0  # sample among the k likeliest; 0: all
-    top_p: float = 1.0  # sample among the likeliest that together hold this probability (arXiv 1904.09751)
-    min_p: float = (
-        0.0  # drop tokens below this fraction of the likeliest one's probability (arXiv 2407.01082)
+    max_new_tokens: int = field(64, at_least=1, doc="tokens of the longest completion")
+    temperature: float = field(
+        1.0, at_least=0, says=" must be 0 (greedy) or positive", doc="0: always the likeliest token"
     )
-
-    def __post_init__(self) -> None:
-        checks = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0, "0 (greedy) or positive"),
-            "top_k": (self.top_k >= 0, "0 (off) or positive"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
-            "min_p": (0 <= self.min_p < 1, "at least 0 (off) and below 1"),
-        }
-        for key, (good, wanted) in checks.items():
-            if not good:
-                raise ConfigError(f"config.sampling.{key}={getattr(self, key)} must be {wanted}")
+    top_k: int = field(
+        0, at_least=0, says=" must be 0 (off) or positive", doc="sample among the k likeliest tokens; 0: all"
+    )
+    # arXiv 1904.09751
+    top_p: float = field(
+        1.0,
+        above=0,
+        at_most=1,
+        says=" must be above 0 and at most 1 (off)",
+        doc="sample among the likeliest tokens that together hold this probability",
+    )
+    # arXiv 2407.01082
+    min_p: float = field(
+        0.0,
+        at_least=0,
+        below=1,
+        says=" must be at least 0 (off) and below 1",
+        doc="drop tokens below this fraction of the likeliest one's probability",
+    )
 
     @property
     def truncated(self) -> bool:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxalign.data import PairBatch
 from jaxalign.data.kinds import PAIRS_OR_DEMONSTRATIONS
-from jaxalign.errors import ConfigError
+from jaxalign.fields import Checked, field
 from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.orpo import SequenceNLL, orpo_loss
 from jaxalign.models.scoring import Scores, predicted
@@ -21,15 +21,11 @@ from jaxalign.training.stage import Stage, Totals
 
 
 @dataclasses.dataclass(frozen=True)
-class ORPOConfig:
+class ORPOConfig(Checked, at="config.orpo"):
     """config.orpo"""
 
-    coef: float = 0.1  # λ, weight of the odds ratio; the paper uses 0.1 to 1
+    coef: float = field(0.1, at_least=0)  # λ, weight of the odds ratio; the paper uses 0.1 to 1
     nll_on_prompt: bool = False  # True: the NLL covers prompt and chosen response, as the authors' code does
-
-    def __post_init__(self) -> None:
-        if not self.coef >= 0:
-            raise ConfigError(f"config.orpo.coef={self.coef} must be 0 or more")
 
 
 def nll_mask(batch: PairBatch, options: ORPOConfig) -> jax.Array:

@@ -12,17 +12,18 @@ phases: a run can be stopped, checkpointed and resumed between them.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.data.kinds import PROMPTS
 from jaxalign.errors import ConfigError
+from jaxalign.fields import field
 from jaxalign.losses import running_moments
 from jaxalign.losses.advantages import gae, inverse_std, token_rewards, whiten
 from jaxalign.losses.metrics import Mean, Metrics, masked_mean
-from jaxalign.losses.ppo import adaptive_kl, policy_loss, value_loss
+from jaxalign.losses.ppo import PPOObjective, adaptive_kl, policy_loss, value_loss
 from jaxalign.models.scoring import Scores
 from jaxalign.rl.config import RewardedConfig
 from jaxalign.rl.rollout import OnPolicyState, Rollout, plain_rollout, rollout_metrics, shape
@@ -49,33 +50,33 @@ HEADLINES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class PPOConfig(RewardedConfig):
+class PPOConfig(RewardedConfig, at="config.ppo"):
     """config.ppo. `config.batch_size` counts episodes, `config.optimizer` is the policy's."""
 
-    path: ClassVar[str] = "config.ppo"
-
-    ppo_epochs: int = 4  # passes over the episodes of a rollout
+    ppo_epochs: int = field(4, at_least=1)  # passes over the episodes of a rollout
     # The tie to the reference
-    kl_coef: float = 0.05  # β
-    kl_estimator: str = "k1"  # k1, k2, k3 of the sampled token, or exact over the vocabulary
-    kl_target: float = 0.0  # adapt β until a sequence's KL is this many nats; 0: β is fixed
-    kl_horizon: int = 10_000  # episodes over which β adapts
+    kl_coef: float = field(0.05, at_least=0)  # β
+    # k1, k2, k3 of the sampled token, or exact over the vocabulary.
+    kl_estimator: str = field("k1", choices=("k1", "k2", "k3", "exact"))
+    # Adapt β until a sequence's KL is this many nats; 0: β is fixed.
+    kl_target: float = field(0.0, at_least=0)
+    kl_horizon: int = field(10_000, at_least=1)  # episodes over which β adapts
     # Scores to advantages
     whiten_rewards: bool = False
-    gamma: float = 1.0
-    lam: float = 0.95
+    gamma: float = field(1.0, at_least=0, at_most=1)
+    lam: float = field(0.95, at_least=0, at_most=1)
     whiten_advantages: bool = True  # over all episodes on all devices
     # Policy loss
-    clip: float = 0.2
+    clip: float = field(0.2, above=0)
     clip_high: float | None = None  # upper clip, where it differs
     entropy_coef: float = 0.0
     # Critic
     # Start from the "policy", from the "reward" model, or "auto": from the reward model if there is one.
-    critic_init: str = "policy"
-    critic_learning_rate: float = 1e-5
+    critic_init: str = field("policy", choices=("policy", "reward", "auto"))
+    critic_learning_rate: float = field(1e-5, above=0)
     value_clip: float | None = 0.2
     normalize_values: bool = False  # train the critic on returns of mean 0 and variance 1
-    value_decay: float = 0.99  # of their running mean and variance
+    value_decay: float = field(0.99, at_least=0, below=1)  # of their running mean and variance
 
     @property
     def passes(self) -> int:
@@ -88,16 +89,7 @@ class PPOConfig(RewardedConfig):
         return self.critic_init == "reward" or (self.critic_init == "auto" and bool(self.reward_model))
 
     def __post_init__(self) -> None:
-        self.check_at_least_1("ppo_epochs")
         super().__post_init__()
-        if self.kl_estimator not in ("k1", "k2", "k3", "exact"):
-            raise ConfigError(
-                f"config.ppo.kl_estimator={self.kl_estimator!r} is not one of k1, k2, k3, exact"
-            )
-        if self.critic_init not in ("policy", "reward", "auto"):
-            raise ConfigError(
-                f"config.ppo.critic_init={self.critic_init!r} is not one of policy, reward, auto"
-            )
         if self.critic_init == "reward" and not self.reward_model:
             raise ConfigError(
                 "config.ppo.critic_init='reward' needs config.ppo.reward_model; or use 'policy'"
@@ -118,10 +110,8 @@ def loss(
         episodes.old_logp,
         episodes.advantages,
         episodes.mask,
-        clip=options.clip,
-        clip_high=options.clip_high,
+        PPOObjective(options.clip, options.clip_high, options.entropy_coef),
         entropy=policy.entropy,
-        entropy_coef=options.entropy_coef,
         normalizer=total["episodes"],
     )
 

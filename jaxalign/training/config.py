@@ -9,8 +9,10 @@ from ml_collections import ConfigDict
 from jaxalign.config import check_keys, freeze, thaw
 from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
+from jaxalign.fields import Checked, check, field
 from jaxalign.models import ModelConfig
 from jaxalign.models.attention import default_attention
+from jaxalign.models.config import ARCHITECTURE_KEYS, ATTENTION
 from jaxalign.models.frozen import FrozenConfig
 from jaxalign.parallel import MeshConfig
 from jaxalign.training.optimizer import OptimizerConfig
@@ -20,12 +22,14 @@ from jaxalign.training.optimizer import OptimizerConfig
 class ModelSettings(ModelConfig):
     """The model as a config file names it: an architecture, or a finished run to start from."""
 
-    vocab_size: int = 0  # 0: the tokenizer's
-    attention: str = "auto"  # xla, blockwise, splash; "auto": splash on TPU, blockwise on GPU, else xla
+    vocab_size: int = field(0, at_least=0)  # 0: the tokenizer's
+    # "auto": splash on TPU, blockwise on GPU, else xla.
+    attention: str = field("auto", choices=("auto", *ATTENTION))
     init_from: str = ""  # a run's folder; its architecture, weights and tokenizer are taken over
 
     def __post_init__(self) -> None:
-        """Checked once resolved: see `architecture`."""
+        """Sizes that must fit each other are checked once resolved: see `architecture`."""
+        check(type(self), vars(self), self.key)
 
     def architecture(self, vocab_size: int, platform: str) -> ModelConfig:
         """The ModelConfig of these settings, for a tokenizer of `vocab_size` pieces and a platform of JAX."""
@@ -42,22 +46,26 @@ class ModelSettings(ModelConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked, at="config"):
     """Everything a run depends on. In a config file `options` stands under the stage's own name."""
 
     stage: Any  # the Stage; in a config file its name
     options: Any
     seed: int = 0
-    num_epochs: float = 1.0  # passes over the packed rows; ignored when num_steps is set
-    num_steps: int = 0  # optimizer steps, or rollouts where a stage samples; 0: as num_epochs says
-    batch_size: int = 32  # rows of a step over all devices, or sampled completions
-    num_microbatches: int = 1  # slices of a batch whose gradients are added up before an update
-    on_nonfinite: str = "stop"  # or "skip": leave the update out, and count it
-    log_every: int = 10  # steps
-    eval_every: int = 0  # steps; 0: at the end only
-    checkpoint_every: int = 0  # steps; 0: at the end only
-    keep_checkpoints: int = 1
-    hang_timeout: float = 1800.0  # seconds without a finished step after which a run ends itself; 0: never
+    # Passes over the packed rows; ignored when num_steps is set.
+    num_epochs: float = field(1.0, replaces=("num_steps",))
+    num_steps: int = field(0, at_least=0)  # optimizer steps, or rollouts; 0: as num_epochs says
+    batch_size: int = field(32, at_least=1)  # rows of a step over all devices, or completions
+    # Slices of a batch whose gradients are added up before an update.
+    num_microbatches: int = field(1, at_least=1)
+    # "skip": leave the update out, and count it.
+    on_nonfinite: str = field("stop", choices=("stop", "skip"))
+    log_every: int = field(10, at_least=1)  # steps
+    eval_every: int = field(0, at_least=0)  # steps; 0: at the end only
+    checkpoint_every: int = field(0, at_least=0)  # steps; 0: at the end only
+    keep_checkpoints: int = field(1, at_least=1)
+    # Seconds without a finished step after which a run ends itself; 0: never.
+    hang_timeout: float = field(1800.0, at_least=0)
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -65,12 +73,7 @@ class Config:
     frozen: FrozenConfig = dataclasses.field(default_factory=FrozenConfig)
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "num_microbatches", "log_every", "keep_checkpoints"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"config.{key}={getattr(self, key)} must be at least 1")
-        for key in ("num_steps", "eval_every", "checkpoint_every", "hang_timeout"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"config.{key}={getattr(self, key)} must be 0 or more")
+        super().__post_init__()
         if self.num_steps == 0 and not self.num_epochs > 0:
             raise ConfigError(
                 f"config.num_epochs={self.num_epochs} must be positive, or set config.num_steps"
@@ -80,8 +83,22 @@ class Config:
                 f"config.batch_size={self.batch_size} is not divisible by "
                 f"config.num_microbatches={self.num_microbatches}"
             )
-        if self.on_nonfinite not in ("stop", "skip"):
-            raise ConfigError(f"config.on_nonfinite={self.on_nonfinite!r} is not one of stop, skip")
+
+    @staticmethod
+    def leave_out(values: ConfigDict, given: set[str]) -> list[str]:
+        """With a model to start from by a flag, takes out what a file says that trains one from scratch.
+
+        That is its tokenizer and its sizes. Returns the line that tells it.
+        """
+        if "model.init_from" not in given or not values.model.init_from:
+            return []
+        if "data.tokenizer" in given or not values.data.tokenizer:
+            return []
+        values.data.tokenizer = ""
+        for key in ARCHITECTURE_KEYS:
+            if f"model.{key}" not in given:
+                values.model[key] = getattr(ModelConfig, key)
+        return ["--config.model.init_from is yours: it brings its own architecture and tokenizer"]
 
 
 def default_config(name: str, options: type) -> ConfigDict:

@@ -23,6 +23,7 @@ from jaxalign.data import (
     make_loader,
     train_batches,
 )
+from jaxalign.data.kinds import TEXT
 from jaxalign.data.loader import rows_of_epochs
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, abstract_params, init_head, init_params
@@ -123,7 +124,7 @@ class Run:
     def text_batches(self, names: str | tuple[str, ...], batch_size: int) -> tuple[Callable[[int], Any], str]:
         """Batches of pretraining text by number, for a loss that mixes it in, and the text's fingerprint."""
         data = dataclasses.replace(self.config.data, train=names, weights=())
-        dataset = build_dataset(data, self.tokenizer, "text")
+        dataset = build_dataset(data, self.tokenizer, TEXT)
         batches = train_batches(dataset.rows, batch_size, self.config.seed, **self.share)
         return lambda number: self.put(batches[number]), dataset.fingerprint
 

@@ -1,8 +1,6 @@
 """Learning-rate schedules, optimizers and the shardings of their states."""
 
 import dataclasses
-import difflib
-import math
 from typing import Any
 
 import jax
@@ -11,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import ConfigError
+from jaxalign.fields import Checked, field
 
 PyTree = Any
 
@@ -20,57 +19,49 @@ UNDECAYED = ("scale", "bias")
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked, at="config.optimizer"):
     """What `make_schedule` and `make_optimizer` need; raises ConfigError on a value that cannot work."""
 
-    name: str = "adamw"
-    learning_rate: float = 3e-4  # The peak. For Adafactor it is relative to the RMS of each parameter.
-    schedule: str = "cosine"
-    warmup: float = 0.0  # Part of all steps in which the rate rises; or a number of them:
-    warmup_steps: int = 0
-    final_ratio: float = 0.0  # Last learning rate / peak, for cosine, linear and wsd.
-    decay_fraction: float = 0.1  # Part of all steps in which wsd decays, at the end.
-    b1: float = 0.9  # AdamW and Lion.
-    b2: float = 0.95  # AdamW and Lion; Lion's paper uses 0.99.
-    eps: float = 1e-8  # AdamW and RMSprop, added outside the square root.
-    decay: float = 0.99  # RMSprop's average of squares.
-    momentum: float = 0.0  # RMSprop.
-    weight_decay: float = 0.0  # Decoupled; none on leaves called "scale" or "bias".
-    clip_norm: float | None = 1.0  # Global gradient norm; None turns clipping off.
+    name: str = field("adamw", choices=OPTIMIZERS)
+    # The peak. For Adafactor it is relative to the RMS of each parameter.
+    learning_rate: float = field(3e-4, above=0, says=": use a number above 0")
+    schedule: str = field("cosine", choices=SCHEDULES)
+    # Part of all steps in which the rate rises; or a number of them:
+    warmup: float = field(
+        0.0,
+        at_least=0,
+        below=1,
+        says=": use a part of the run in [0, 1), such as 0.03",
+        replaces=("warmup_steps",),
+        zero_replaces=True,
+    )
+    warmup_steps: int = field(
+        0,
+        at_least=0,
+        says=": use a whole number of steps, 0 or more",
+        replaces=("warmup",),
+        zero_replaces=True,
+    )
+    # Last learning rate / peak, for cosine, linear and wsd.
+    final_ratio: float = field(0.0, at_least=0, at_most=1)
+    # Part of all steps in which wsd decays, at the end.
+    decay_fraction: float = field(0.1, above=0, at_most=1)
+    b1: float = field(0.9, at_least=0, below=1)  # AdamW and Lion.
+    b2: float = field(0.95, at_least=0, below=1)  # AdamW and Lion; Lion's paper uses 0.99.
+    eps: float = field(1e-8, above=0)  # AdamW and RMSprop, added outside the square root.
+    decay: float = field(0.99, at_least=0, below=1)  # RMSprop's average of squares.
+    momentum: float = field(0.0, at_least=0, below=1)  # RMSprop.
+    weight_decay: float = field(0.0, at_least=0)  # Decoupled; none on leaves called "scale" or "bias".
+    # Global gradient norm; None turns clipping off.
+    clip_norm: float | None = field(1.0, above=0, says=": use a norm above 0, or None for off")
 
     def __post_init__(self) -> None:
-        self._check_choice("name", OPTIMIZERS)
-        self._check_choice("schedule", SCHEDULES)
-        self._check("learning_rate", self.learning_rate > 0, "a number above 0")
-        whole = isinstance(self.warmup_steps, int) and self.warmup_steps >= 0
-        self._check("warmup_steps", whole, "a whole number of steps, 0 or more")
-        self._check("warmup", 0 <= self.warmup < 1, "a part of the run in [0, 1), such as 0.03")
+        super().__post_init__()
         if self.warmup and self.warmup_steps:
             raise ConfigError(
                 f"config.optimizer.warmup={self.warmup} and warmup_steps={self.warmup_steps}: set one of them, and the "
                 "other to 0"
             )
-        self._check("final_ratio", 0 <= self.final_ratio <= 1, "a ratio in [0, 1]")
-        self._check("decay_fraction", 0 < self.decay_fraction <= 1, "a fraction in (0, 1]")
-        for key in ("b1", "b2", "decay", "momentum"):
-            self._check(key, 0 <= getattr(self, key) < 1, "a number in [0, 1)")
-        self._check("eps", self.eps > 0, "a number above 0")
-        self._check("weight_decay", self.weight_decay >= 0, "0 or more")
-        self._check(
-            "clip_norm", self.clip_norm is None or self.clip_norm > 0, "a norm above 0, or None for off"
-        )
-
-    def _check(self, key: str, holds: bool, wanted: str) -> None:
-        value = getattr(self, key)
-        if not holds or (isinstance(value, float) and not math.isfinite(value)):
-            raise ConfigError(f"config.optimizer.{key}={value!r}: use {wanted}")
-
-    def _check_choice(self, key: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, key)
-        if value not in choices:
-            nearest = difflib.get_close_matches(str(value), choices, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise ConfigError(f"config.optimizer.{key}={value!r}: use one of {', '.join(choices)}{hint}")
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

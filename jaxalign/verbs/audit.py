@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import jinja2
 import numpy as np
+from rich.console import Console
 
 from jaxalign.data import Dataset, Tokenizer, build_datasets
 from jaxalign.data.encode import encode_prompt
@@ -18,11 +20,13 @@ from jaxalign.data.items import Item
 from jaxalign.data.kinds import PROMPTS, TEXT
 from jaxalign.data.overlap import ALSO_IN_EVAL, HELD_OUT, KEYS, by_record, prompt_key, sequence_key
 from jaxalign.data.records import Chat, Prompt, Record, Turns, parse_record
+from jaxalign.stages import parse_config
 from jaxalign.storage import to_path, write_whole
 from jaxalign.text.templates import load_template
 from jaxalign.text.tokenizer import unknown_id
 from jaxalign.training.config import Config
-from jaxalign.training.open import KINDS, open_inputs
+from jaxalign.training.open import open_inputs
+from jaxalign.verbs.requests import ConfigRequest, flag
 
 MOST_UNKNOWN = 0.01  # share of tokens
 MOST_DROPPED = 0.5  # share of records
@@ -41,6 +45,27 @@ class Audit:
     train: Dataset
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AuditRequest(ConfigRequest):
+    """Show what a stage will really be trained on, token by token, and check it. Exit code 1: do not train on it."""
+
+    show: int = flag("sequences to print token by token", default=3, at_least=0)
+    json: str = flag("write all numbers here", default="", show="FILE")
+
+
+def run(request: AuditRequest) -> int:
+    """Prints what there is, and returns 1 on a problem."""
+    from jaxalign.verbs.audit_page import print_audit  # which imports this file
+
+    # Nothing is computed, and accelerators may be busy.
+    jax.config.update("jax_platforms", "cpu")
+    found = audit(parse_config(request.read()))
+    print_audit(found, Console(), request.show)
+    if request.json:
+        write_json(found, request.json)
+    return 1 if found.problems else 0
+
+
 def audit(config: Config) -> Audit:
     """Measure the data of a config.
 
@@ -48,14 +73,14 @@ def audit(config: Config) -> Audit:
       ConfigError, DataError, CheckpointError: as at the beginning of training.
     """
     inputs = open_inputs(config)
-    data, kind, tokenizer = inputs.config.data, KINDS[config.stage], inputs.tokenizer
+    data, kind, tokenizer = inputs.config.data, config.stage.data, inputs.tokenizer
     # What overlap="error" refuses is to be counted here, among all else.
     counted = dataclasses.replace(data, overlap="allow" if data.overlap == "error" else data.overlap)
     train, held_out = build_datasets(counted, tokenizer, kind)
     template = load_template(data.chat_template) if data.chat_template else None
     parts = {"train": train} | ({"eval": held_out} if held_out else {})
     numbers = {
-        "stage": config.stage,
+        "stage": config.stage.name,
         "kind": kind,
         "tokenizer": data.tokenizer,
         "max_length": data.max_length,

@@ -16,12 +16,26 @@ from jaxalign.data import Tokenizer, load_tokenizer
 from jaxalign.data.encode import encode_prompt
 from jaxalign.data.records import Message, Prompt
 from jaxalign.errors import DataError
+from jaxalign.fields import like
 from jaxalign.models import ModelConfig, Params
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.sampling.stream import stream
 from jaxalign.verbs.generate import language_model
+from jaxalign.verbs.requests import flag
+from jaxalign.verbs.sampling import MODEL, SamplingRequest
 
 HELP = "/reset forgets the conversation, /system TEXT sets a system message, /quit ends it"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatRequest(SamplingRequest):
+    """Talk to a model in the terminal, or to two side by side."""
+
+    model: str = flag(MODEL, show="SRC")
+    other: str = flag("a second model, to answer beside the first", default="", show="SRC")
+    system: str = flag("system message", default="")
+    plain: bool = flag("continue texts, for models that know no chat", default=False)
+    max_new_tokens: int = like(SamplingConfig, "max_new_tokens", default=512)
 
 
 @dataclasses.dataclass
@@ -64,26 +78,22 @@ def load_speaker(path: str, flag: str, *, chat_template: str, dtype: str) -> Spe
     return Speaker(path, model.load(jax.sharding.get_mesh()), config, tokenizer)
 
 
-def chat(
-    paths: list[str],
-    *,
-    sampling: SamplingConfig,
-    system: str = "",
-    plain: bool = False,
-    seed: int = 0,
-    chat_template: str = "",
-    dtype: str = "float32",
-    console: Console | None = None,
-    lines: Any = None,
-) -> None:
+def run(request: ChatRequest) -> int:
+    """Talks until standard input ends."""
+    chat(request)
+    return 0
+
+
+def chat(request: ChatRequest, *, console: Console | None = None, lines: Any = None) -> None:
     """Reads messages from `lines` (standard input) until it ends; every model answers each of them."""
     console = console or Console()
     mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
+    system = request.system
     with parallel.use_mesh(mesh):
-        flags = ("--model", "--other")
+        named = {"--model": request.model} | ({"--other": request.other} if request.other else {})
         speakers = [
-            load_speaker(path, flag, chat_template=chat_template, dtype=dtype)
-            for path, flag in zip(paths, flags, strict=False)
+            load_speaker(path, name, chat_template=request.chat_template, dtype=request.dtype)
+            for name, path in named.items()
         ]
         _reset(speakers, system)
         console.print(f"[dim]{HELP}[/]")
@@ -91,9 +101,9 @@ def chat(
             if text.startswith("/"):
                 system = _command(text, speakers, system, console)
                 continue
-            keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), turn), len(speakers))
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(request.seed), turn), len(speakers))
             replies = [
-                speaker.reply(text, sampling, key, plain=plain)
+                speaker.reply(text, request.sampling, key, plain=request.plain)
                 for speaker, key in zip(speakers, keys, strict=True)
             ]
             try:

@@ -1,6 +1,7 @@
 """`jaxalign convert`: runs to Hugging Face folders, and back."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import re
@@ -21,27 +22,46 @@ from jaxalign.storage import Path, is_remote, temporary_folder, to_path, upload
 from jaxalign.text.fast_tokenizer import write_fast_tokenizer
 from jaxalign.text.tokenizer import SentencePieceTokenizer
 from jaxalign.training.saved_model import HF_CONFIG, HF_DTYPE, SavedModel, find_model, origin, save_model
+from jaxalign.verbs.requests import Request, flag
+from jaxalign.verbs.sampling import MODEL
 
 GENERATION = "generation_config.json"
 DTYPES = ("float32", "bfloat16", "float16")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
-def convert(
-    source: str,
-    out: str,
-    to: str,
-    *,
-    dtype: str = "",
-    max_shard_size: str = "5GB",
-    architecture: str = "",
-) -> list[str]:
-    """Writes the model `source` (a run, a Hugging Face folder or a hub name) to the new folder `out`.
+@dataclasses.dataclass(frozen=True)
+class ConvertRequest(Request):
+    """Write a model in Hugging Face's format, or from it."""
 
-    Args:
-      to: "hf" or "jaxalign", whose parameters are float32 always.
-      dtype: of the tensors; "": the one in which the model came from Hugging Face, else float32.
-      architecture: of config.json; "": the one that the model came with, else the first that can express it.
+    from_: str = flag(MODEL, show="SRC")
+    out: str = flag("the folder to write; must not exist, or be empty", show="DIR")
+    to: str = flag(
+        "hf, or jaxalign, whose parameters are float32 always", choices=("hf", "jaxalign"), show="FORMAT"
+    )
+    dtype: str = flag(
+        "float32, bfloat16 or float16, of the tensors (default: as the model came, else float32)",
+        default="",
+        show="DTYPE",
+    )
+    max_shard_size: str = flag("of a safetensors file", default="5GB", show="SIZE")
+    architecture: str = flag(
+        "of config.json (default: as the model came, else the first that can express it)", default=""
+    )
+
+
+def run(request: ConvertRequest) -> int:
+    """Writes the folder, and prints what somebody should know of it."""
+    # Nothing is computed, and accelerators may be busy.
+    jax.config.update("jax_platforms", "cpu")
+    for notice in convert(request):
+        print(notice)
+    print(f"{request.out}: written")
+    return 0
+
+
+def convert(request: ConvertRequest) -> list[str]:
+    """Writes a model to a new folder.
 
     Returns:
       What somebody should know of the result, a line each.
@@ -50,14 +70,15 @@ def convert(
       ConfigError: a flag that cannot work, or a model that no Hugging Face architecture expresses.
       CheckpointError: the source is missing or damaged.
     """
-    limit = _bytes(max_shard_size)
+    to, dtype, architecture = request.to, request.dtype, request.architecture
+    limit = _bytes(request.max_shard_size)
     if dtype and (to != "hf" or dtype not in DTYPES):
         raise ConfigError(f"--dtype={dtype}: write one of {', '.join(DTYPES)}, with --to=hf only")
     if architecture and to != "hf":
         raise ConfigError(f"--architecture={architecture} goes with --to=hf only; leave it out")
-    target = to_path(out)
+    target = to_path(request.out)
     _check_free(target)
-    model = find_model(source, "--from")
+    model = find_model(request.from_, "--from")
     tokenizer = model.tokenizer()
     mesh = parallel.make_mesh(devices=jax.devices("cpu")[:1])
     with parallel.use_mesh(mesh), _new_folder(target) as folder:

@@ -1,6 +1,5 @@
 """`jaxalign evaluate`: what a reward function says of a model's answers, and how far they are from another model."""
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -13,20 +12,49 @@ from jaxalign import parallel
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation import Interval
 from jaxalign.evaluation.generation import Measured, measure_answers
+from jaxalign.fields import like
 from jaxalign.rewards import load_rewards
 from jaxalign.sampling.answers import Answers
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.storage import to_path, write_whole
 from jaxalign.training.saved_model import RUNTIME_KEYS, SavedModel
 from jaxalign.verbs.generate import completion_row, language_model
+from jaxalign.verbs.requests import Request, flag
+from jaxalign.verbs.sampling import MODEL
 
 
-def evaluate_run(args: argparse.Namespace) -> Measured:
-    """`measure_answers` of a finished run, by the flags of `jaxalign evaluate`."""
-    model = language_model(args.model, "--model")
-    reference = _beside(model, args, "--reference", args.reference) if args.reference else None
-    base = _beside(model, args, "--base", args.base) if args.base else reference
-    rewards = load_rewards((args.reward,), key="--reward")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateRequest(Request):
+    """Sample an answer to every prompt; print mean reward, KL from the reference, perplexity under the base, length."""
+
+    model: str = flag(MODEL, show="SRC")
+    prompts: str = flag("rows with a field prompt, text or messages", show="FILE")
+    reward: str = flag("a reward function, module:function or FILE.py:function", show="MODULE:FUNCTION")
+    reference: str = flag("measure KL from this model, named as --model", default="", show="SRC")
+    base: str = flag(
+        "measure perplexity of the answers by this model (default: --reference)", default="", show="SRC"
+    )
+    take: int = flag("only the first N prompts; 0: all", default=0, at_least=0)
+    max_new_tokens: int = like(SamplingConfig, "max_new_tokens")
+    prompt_slots: int = flag("tokens of the longest prompt; longer ones are left out", default=64, at_least=1)
+    temperature: float = like(SamplingConfig, "temperature")
+    seed: int = flag("of the sampling", default=0)
+    out: str = flag("write the answers here", default="", show="FILE.jsonl")
+
+
+def run(request: EvaluateRequest) -> int:
+    """Prints the numbers."""
+    for line in report_lines(evaluate(request)):
+        print(line)
+    return 0
+
+
+def evaluate(request: EvaluateRequest) -> Measured:
+    """`measure_answers` of a model to prompts, by a reward function."""
+    model = language_model(request.model, "--model")
+    reference = _beside(model, request, "--reference", request.reference) if request.reference else None
+    base = _beside(model, request, "--base", request.base) if request.base else reference
+    rewards = load_rewards((request.reward,), key="--reward")
     mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
     with parallel.use_mesh(mesh):
         models = {m.path: m for m in (model, reference, base) if m is not None}
@@ -37,22 +65,22 @@ def evaluate_run(args: argparse.Namespace) -> Measured:
             base and params[base.path],
             model.config,
             model.path,
-            args.prompts,
+            request.prompts,
             rewards,
-            sampling=SamplingConfig(max_new_tokens=args.max_new_tokens, temperature=args.temperature),
-            prompt_slots=args.prompt_slots,
-            take=args.take,
-            seed=args.seed,
-            keep=functools.partial(write_answers, path=args.out) if args.out else None,
+            sampling=SamplingConfig(max_new_tokens=request.max_new_tokens, temperature=request.temperature),
+            prompt_slots=request.prompt_slots,
+            take=request.take,
+            seed=request.seed,
+            keep=functools.partial(write_answers, path=request.out) if request.out else None,
         )
 
 
-def _beside(model: SavedModel, args: argparse.Namespace, flag: str, path: str) -> SavedModel:
+def _beside(model: SavedModel, request: EvaluateRequest, flag: str, path: str) -> SavedModel:
     """The model that `flag` names, of the same architecture as `model`."""
     other = language_model(path, flag)
     same = {key: getattr(model.config, key) for key in RUNTIME_KEYS}
     if dataclasses.replace(other.config, **same) != model.config:
-        raise ConfigError(f"{flag}={path} has another architecture than --model={args.model}")
+        raise ConfigError(f"{flag}={path} has another architecture than --model={request.model}")
     return other
 
 

@@ -16,36 +16,38 @@ from jaxalign import parallel
 from jaxalign.data import DataConfig, Dataset, build_dataset, load_tokenizer
 from jaxalign.data.dataset import LONGEST, fit_prompts
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.fields import like
 from jaxalign.locks import LOCK, locked
 from jaxalign.sampling.answers import answer_batches
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.storage import Lines, Path, claim, to_path
 from jaxalign.training.saved_model import SavedModel, find_model
+from jaxalign.verbs.requests import flag
+from jaxalign.verbs.sampling import MODEL, SamplingRequest
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What `jaxalign generate` is asked for."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateRequest(SamplingRequest):
+    """Write N completions of every prompt, as rows for SFT or for `label`. Goes on where it was stopped."""
 
-    model: str  # a run, a Hugging Face folder or a hub name
-    prompts: str  # rows with a field prompt
-    out: str  # the JSONL file to write
-    samples: int = 1  # completions of each prompt
-    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
-    prompt_slots: int = 0  # tokens of the longest prompt, longer ones being left out; 0: any prompt fits
-    take: int = 0  # prompts to read; 0: all
-    batch_size: int = 64
-    seed: int = 0
-    chat_template: str = ""
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        for flag, value in (("--n", self.samples), ("--batch-size", self.batch_size)):
-            if value < 1:
-                raise ConfigError(f"{flag}={value} must be at least 1")
+    model: str = flag(MODEL, show="SRC")
+    prompts: str = flag("rows with a field prompt", show="FILE")
+    out: str = flag("the JSONL file to write, or to go on with", show="FILE.jsonl")
+    n: int = flag("completions of each prompt", default=1, at_least=1)
+    take: int = flag("only the first N prompts; 0: all", default=0, at_least=0)
+    prompt_slots: int = flag("leave out prompts of more tokens; 0: none", default=0, at_least=0)
+    batch_size: int = flag("completions at a time", default=64, at_least=1)
+    max_new_tokens: int = like(SamplingConfig, "max_new_tokens", default=256)
 
 
-def generate_file(request: Request) -> Iterator[str]:
+def run(request: GenerateRequest) -> int:
+    """Writes the completions, and prints how far it is."""
+    for line in generate(request):
+        print(line, flush=True)
+    return 0
+
+
+def generate(request: GenerateRequest) -> Iterator[str]:
     """Writes the completions that are missing in `request.out`; yields lines that say how far it is.
 
     Raises:
@@ -56,7 +58,7 @@ def generate_file(request: Request) -> Iterator[str]:
         yield from _write_missing(request, out)
 
 
-def _write_missing(request: Request, out: Path) -> Iterator[str]:
+def _write_missing(request: GenerateRequest, out: Path) -> Iterator[str]:
     model = language_model(request.model, "--model")
     mesh = parallel.make_mesh(parallel.MeshConfig(data=-1), jax.devices())
     parallel.check_divides(mesh, "--batch-size", request.batch_size)
@@ -66,13 +68,13 @@ def _write_missing(request: Request, out: Path) -> Iterator[str]:
         wanted = {
             "model": str(model.path),
             "prompts": prompts.fingerprint,
-            "samples": request.samples,
+            "samples": request.n,
             "seed": request.seed,
             "sampling": dataclasses.asdict(request.sampling),
         }
         _claim(out, wanted)
         lines = Lines(out)
-        start, total = len(lines), len(prompts.rows) * request.samples
+        start, total = len(lines), len(prompts.rows) * request.n
         yield f"{prompts.report}; {start} of {total} completions are there"
         config = dataclasses.replace(model.config, dtype=request.dtype)
         batches = answer_batches(
@@ -83,13 +85,13 @@ def _write_missing(request: Request, out: Path) -> Iterator[str]:
             sampling=request.sampling,
             key=jax.random.key(request.seed),
             batch_size=request.batch_size,
-            samples=request.samples,
+            samples=request.n,
             start=start,
         )
         try:
             for answers in batches:
                 rows = [
-                    _row(prompts, number, request.samples, text, bool(finished))
+                    _row(prompts, number, request.n, text, bool(finished))
                     for number, (text, finished) in enumerate(
                         zip(answers.texts, answers.stopped, strict=True), start
                     )
@@ -115,7 +117,7 @@ def language_model(path: str, flag: str) -> SavedModel:
     return model
 
 
-def _read_prompts(request: Request, tokenizer: Any) -> Dataset:
+def _read_prompts(request: GenerateRequest, tokenizer: Any) -> Dataset:
     slots = request.prompt_slots or LONGEST
     data = DataConfig(eval=request.prompts, take=request.take, max_length=slots, row_length=slots)
     prompts = build_dataset(data, tokenizer, "prompt", "eval")
@@ -158,7 +160,7 @@ class Completion:
 
 
 def read_completions(path: str) -> list[list[Completion]]:
-    """The rows of a file by `generate_file` (or like it), those of one prompt together.
+    """The rows of a file by `generate` (or like it), those of one prompt together.
 
     Raises:
       DataError: a row without "prompt" and "completion", or no row at all.

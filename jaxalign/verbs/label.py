@@ -18,12 +18,45 @@ from jaxalign.rewards import load_rewards
 from jaxalign.storage import local_copy, to_path, write_whole
 from jaxalign.training.saved_model import find_model
 from jaxalign.verbs.generate import Completion, read_completions
+from jaxalign.verbs.requests import Request, flag
 from jaxalign.worlds import World, judge
 from jaxalign.worlds.preferences import preference_row
 
 PAIRINGS = ("best-worst", "all", "ranking")
 Group = list[Completion]  # those of one prompt
 Scorer = Callable[[list[Group]], list[list[float]]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelRequest(Request):
+    """Score completions and write preference pairs (or rankings): data for on-policy and iterative DPO."""
+
+    completions: str = flag("rows with prompt and completion, as generate writes", show="FILE")
+    out: str = flag("the JSONL file to write", show="FILE.jsonl")
+    reward: str = flag("called as f(prompt, completion)", default="", show="MODULE:FUNCTION", one_of="judge")
+    reward_model: str = flag(
+        "a run of the reward stage, or a sequence classifier", default="", show="SRC", one_of="judge"
+    )
+    world: str = flag("a quickstart's data/world.json: its judge", default="", show="FILE", one_of="judge")
+    pairs: str = flag(
+        "best-worst of each prompt, all pairs, or a ranking row {prompt, responses, scores}",
+        default="best-worst",
+        choices=PAIRINGS,
+        show="PAIRS",
+    )
+    noise: float = flag(
+        "temperature of Bradley-Terry labels in units of the score; 0: the higher score is always chosen",
+        default=0.0,
+        at_least=0,
+    )
+    max_length: int = flag("tokens a reward model reads", default=1024, at_least=2)
+    batch_size: int = flag("packed rows that it reads at a time", default=16, at_least=1)
+    seed: int = flag("of the noise", default=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noise and self.pairs == "ranking":
+            raise ConfigError(f"--noise={self.noise} must be 0 with --pairs=ranking")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,41 +71,50 @@ class Labelled:
     mean: float  # score over all completions
 
 
-def label_file(
-    completions: str, out: str, scorer: Scorer, *, pairing: str, noise: float, seed: int
-) -> Labelled:
+def run(request: LabelRequest) -> int:
+    """Writes the rows, and prints what became of the prompts."""
+    made = label(request)
+    print(
+        f"{request.out}: {len(made.rows)} rows from {made.prompts} prompts; {made.without} prompts gave none "
+        f"(fewer than two different completions, or equal scores); {made.empty} empty completions and {made.cut} "
+        f"completions without an end left out; mean score {made.mean:.4f}"
+    )
+    return 0
+
+
+def label(request: LabelRequest) -> Labelled:
     """Scores the completions in a file and writes preference rows {"prompt", "chosen", "rejected", "chosen_score", …}.
 
-    Args:
-      pairing: "best-worst" of each prompt, "all" pairs, or a "ranking" row {"prompt", "responses", "scores"}.
-      noise: temperature of Bradley–Terry labels in units of the score; 0: the higher score is always chosen.
-
     Raises:
-      ConfigError, DataError: `out` exists, a setting is unknown, or no prompt gives a pair.
+      ConfigError, DataError: the file to write exists, or no prompt gives a pair.
       RewardError: see `Rewards.score`.
     """
-    if pairing not in PAIRINGS:
-        raise ConfigError(f"--pairs={pairing!r} is not one of {', '.join(PAIRINGS)}")
-    if noise < 0 or (noise and pairing == "ranking"):
-        raise ConfigError(f"--noise={noise} must be 0 or more, and 0 with --pairs=ranking")
-    target = to_path(out)
+    if request.reward:
+        scorer = function_scorer(request.reward, batch_size=request.batch_size)
+    elif request.world:
+        scorer = judge_scorer(request.world)
+    else:
+        scorer = model_scorer(
+            request.reward_model, max_length=request.max_length, batch_size=request.batch_size
+        )
+    target = to_path(request.out)
     if target.exists():
-        raise ConfigError(f"--out={out} exists; name another file, or delete it")
-    everything = read_completions(completions)
+        raise ConfigError(f"--out={request.out} exists; name another file, or delete it")
+    everything = read_completions(request.completions)
     ended = [[c for c in group if c.fields.get("finished", True)] for group in everything]
     groups = [[c for c in group if completion_text(c).strip()] for group in ended]
     cut, empty = (sum(map(len, a)) - sum(map(len, b)) for a, b in ((everything, ended), (ended, groups)))
     scores = scorer(groups)
     rows: list[dict[str, Any]] = []
     without = 0
-    rng = random.Random(seed)
+    rng = random.Random(request.seed)
     for group, values in zip(groups, scores, strict=True):
-        made = _prefer(group, values, pairing, noise, rng)
+        made = _prefer(group, values, request.pairs, request.noise, rng)
         without += not made
         rows += made
     if not rows:
         raise DataError(
-            f"{completions}: no prompt has two different completions with different scores; "
+            f"{request.completions}: no prompt has two different completions with different scores; "
             f"generate more for each (--n), at a higher temperature, or longer ones ({cut} were cut at the limit)"
         )
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.sharding import AbstractMesh, AxisType
+from rich.console import Console
 
 from jaxalign import parallel
 from jaxalign.errors import ConfigError
@@ -14,10 +17,43 @@ from jaxalign.parallel.mesh import mesh_shape
 from jaxalign.plan.estimate import estimate
 from jaxalign.plan.measure import measure
 from jaxalign.plan.programs import stage_steps
+from jaxalign.plan.report import print_plan
 from jaxalign.plan.search import candidates, rank
 from jaxalign.plan.topology import Topology, describe_devices, parse_topology
+from jaxalign.stages import parse_config
 from jaxalign.storage import to_path, write_whole
 from jaxalign.training.config import Config
+from jaxalign.verbs.requests import ConfigRequest, flag
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanRequest(ConfigRequest):
+    """Compile every step of a stage for a TPU slice, without one: memory, time and traffic of a chip, and whether it
+    fits.
+
+    A config takes a published model as its argument, such as dpo:llama3_1_8b. Exit code 1: it does not fit.
+    """
+
+    topology: str = flag("v5p:4x4x4, 2*v5e:16x16, or h200:8 (estimates only)", show="CHIP:SHAPE")
+    search: bool = flag("try mesh shapes, microbatches and remat policies", default=False)
+    budget: int = flag("programs that --search compiles", default=6, at_least=1)
+    json: str = flag("write all numbers here", default="", show="FILE")
+
+
+def run(request: PlanRequest) -> int:
+    """Prints the plan, and returns 1 where a step does not fit."""
+    # Before libtpu is loaded: nothing is run, so no TPU is looked for, and one that is here stays free.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_ACCELERATOR_TYPE": "v5p-8"}
+    jax.config.update("jax_platforms", "cpu")
+    # What is compiled for devices elsewhere could not be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
+    config = parse_config(request.read())
+    found = run_plan(config, request.topology, search=request.search, budget=request.budget)
+    print_plan(found, Console())
+    if request.json:
+        write_json(found, request.json)
+    return 0 if all(step["fits"] for step in found["steps"]) else 1
 
 
 def run_plan(config: Config, topology: str, *, search: bool = False, budget: int = 6) -> dict[str, Any]:
@@ -94,7 +130,7 @@ def summary_line(plan: dict[str, Any]) -> str:
 
 def _head(config: Config, topology: Topology, model: Any, mesh: Any, steps: list) -> dict[str, Any]:
     return {
-        "stage": config.stage,
+        "stage": config.stage.name,
         "topology": topology.name,
         "chips": topology.size,
         "chip": dataclasses.asdict(topology.chip),

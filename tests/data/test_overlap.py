@@ -139,6 +139,6 @@ def test_neither_eval_nor_fraction(tokenizer, tmp_path):
     ],
 )
 def test_configs_that_cannot_work(tokenizer, tmp_path, changes, message):
-    config = replace(CONFIG, train=write(tmp_path / "a.jsonl", [{"text": "fox"}]), **changes)
+    config = replace(CONFIG, train=write(tmp_path / "a.jsonl", [{"text": "fox"}]))
     with pytest.raises(ConfigError, match=rf"^config.data.{message}"):
-        build_datasets(config, tokenizer, "text")
+        build_datasets(replace(config, **changes), tokenizer, "text")

@@ -77,12 +77,13 @@ def test_commands_of_the_readme(fakes, command, tmp_path):
 @pytest.mark.parametrize("command", TRAININGS)
 def test_trainings_of_the_readme_are_complete(command):
     """Each is a config that jaxalign takes, and names a model and data that can be fetched or were just made."""
-    from jaxalign.config import parse_flags
     from jaxalign.data.public.recipes import RECIPES
     from jaxalign.stages import parse_config
+    from jaxalign.verbs.train import TrainRequest
 
     flags = training_flags(command)
-    values, workdir = parse_flags([word.replace("configs/", f"{ROOT}/configs/") for word in flags])
+    request = TrainRequest.parse([word.replace("configs/", f"{ROOT}/configs/") for word in flags])
+    values, workdir = request.read(), request.workdir
     parse_config(values)
     assert workdir and values.model.init_from and values.data.train
     if ":" in next(word for word in flags if word.startswith("--config=")):

@@ -20,10 +20,10 @@ from jaxalign.plan.measure import measure, split_memory
 from jaxalign.plan.programs import FROZEN, OPTIMIZER, PARAMETERS, bytes_per_device, stage_steps
 from jaxalign.plan.report import problem_lines
 from jaxalign.plan.topology import describe_devices, parse_topology
-from jaxalign.stages import OPTIONS, default_config, parse_config
+from jaxalign.stages import NAMES, default_config, parse_config
 from jaxalign.verbs.plan import run_plan, write_json
 
-STAGES = list(OPTIONS)
+STAGES = list(NAMES)
 
 
 def tiny(stage, **model):

@@ -10,7 +10,7 @@ from tiny import run
 from jaxalign.models.hf.importer import by_path
 from jaxalign.parallel import make_mesh, use_mesh
 from jaxalign.training.saved_model import find_model
-from jaxalign.verbs.convert import convert
+from jaxalign.verbs.convert import ConvertRequest, convert
 
 
 def load(path):
@@ -22,7 +22,7 @@ def load(path):
 def hf(runs, tmp_path_factory):
     """The pretrained tiny model as a Hugging Face folder, from somebody who added a key to its config."""
     folder = tmp_path_factory.mktemp("hf") / "pretrained"
-    convert(str(runs / "pretrain"), str(folder), "hf")
+    convert(ConvertRequest(str(runs / "pretrain"), str(folder), "hf"))
     config = json.loads((folder / "config.json").read_text()) | {"use_cache": False}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -36,7 +36,7 @@ def test_fine_tuning_is_the_same_from_either_folder(hf, runs, tmp_path):
     for path in ours:
         np.testing.assert_array_equal(theirs[path], ours[path], err_msg="/".join(path))
 
-    convert(str(tmp_path / "theirs"), str(tmp_path / "out"), "hf")
+    convert(ConvertRequest(str(tmp_path / "theirs"), str(tmp_path / "out"), "hf"))
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written == json.loads((hf / "config.json").read_text())
     back = load(tmp_path / "out")
@@ -48,7 +48,7 @@ def test_fine_tuning_is_the_same_from_either_folder(hf, runs, tmp_path):
 
 def test_a_reward_model_begun_from_it_leaves_as_a_classifier(hf, runs, tmp_path):
     run("reward", runs, tmp_path / "reward", num_steps=1, model__init_from=str(hf))
-    convert(str(tmp_path / "reward"), str(tmp_path / "out"), "hf")
+    convert(ConvertRequest(str(tmp_path / "reward"), str(tmp_path / "out"), "hf"))
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["architectures"] == ["LlamaForSequenceClassification"]
     assert written["use_cache"] is False

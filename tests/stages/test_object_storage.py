@@ -24,12 +24,11 @@ from jaxalign.data import load_tokenizer, read_records
 from jaxalign.data.public.recipes import open_source
 from jaxalign.errors import CheckpointError, ConfigError, DataError
 from jaxalign.quickstart.pipeline import quickstart
-from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.training.loop import Stopped
 from jaxalign.training.saved_model import find_model
 from jaxalign.training.writer import MetricWriter, read_metrics
-from jaxalign.verbs.convert import convert
-from jaxalign.verbs.generate import Request, generate_file
+from jaxalign.verbs.convert import ConvertRequest, convert
+from jaxalign.verbs.generate import GenerateRequest, generate
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +114,7 @@ def test_a_run_that_was_copied_there_is_a_model(bucket, runs):
 
 def test_model_data_and_reference_may_all_lie_there(bucket, runs, tmp_path):
     """DPO, as it reads most: a model with its tokenizer, data, and log-probabilities kept from an earlier start."""
-    convert(str(runs / "sft"), "gs://bucket/sft", "jaxalign")
+    convert(ConvertRequest(str(runs / "sft"), "gs://bucket/sft", "jaxalign"))
     same(params_of("gs://bucket/sft"), params_of(runs / "sft"))
     pairs = put(bucket, runs / "pairs.jsonl", "bucket/data/pairs.jsonl")
     changes = baseline_changes("dpo", runs) | {"dpo.precompute_reference": True}
@@ -139,13 +138,13 @@ def test_model_data_and_reference_may_all_lie_there(bucket, runs, tmp_path):
 
 
 def test_a_hugging_face_folder_there_is_the_same_model(bucket, runs):
-    convert(str(runs / "sft"), "gs://bucket/hf", "hf", max_shard_size="20KB")
+    convert(ConvertRequest(str(runs / "sft"), "gs://bucket/hf", "hf", max_shard_size="20KB"))
     assert "bucket/hf/model.safetensors.index.json" in bucket.objects
     same(params_of("gs://bucket/hf"), params_of(runs / "sft"))
     there, here = (find_model(path, "--model").tokenizer() for path in ("gs://bucket/hf", str(runs / "sft")))
     assert there.encode("the lazy dog") == here.encode("the lazy dog")
     with pytest.raises(ConfigError, match=r"--out=gs://bucket/hf exists and is not an empty folder"):
-        convert(str(runs / "sft"), "gs://bucket/hf", "hf")
+        convert(ConvertRequest(str(runs / "sft"), "gs://bucket/hf", "hf"))
     there.save("gs://bucket/again")
     again = {name.split("/")[-1]: stored.data for name, stored in bucket.objects.items() if "/again/" in name}
     assert again["tokenizer.json"] == bucket.objects["bucket/hf/tokenizer.json"].data
@@ -154,15 +153,15 @@ def test_a_hugging_face_folder_there_is_the_same_model(bucket, runs):
 
 def test_completions_go_on_where_they_were_stopped(bucket, runs, tmp_path):
     prompts = put(bucket, runs / "prompts.jsonl", "bucket/prompts.jsonl")
-    sampling = SamplingConfig(max_new_tokens=4)
-    make = functools.partial(Request, str(runs / "sft"), prompts, sampling=sampling, batch_size=8)
-    list(generate_file(make(str(tmp_path / "out.jsonl"))))
-    first = generate_file(make("gs://bucket/out.jsonl"))
+    same = {"model": str(runs / "sft"), "prompts": prompts, "max_new_tokens": 4, "batch_size": 8}
+    make = functools.partial(GenerateRequest, **same)
+    list(generate(make(out=str(tmp_path / "out.jsonl"))))
+    first = generate(make(out="gs://bucket/out.jsonl"))
     assert [next(first) for _ in range(2)][1] == "8 of 24"
     first.close()
     wanted = (tmp_path / "out.jsonl").read_bytes()
     assert bucket.objects["bucket/out.jsonl"].data.splitlines() == wanted.splitlines()[:8]
-    started, *_ = generate_file(make("gs://bucket/out.jsonl"))
+    started, *_ = generate(make(out="gs://bucket/out.jsonl"))
     assert started.endswith("; 8 of 24 completions are there")
     assert bucket.objects["bucket/out.jsonl"].data == wanted
 

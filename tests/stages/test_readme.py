@@ -18,7 +18,7 @@ from tiny import sentence, write_jsonl
 from jaxalign.data import load_tokenizer
 from jaxalign.models import ModelConfig, init_params
 from jaxalign.training.saved_model import save_model
-from jaxalign.verbs.convert import convert
+from jaxalign.verbs.convert import ConvertRequest, convert
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -107,7 +107,11 @@ def place(runs, tmp_path_factory):
         place / "made", init_params(jax.random.key(0), config), config, tokenizer, scalar=False, meta={}
     )
     (place / "Qwen").mkdir()
-    convert(str(place / "made"), str(place / "Qwen/Qwen3-0.6B"), "hf", architecture="Qwen3ForCausalLM")
+    convert(
+        ConvertRequest(
+            str(place / "made"), str(place / "Qwen/Qwen3-0.6B"), "hf", architecture="Qwen3ForCausalLM"
+        )
+    )
     return place
 
 

@@ -19,7 +19,7 @@ from jaxalign.models import ModelConfig
 from jaxalign.text.chat import render_chat
 from jaxalign.text.fast_tokenizer import write_fast_tokenizer
 from jaxalign.training.saved_model import find_model, save_model
-from jaxalign.verbs.convert import convert
+from jaxalign.verbs.convert import ConvertRequest, convert
 
 WORDS = "the quick brown fox jumps over a lazy dog and asks who wrote this reply to that question".split()
 LETTERS = "abc def  ghi,.\n\t<|>éß日本😀\u0301"
@@ -93,7 +93,7 @@ def test_to_jaxalign_and_back_is_what_came_in(tmp_path, hf, capsys):
 
 
 def test_another_type_is_written_and_named(tmp_path, hf):
-    convert(str(hf), str(tmp_path / "out"), "hf", dtype="float32", max_shard_size="30KB")
+    convert(ConvertRequest(str(hf), str(tmp_path / "out"), "hf", dtype="float32", max_shard_size="30KB"))
     wanted = {name: x.astype(np.float32) for name, x in hf_files.read_tensors(hf).items()}
     hf_files.assert_same_tensors(hf_files.read_tensors(tmp_path / "out"), wanted)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float32"
@@ -105,7 +105,7 @@ def test_a_run_loads_in_transformers(tmp_path, run):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     out = tmp_path / "hf"
-    assert convert(str(run / "sft"), str(out), "hf") == []
+    assert convert(ConvertRequest(str(run / "sft"), str(out), "hf")) == []
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert theirs.dtype == torch.float32
     ours = load_tokenizer(run / "sft" / "model")
@@ -120,7 +120,7 @@ def test_a_run_loads_in_transformers(tmp_path, run):
 @pytest.mark.filterwarnings("ignore")
 def test_its_tokenizer_gives_identical_ids_in_transformers(tmp_path, run):
     transformers = pytest.importorskip("transformers")
-    convert(str(run / "sft"), str(tmp_path / "hf"), "hf")
+    convert(ConvertRequest(str(run / "sft"), str(tmp_path / "hf"), "hf"))
     ours = load_tokenizer(run / "sft" / "model" / "tokenizer.model")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     rng = random.Random(1)
@@ -159,13 +159,16 @@ def test_a_tokenizer_that_tokenizer_json_cannot_express_goes_alone(tmp_path, tok
     config = ModelConfig(vocab_size=tokenizer.vocab_size)
     params = hf_files.random_params(config)
     save_model(tmp_path / "run", params, config, tokenizer, scalar=False, meta={})
-    assert "it is not a BPE model" in convert(str(tmp_path / "run"), str(tmp_path / "out"), "hf")[0]
+    assert (
+        "it is not a BPE model"
+        in convert(ConvertRequest(str(tmp_path / "run"), str(tmp_path / "out"), "hf"))[0]
+    )
     assert (tmp_path / "out" / "tokenizer.model").is_file()
     assert not (tmp_path / "out" / "tokenizer.json").exists()
 
 
 def test_a_reward_model_keeps_its_bias_on_our_own_way(tmp_path, run):
-    notices = convert(str(run / "reward"), str(tmp_path / "hf"), "hf")
+    notices = convert(ConvertRequest(str(run / "reward"), str(tmp_path / "hf"), "hf"))
     assert "bias 0.1 has no place" in notices[0]
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"] and len(config["id2label"]) == 1
@@ -182,10 +185,12 @@ def test_a_run_keeps_the_family_that_it_began_as(tmp_path, hf, run):
     config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None}
     del config["rope_scaling"]
     (hf / "config.json").write_text(json.dumps(config))
-    convert(str(hf), str(tmp_path / "ours"), "jaxalign")
-    convert(str(tmp_path / "ours"), str(tmp_path / "back"), "hf")
+    convert(ConvertRequest(str(hf), str(tmp_path / "ours"), "jaxalign"))
+    convert(ConvertRequest(str(tmp_path / "ours"), str(tmp_path / "back"), "hf"))
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
-    convert(str(tmp_path / "ours"), str(tmp_path / "llama"), "hf", architecture="LlamaForCausalLM")
+    convert(
+        ConvertRequest(str(tmp_path / "ours"), str(tmp_path / "llama"), "hf", architecture="LlamaForCausalLM")
+    )
     assert find_model(str(tmp_path / "llama"), "x").config == find_model(str(hf), "x").config
     assert_same(params_of(tmp_path / "llama"), params_of(hf))
 
@@ -203,30 +208,30 @@ def test_a_run_keeps_the_family_that_it_began_as(tmp_path, hf, run):
 )
 def test_flags_that_cannot_work(tmp_path, run, flags, message):
     with pytest.raises(ConfigError, match=message):
-        convert(str(run / "sft"), str(tmp_path / "out"), **flags)
+        convert(ConvertRequest(str(run / "sft"), str(tmp_path / "out"), **flags))
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
 def test_a_folder_that_is_in_use_is_not_touched(tmp_path, run):
     (tmp_path / "kept.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"--out=.* exists and is not an empty folder; name a new one"):
-        convert(str(run / "sft"), str(tmp_path), "hf")
+        convert(ConvertRequest(str(run / "sft"), str(tmp_path), "hf"))
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
     (tmp_path / "empty").mkdir()
-    convert(str(run / "sft"), str(tmp_path / "empty"), "hf")
+    convert(ConvertRequest(str(run / "sft"), str(tmp_path / "empty"), "hf"))
     assert (tmp_path / "empty" / "model.safetensors").is_file()
 
 
 def test_sources_that_are_not_there_are_named(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"--from='.*nothing'"):
-        convert(str(tmp_path / "nothing"), str(tmp_path / "out"), "hf")
+        convert(ConvertRequest(str(tmp_path / "nothing"), str(tmp_path / "out"), "hf"))
 
     def no_network(*args, **kwargs):
         raise OSError("name or service not known")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
     with pytest.raises(ConfigError, match=r"--from='some-org/model'.*name or service not known"):
-        convert("some-org/model", str(tmp_path / "out"), "hf")
+        convert(ConvertRequest("some-org/model", str(tmp_path / "out"), "hf"))
 
 
 def test_the_origin_is_what_the_files_say(hf):

@@ -17,7 +17,7 @@ from jaxalign.models import init_params
 from jaxalign.models.scoring import segment_rewards
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.sampling.stream import stream
-from jaxalign.verbs.chat import chat
+from jaxalign.verbs.chat import ChatRequest, chat
 
 
 def generate(folder, out, *more) -> int:
@@ -230,13 +230,9 @@ def test_label_names_the_row(tmp_path, text, message, capsys):
 
 def talk(folder, text, models=("model",)) -> str:
     out = io.StringIO()
-    chat(
-        [str(folder / name) for name in models],
-        sampling=SamplingConfig(max_new_tokens=5),
-        console=Console(file=out, width=200),
-        lines=io.StringIO(text),
-        seed=3,
-    )
+    model, *other = (str(folder / name) for name in models)
+    request = ChatRequest(model=model, other=other[0] if other else "", max_new_tokens=5, seed=3)
+    chat(request, console=Console(file=out, width=200), lines=io.StringIO(text))
     return out.getvalue()
 
 

@@ -1,0 +1,111 @@
+"""Config files: Python files with a function `get_config`, found by their path or, if jaxalign's own, by name."""
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxalign.errors import ConfigError, JaxalignError
+from jaxalign.fields import nearest
+
+
+def own_configs() -> dict[str, pathlib.Path]:
+    """The config files that come with jaxalign, by name."""
+    package = pathlib.Path(__file__).parent
+    # They lie beside the package in a checkout, and are a part of it once installed.
+    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    return {file.stem: file for file in sorted(folder.glob("[!_]*.py"))}
+
+
+def find_config(name: str) -> str:
+    """The path of a config file that is named by its path, or by one of jaxalign's own names: "dpo".
+
+    Raises:
+      ConfigError: there is no such file; says which name is nearest.
+    """
+    own = own_configs()
+    if os.path.isfile(name):
+        return name
+    if name in own:
+        return str(own[name])
+    near = nearest(pathlib.PurePath(name).stem, list(own))
+    hint = f"did you mean --config={near}? " if near else ""
+    raise ConfigError(
+        f"--config={name} does not exist; {hint}write the path of a file, or one that comes with jaxalign: "
+        f"{', '.join(own)}"
+    )
+
+
+def load_get_config(path: str) -> Any:
+    """Runs the config file at `path` and returns its function `get_config`.
+
+    Raises:
+      ConfigError: the file does not run, or has no such function; names the line.
+    """
+    name = f"jaxalign.config_file.{pathlib.PurePath(path).stem}"
+    loader = importlib.machinery.SourceFileLoader(name, path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    # Dataclasses of the file look up their module there.
+    sys.modules[name] = module
+    with blaming(path):
+        loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
+        raise ConfigError(f"--config={path} has no function get_config; write one that returns a config")
+    return module.get_config
+
+
+def call_get_config(get_config: Any, path: str, arg: str | None, **given: Any) -> ConfigDict:
+    """Calls the function of the config file at `path` with its argument, where there is one, and what else is given.
+
+    Raises:
+      ConfigError: it fails, does not take `arg`, or returns something else than a ConfigDict.
+    """
+    where = f"--config={path}{'' if arg is None else f':{arg}'}"
+    try:
+        with blaming(path):
+            config = get_config(**given) if arg is None else get_config(arg, **given)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}; the argument after ':' is that of get_config") from error
+    if config is None:
+        raise ConfigError(f"--config={path}: get_config returns nothing; return the config")
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"--config={path}: get_config returns a {type(config).__name__}; return a ConfigDict"
+        )
+    return config
+
+
+@contextlib.contextmanager
+def blaming(path: str) -> Iterator[None]:
+    """Turns what the code of a config file raises, or a sys.exit there, into a ConfigError with its line.
+
+    A deliberate error without a line of the file is put down to the file; all others pass.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        cause: BaseException | None = error
+        while cause is not None and (line := _line_of(path, cause)) is None:
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            said = str(cause) if isinstance(cause, JaxalignError) else f"{type(cause).__name__}: {cause}"
+            way_out = "" if isinstance(cause, JaxalignError) else "; mend the config file"
+            raise ConfigError(f"--config={path}, line {line}: {said}{way_out}") from error
+        if isinstance(error, JaxalignError | OSError | UnicodeError):
+            raise ConfigError(f"--config={path}: {error}") from error
+        raise
+
+
+def _line_of(path: str, error: BaseException) -> int | None:
+    """The line of the file where `error` arose, or None if that was elsewhere."""
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno))
+    lines = [line for name, line in places if os.path.abspath(name) == os.path.abspath(path)]
+    return lines[-1] if lines else None

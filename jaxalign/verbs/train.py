@@ -1,0 +1,66 @@
+"""`jaxalign train`: one stage, from its config to its result."""
+
+import dataclasses
+
+from jaxalign.verbs.requests import ConfigRequest, flag
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainRequest(ConfigRequest):
+    """Run one stage. Goes on from the latest checkpoint in the workdir.
+
+    A config is the path of a file, or the name of one that comes with jaxalign, such as dpo, and after a colon what its
+    get_config takes: dpo:llama3_1_8b for a published model, dpo:smoke for a run of a minute. Flags change single keys:
+
+        jaxalign train --config=dpo --workdir=runs/dpo --config.dpo.beta=0.2
+
+    On several hosts, run the same on each: SLURM and TPU hosts find each other; on others set
+    JAXALIGN_COORDINATOR=HOST:PORT (of process 0), JAXALIGN_NUM_PROCESSES=N and JAXALIGN_PROCESS_ID=0..N-1.
+    """
+
+    workdir: str = flag(
+        "the folder for checkpoints, metrics and the final model",
+        default="",
+        show="DIR",
+        unless="print_config",
+    )
+    print_config: bool = flag(
+        "print every key of the config with its value, and start nothing", default=False
+    )
+
+
+def run(request: TrainRequest) -> int:
+    """Trains, or prints the config; the first process prints a summary."""
+    import jax
+
+    from jaxalign.parallel import processes
+    from jaxalign.stages import parse_config, train
+    from jaxalign.training.loop import summarize
+    from jaxalign.training.progress import print_summary
+
+    config = parse_config(request.read())
+    if request.print_config:
+        for line in config_lines(config):
+            print(line)
+        return 0
+    processes.initialize()
+    summary = train(config, request.workdir)
+    if jax.process_index() == 0:
+        print_summary(
+            [{"metric": name, "value": f"{x:.6g}"} for name, x in summarize(summary).items()],
+            title=f"{summary['stage']}: {summary['steps']} steps in {summary['seconds']} s",
+        )
+    return 0
+
+
+def config_lines(config: object) -> list[str]:
+    """A config as the flags that would give it, a line each."""
+    from jaxalign.training.open import settings
+
+    lines = []
+    for name, value in settings(config).items():
+        if value is None:
+            lines.append(f"# {name} is not set")
+        else:
+            lines.append(f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}")
+    return lines
