@@ -27,10 +27,10 @@ from jaxalign.data import (
     eval_batches,
     load_tokenizer,
 )
-from jaxalign.data.kinds import DEMONSTRATIONS, PROMPTS
 from jaxalign.data.dataset import LONGEST, fit_prompts
 from jaxalign.data.encode import encode_completion
 from jaxalign.data.items import Item
+from jaxalign.data.kinds import DEMONSTRATIONS, PROMPTS
 from jaxalign.data.packing import build_rows
 from jaxalign.data.records import parse_record
 from jaxalign.errors import ConfigError

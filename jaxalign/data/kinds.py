@@ -18,4 +18,6 @@ def check_kind(kind: str, where: str) -> None:
     """Raises ConfigError, naming the nearest, unless `kind` is one of these."""
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, 1, 0.0)[0]
-        raise ConfigError(f"{where}={kind!r} is no kind of data; did you mean {near!r}? All: {', '.join(KINDS)}")
+        raise ConfigError(
+            f"{where}={kind!r} is no kind of data; did you mean {near!r}? All: {', '.join(KINDS)}"
+        )

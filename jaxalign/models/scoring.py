@@ -28,7 +28,9 @@ class Scores(NamedTuple):
     logsumexp: jax.Array | None = None  # float32 [B, T]
     entropy: jax.Array | None = None  # float32 [B, T], where it was asked for
     values: jax.Array | None = None  # float32 [B, T]: a scalar model's number of the state before each token
-    rewards: jax.Array | None = None  # float32 [B, S]: and at the last token of each segment; 0 for an absent one
+    rewards: jax.Array | None = (
+        None  # float32 [B, S]: and at the last token of each segment; 0 for an absent one
+    )
     router: jax.Array | None = None  # of a mixture of experts: see `hidden_states_and_router`
     readout: "Readout | None" = None
 

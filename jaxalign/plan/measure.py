@@ -15,9 +15,9 @@ from jaxalign.plan import hlo
 from jaxalign.plan.collectives import find_collectives, needless_gathers, sent_by
 from jaxalign.plan.costs import count_bytes, count_flops
 from jaxalign.plan.programs import bytes_per_device, gather_bytes
-from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS, Program
 from jaxalign.plan.roofline import axis_bandwidth, bounds, mfu_bound
 from jaxalign.plan.topology import Topology
+from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS, Program
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 OUT_OF_MEMORY = (
@@ -26,7 +26,9 @@ OUT_OF_MEMORY = (
 )
 
 
-def measure(step: Program, model: ModelConfig, mesh: Mesh, rules: Rules, topology: Topology) -> dict[str, Any]:
+def measure(
+    step: Program, model: ModelConfig, mesh: Mesh, rules: Rules, topology: Topology
+) -> dict[str, Any]:
     """What `jaxalign plan` reports of one step, all numbers of one chip unless they say otherwise; JSON-able.
 
     A step that does not fit is reported as such, with what the compiler says of it.

@@ -93,7 +93,9 @@ def make_learner(
                 text = text_batch(step + i) if text_batch else None
                 failed = 0 if critic is None else critic.skipped
                 policy, metrics = policy_update(policy, (part, text), frozen, failed)
-                metrics.pop("policy/entropy_avg", None)  # the rollout's, over all episodes, is the one reported
+                metrics.pop(
+                    "policy/entropy_avg", None
+                )  # the rollout's, over all episodes, is the one reported
                 updates += 1
                 if step + i == 0:
                     _verify_ratio(metrics, run.model)

@@ -54,7 +54,9 @@ def load_models(stage: Any, run: Run) -> RolloutModels:
         run.check_divides(key, options.ptx_batch_size, run.config.num_microbatches)
     judge, functions = None, None
     if isinstance(options, RewardedConfig):
-        judge = find_judge(run, options.reward_model, f"{path}.reward_model") if options.reward_model else None
+        judge = (
+            find_judge(run, options.reward_model, f"{path}.reward_model") if options.reward_model else None
+        )
         weights = options.reward_weights[1 if judge else 0 :]
         if options.functions:
             functions = load_rewards(

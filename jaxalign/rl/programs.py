@@ -42,9 +42,7 @@ def on_policy_programs(stage: "OnPolicyStage", run: Run) -> list[Program]:
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=run.replicated)
     prompts = abstract_batch(stage.data, config.data, E // k, run.abstract_rows)
     new = run.abstract_rows((E, N), jnp.float32)
-    done = Completions(
-        run.abstract_rows((E, N), jnp.int32), new, new, run.abstract_rows((E,), jnp.bool_)
-    )
+    done = Completions(run.abstract_rows((E, N), jnp.int32), new, new, run.abstract_rows((E,), jnp.bool_))
 
     def work(rows: int, length: int, scalar: bool, passes: float) -> float:
         tokens, pairs = rows * length, rows * length * (length + 1) / 2

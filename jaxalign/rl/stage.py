@@ -64,8 +64,12 @@ class OnPolicyStage(Stage):
     # (scored, scores [E] or None, completions, state, options) -> (rollout, what of the state changes, metrics): from
     # what models and reward functions said to advantages. Jitted.
     credit: Credit = no_credit
-    reference: Callable[[Any], bool] = never  # options -> the rollout is scored by the model that training starts from
-    critic_loss: LossFn | None = None  # as `loss`, of a scalar model beside the policy; None: there is no critic
+    reference: Callable[[Any], bool] = (
+        never  # options -> the rollout is scored by the model that training starts from
+    )
+    critic_loss: LossFn | None = (
+        None  # as `loss`, of a scalar model beside the policy; None: there is no critic
+    )
 
     def build(self, run: Run) -> Trainer:
         """What the loop runs: a rollout and an update."""
@@ -81,7 +85,10 @@ class OnPolicyStage(Stage):
         others: dict[str, ModelConfig] | None = None,
         critic_config: ModelConfig | None = None,
     ) -> tuple[Update, Update | None]:
-        """The jitted updates of policy and critic: (state, (rollout, text), frozen, failed) and (state, rollout, {}, failed)."""
+        """The jitted updates of policy and critic, as `make_update` has them.
+
+        The policy's takes (rollout, text) as its batch, the critic's a rollout.
+        """
         config, options = run.config, run.config.options
         parts = config.num_microbatches
         shared = {"num_microbatches": parts, "halt": config.on_nonfinite == "stop"}
@@ -241,7 +248,7 @@ def abstract_state(stage: OnPolicyStage, run: Run, critic_config: ModelConfig | 
 
 def abstract_rollout(stage: OnPolicyStage, run: Run, shape: tuple[int, int]) -> Rollout:
     """A rollout [E, T] with the parts that the stage's credit gives it."""
-    options, (E, T) = run.config.options, shape
+    options, E = run.config.options, shape[0]
     ints, floats = run.abstract_rows(shape, jnp.int32), run.abstract_rows(shape, jnp.float32)
     scored = {"tokens": ints, "positions": ints, "segment_ids": ints, "mask": floats}
     scored |= {"old_logp": floats, "entropy": floats}
@@ -251,9 +258,7 @@ def abstract_rollout(stage: OnPolicyStage, run: Run, shape: tuple[int, int]) -> 
         scored["old_values"] = floats
     N = options.sampling.max_new_tokens
     new = run.abstract_rows((E, N), jnp.float32)
-    done = Completions(
-        run.abstract_rows((E, N), jnp.int32), new, new, run.abstract_rows((E,), jnp.bool_)
-    )
+    done = Completions(run.abstract_rows((E, N), jnp.int32), new, new, run.abstract_rows((E,), jnp.bool_))
     coef = jax.ShapeDtypeStruct((), jnp.float32)
     state = OnPolicyState(None, None, coef, running_moments.init(), None, None, None, None)
     credit = functools.partial(stage.credit, options=options)

@@ -35,7 +35,9 @@ class DistillConfig(OnPolicyConfig, at="config.distill"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.teacher:
-            raise ConfigError("config.distill.teacher is empty: name the model to learn from, a run or a folder")
+            raise ConfigError(
+                "config.distill.teacher is empty: name the model to learn from, a run or a folder"
+            )
 
 
 def totals(rollout: Rollout, options: Any) -> Totals:
@@ -68,7 +70,13 @@ STAGE = OnPolicyStage(
     frozen=lambda options: {"teacher": FrozenModel(options.teacher, "config.distill.teacher")},
     reading=reading,
     headlines=(
-        *("distill/divergence", "completions/mean_length", "policy/entropy_avg", "grad_norm", "learning_rate"),
+        *(
+            "distill/divergence",
+            "completions/mean_length",
+            "policy/entropy_avg",
+            "grad_norm",
+            "learning_rate",
+        ),
         *("skipped_steps", "perf/rollout_time", "perf/update_time"),
     ),
     changeable=("teacher", "ptx_data"),

@@ -14,7 +14,7 @@ import jax
 
 from jaxalign.data import UnpairedBatch
 from jaxalign.data.kinds import UNPAIRED
-from jaxalign.losses.kto import KTOObjective, kl_baseline, kto_loss
+from jaxalign.losses.kto import KTOObjective, kto_loss
 from jaxalign.losses.metrics import Mean, Metrics
 from jaxalign.models.scoring import Scores
 from jaxalign.training.reference import verify_reference

@@ -1,8 +1,8 @@
 """REINFORCE leave-one-out (arXiv 2402.14740): whole completions as single actions, without a critic.
 
-    r_i = R(x, y_i) - β log π_θ(y_i|x) / π_ref(y_i|x)
-    A_i = r_i - mean_{j ≠ i} r_j
-    θ: minimise -mean_i min(ρ_i A_i, clip(ρ_i) A_i),   ρ_i = π_θ(y_i|x) / π_old(y_i|x)
+r_i = R(x, y_i) - β log π_θ(y_i|x) / π_ref(y_i|x)
+A_i = r_i - mean_{j ≠ i} r_j
+θ: minimise -mean_i min(ρ_i A_i, clip(ρ_i) A_i),   ρ_i = π_θ(y_i|x) / π_old(y_i|x)
 """
 
 import dataclasses

@@ -131,4 +131,6 @@ class _Shared(Config):
 
 def to_json(config: Config) -> str:
     """The JSON that a checkpoint carries."""
-    return json.dumps(dataclasses.asdict(dataclasses.replace(config, stage=config.stage.name)), sort_keys=True)
+    return json.dumps(
+        dataclasses.asdict(dataclasses.replace(config, stage=config.stage.name)), sort_keys=True
+    )

@@ -94,7 +94,9 @@ def train(
         writer = stack.enter_context(MetricWriter(run.workdir))
         writer.truncate_after(step)
         mode = "silent" if quiet else "auto"
-        progress = stack.enter_context(Progress(run.steps, config.stage.name, shown=trainer.headlines, mode=mode))
+        progress = stack.enter_context(
+            Progress(run.steps, config.stage.name, shown=trainer.headlines, mode=mode)
+        )
         asked = stack.enter_context(_signals())
         vote = processes.make_vote(run.mesh)
         recorder = Recorder(run, writer, progress, meta.get("metrics", {}), scalar=trainer.scalar)

@@ -41,6 +41,7 @@ from jaxalign.training.saved_model import (
 
 TEMPLATE = "chat_template.jinja"
 
+
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """What a config names, opened; the config has the tokenizer and the chat template of its model filled in."""

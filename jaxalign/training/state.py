@@ -62,9 +62,7 @@ def slices(batch: Batch, count: int) -> Batch:
 
     Slice m takes rows m, m + count, m + 2 count, ...: each device then slices its own rows.
     """
-    return jax.tree.map(
-        lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch
-    )
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def make_update(
@@ -93,7 +91,10 @@ def make_update(
         context = {} if context is None else context
         total = totals(state.params, batch, context)
         value, metrics, grads = gradients(
-            lambda params, part: objective(params, part, total, context), state.params, batch, num_microbatches
+            lambda params, part: objective(params, part, total, context),
+            state.params,
+            batch,
+            num_microbatches,
         )
         rate = schedule(state.step)
         hold = halt & (state.skipped + failed > 0)

@@ -40,7 +40,7 @@ def build_trainer(stage: "Stage", run: Run) -> Trainer:
     """
     options = run.config.options
     run, frozen = load_frozen(stage.frozen(options), run)
-    if not frozen.digest and run.config.frozen != FrozenConfig():
+    if not frozen.params and run.config.frozen != FrozenConfig():
         raise ConfigError(
             f"config.frozen is {run.config.frozen}, but this run holds no frozen model; leave it as it is by default"
         )

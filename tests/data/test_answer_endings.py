@@ -13,8 +13,8 @@ from jaxalign.data.batch import PromptBatch
 from jaxalign.data.packing import collate
 from jaxalign.models import ModelConfig, init_params
 from jaxalign.models.scoring import segment_rewards
+from jaxalign.rl.rollout import score_completions
 from jaxalign.sampling.generate import Completions, close, join
-from jaxalign.stages.rollout import score_episodes
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -135,7 +135,7 @@ def test_scores_of_rollouts_are_those_of_training_rows(folder):
     batch = PromptBatch(
         *map(jnp.asarray, (batch.tokens, batch.positions, batch.segment_ids, batch.rows, batch.ending))
     )
-    scored = score_episodes(
+    scored = score_completions(
         policy,
         judge,
         policy,

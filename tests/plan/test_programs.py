@@ -17,10 +17,11 @@ from jaxalign.parallel.mesh import mesh_shape
 from jaxalign.plan import hlo
 from jaxalign.plan.costs import count_flops
 from jaxalign.plan.measure import measure, split_memory
-from jaxalign.plan.programs import FROZEN, OPTIMIZER, PARAMETERS, bytes_per_device, stage_steps
+from jaxalign.plan.programs import bytes_per_device, stage_steps
 from jaxalign.plan.report import problem_lines
 from jaxalign.plan.topology import describe_devices, parse_topology
 from jaxalign.stages import NAMES, default_config, parse_config
+from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS
 from jaxalign.verbs.plan import run_plan, write_json
 
 STAGES = list(NAMES)

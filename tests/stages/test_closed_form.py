@@ -7,7 +7,6 @@ compute KL(π ‖ π*) exactly, in float64. The stages run as they are, their lo
 included; only files are replaced by what is made here.
 """
 
-import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -24,9 +23,9 @@ from jaxalign.data import DataConfig, PairBatch, PromptBatch, Records, dataset_f
 from jaxalign.losses import running_moments
 from jaxalign.models import ModelConfig, Params, init_params
 from jaxalign.models.scoring import score_tokens
+from jaxalign.rl.rollout import score_completions
 from jaxalign.sampling.generate import Completions
-from jaxalign.stages import default_config, dpo, parse_config, ppo, ppo_update
-from jaxalign.stages.rollout import finish_rollout, score_episodes
+from jaxalign.stages import default_config, dpo, parse_config, ppo
 from jaxalign.training import loop
 from jaxalign.training.open import Run
 from jaxalign.training.optimizer import make_optimizer, make_schedule
@@ -229,7 +228,7 @@ def test_ppo_follows_the_gradient_of_the_objective(estimator: str, whiten: bool)
     @jax.jit
     def ppo_gradient(policy: Params) -> Params:
         models = {"model": MODEL, "critic_model": MODEL, "reward_config": None}
-        scored = score_episodes(
+        scored = score_completions(
             policy,
             critic,
             reference,
@@ -241,14 +240,14 @@ def test_ppo_follows_the_gradient_of_the_objective(estimator: str, whiten: bool)
             **models,
         )
         scores, beta = jnp.asarray(REWARDS, jnp.float32), jnp.float32(BETA)
-        rollout, _, _ = finish_rollout(
+        rollout, _, _ = ppo.assign_advantages(
             scored, scores, completions, beta, running_moments.init(), options=options
         )
         weight = jnp.asarray(E * np.exp(logp), jnp.float32)[:, None]
         rollout = rollout.replace(advantages=rollout.advantages * weight)
-        total = ppo_update.totals(rollout)
-        loss = functools.partial(ppo_update.policy_objective, total=total, model=MODEL, options=options)
-        return jax.grad(lambda params: loss(params, (rollout, None))[0])(policy)
+        total = ppo.STAGE.total(MODEL, options)(policy, rollout, {})
+        loss = ppo.STAGE.objective(MODEL, options)
+        return jax.grad(lambda params: loss(params, rollout, total, {})[0])(policy)
 
     @jax.jit
     def objective_gradient(policy: Params) -> Params:
@@ -287,7 +286,7 @@ def test_ppo_reaches_the_optimum(
         },
     }
     run = open_run("ppo", tmp_path, mesh, settings)
-    loop.train(ppo.build(run), quiet=True)
+    loop.train(ppo.STAGE.build(run), quiet=True)
     trained = find_model(str(run.workdir), "workdir").load(mesh)
     check_optimal(trained, run.load_init(), record_property)
 
@@ -303,7 +302,7 @@ def test_dpo_reaches_the_optimum(
         "dpo": {"beta": BETA},
     }
     run = open_run("dpo", tmp_path, mesh, settings)
-    stage = dpo.build(run)
+    stage = dpo.STAGE.build(run)
     ((_, update),) = stage.phases
     rng = np.random.default_rng(0)
     state = stage.init()

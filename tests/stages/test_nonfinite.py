@@ -9,8 +9,8 @@ from tiny import assert_same_bits, final_state, history, run
 
 from jaxalign import parallel
 from jaxalign.errors import NonFiniteError
-from jaxalign.stages import ppo_update, supervised
-from jaxalign.stages.supervised import gradients
+from jaxalign.training import state
+from jaxalign.training.state import gradients
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def second_batch(runs):
 def test_stop_names_step_and_rows_and_saves_the_state_before_the_update(runs, tmp_path, poison):
     rows, tokens = second_batch(runs)
     run("sft", runs, tmp_path / "clean", num_steps=1)
-    poison(supervised, tokens)
+    poison(state, tokens)
     places = rf"step 2: .* gradient norm nan; the batch held rows \[{rows[0]}, .*sft.jsonl:{rows[0] + 1}"
     with pytest.raises(NonFiniteError, match=places):
         run("sft", runs, tmp_path / "bad", num_steps=4)
@@ -56,7 +56,7 @@ def test_stop_names_step_and_rows_and_saves_the_state_before_the_update(runs, tm
 
 def test_skip_leaves_the_update_out_counts_it_and_goes_on(runs, tmp_path, poison):
     _, tokens = second_batch(runs)
-    poison(supervised, tokens)
+    poison(state, tokens)
     run("sft", runs, tmp_path, num_steps=3, on_nonfinite="skip", checkpoint_every=1, keep_checkpoints=5)
     assert [values["skipped_steps"] for _, values in history(tmp_path)] == [0, 1, 1]
     states = [final_state_at(tmp_path, step) for step in (1, 2, 3)]
@@ -87,7 +87,7 @@ def test_ppo_stops_policy_and_critic_at_the_first_nan(runs, tmp_path, monkeypatc
             )
         return loss, metrics, grads
 
-    monkeypatch.setattr(ppo_update, "gradients", wrong)
+    monkeypatch.setattr(state, "gradients", wrong)
     with pytest.raises(NonFiniteError, match="step 1: "):
         run("ppo", runs, tmp_path / "bad", num_steps=3)
     saved = final_state(tmp_path / "bad", "nonfinite")

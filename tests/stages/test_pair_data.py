@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny import final_state, history, make_config, run
 
-import jaxalign.stages.reference as reference
+import jaxalign.training.reference as reference
 from jaxalign import parallel
 from jaxalign.stages import parse_config
 from jaxalign.training.open import open_run

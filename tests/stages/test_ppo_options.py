@@ -13,10 +13,10 @@ from jaxalign import parallel
 from jaxalign.errors import ConfigError
 from jaxalign.losses import running_moments
 from jaxalign.losses.metrics import finalize
-from jaxalign.models.scoring import hidden_states, unembedding
+from jaxalign.models import hidden_states, unembedding
+from jaxalign.rl.rollout import score_completions
 from jaxalign.sampling.generate import Completions, SamplingConfig, join
-from jaxalign.stages.ppo import PPOConfig
-from jaxalign.stages.rollout import finish_rollout, score_episodes
+from jaxalign.stages.ppo import PPOConfig, assign_advantages
 from jaxalign.training.loop import Stopped
 
 P, N, E = 4, 6, 5
@@ -69,7 +69,7 @@ def test_scores_become_advantages_as_by_hand(changes):
     options = PPOConfig(reward_function="f:f", **{"whiten_advantages": False} | changes)
     scored, scores, completions = scored_episodes()
     before = running_moments.RunningMoments(jnp.float32(0.3), jnp.float32(0.59), jnp.float32(1.0))
-    rollout, after, metrics = finish_rollout(
+    rollout, after, metrics = assign_advantages(
         scored, scores, completions, jnp.float32(0.2), before, options=options
     )
     kl, values, mask = (np.asarray(scored[name], np.float64) for name in ("kl", "old_values", "mask"))
@@ -122,7 +122,7 @@ def test_kl_estimators_are_what_they_are_called(estimator, runs, tmp_path):
         tokens = jax.random.randint(jax.random.key(0), (8, N), 8, 300)
         completions = Completions(tokens, jnp.ones((8, N)), jnp.zeros((8, N)), jnp.ones(8, bool))
         model = opened_run.model
-        scored = score_episodes(
+        scored = score_completions(
             policy, critic, reference, None, prompts, completions,
             model=model, critic_model=model, reward_config=None, temperature=0.7, kl_estimator=estimator,
         )  # fmt: skip

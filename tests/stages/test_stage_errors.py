@@ -93,9 +93,13 @@ def test_another_tokenizer_is_refused(runs, tmp_path):
         (
             "raising_reward",
             RewardError,
-            r"raising_reward raised KeyError: 'no such thing' for prompt '.*completion",
+            r"raising_reward raised KeyError: 'no such thing' for .*prompts.jsonl:\d+, prompt '.*completion",
         ),
-        ("nan_reward", RewardError, "nan_reward returned nan for prompt '.*; return a finite number"),
+        (
+            "nan_reward",
+            RewardError,
+            r"nan_reward returned nan for .*prompts.jsonl:\d+, prompt '.*; return a finite number",
+        ),
         (
             "absent",
             ConfigError,

@@ -1,7 +1,6 @@
 """How a batch is laid out, sliced or recomputed changes neither the loss nor the gradient, in any stage."""
 
 import dataclasses
-import importlib
 from typing import Any
 
 import jax
@@ -13,10 +12,11 @@ from tiny import PROMPT_LENGTH, assert_tree_close, every_stage, make_config
 from jaxalign import parallel
 from jaxalign.data.packing import collate
 from jaxalign.models.scoring import score_tokens, token_values
-from jaxalign.stages import parse_config, ppo_update
-from jaxalign.stages.rollout import Rollout
+from jaxalign.rl.rollout import Rollout
+from jaxalign.stages import parse_config
 from jaxalign.training.open import open_run
 from jaxalign.training.saved_model import find_model
+from jaxalign.training.stage import Stage
 from jaxalign.training.state import gradients
 
 LAYOUTS = ("unpacked", "wider rows", "empty rows", "2 microbatches", "4 microbatches")
@@ -36,22 +36,21 @@ def load(path, mesh):
 
 
 def objective(stage, run, batch, frozen):
-    """(params, part) -> (loss, metrics), with the totals of the whole `batch`."""
-    options, model = run.config.options, run.model
-    if stage == "ppo":
-        total = ppo_update.totals(batch)
+    declared, options, model = run.config.stage, run.config.options, run.model
+    total = declared.total(model, options)(None, batch, frozen)
+    policy = declared.objective(model, options)
+    if stage != "ppo":
+        return lambda params, part: policy(params, part, total, frozen)
+    critic = Stage(
+        "critic", declared.data, declared.options, declared.critic_loss, declared.totals, scalar=True
+    )
 
-        def both(params, part):
-            policy = ppo_update.policy_objective(
-                params["policy"], (part, None), total, model=model, options=options
-            )
-            critic = ppo_update.value_objective(params["critic"], part, total, model=model, options=options)
-            return policy[0] + critic[0], policy[1] | critic[1]
+    def both(params, part):
+        own = policy(params["policy"], part, total, {})
+        other = critic.objective(model, options)(params["critic"], part, total, {})
+        return own[0] + other[0], own[1] | other[1]
 
-        return both
-    module = importlib.import_module(f"jaxalign.stages.{stage}")
-    total = module.totals(batch, options) if stage == "orpo" else module.totals(batch)
-    return lambda params, part: module.loss(params, part, total, frozen, model=model, options=options)
+    return both
 
 
 def measure(stage, run, params, frozen, batch, parts=1):

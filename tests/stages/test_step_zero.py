@@ -8,7 +8,8 @@ from tiny import history, run
 from jaxalign.errors import StepZeroError
 from jaxalign.models import transformer
 from jaxalign.models.scoring import score_tokens
-from jaxalign.stages import dpo, ppo, rollout
+from jaxalign.rl import rollout, stage
+from jaxalign.training import supervised
 
 
 @pytest.mark.parametrize("precompute", [False, True])
@@ -23,19 +24,21 @@ def test_dpo_with_reference_rows_in_another_order_is_refused(runs, tmp_path, mon
     # The margins of all rows still add up to 0: only a check of every sequence sees it.
     swap = lambda rows: rows[::-1]  # noqa: E731
     load = np.load
-    monkeypatch.setattr("jaxalign.stages.reference.np.load", lambda path: swap(load(path)))
+    monkeypatch.setattr("jaxalign.training.reference.np.load", lambda path: swap(load(path)))
     with pytest.raises(StepZeroError, match=r"the log-probabilities of a sequence differ by .* other data"):
         run("dpo", runs, tmp_path, **{"dpo.precompute_reference": True})
 
 
 def test_dpo_with_another_reference_model_is_refused(runs, tmp_path, monkeypatch):
-    right = dpo.supervised_stage
+    right = supervised.load_frozen
 
-    def wrong(*args, frozen, **options):
-        reference = frozen["reference"] | {"embedding": frozen["reference"]["embedding"] * 1.01}
-        return right(*args, frozen={"reference": reference}, **options)
+    def wrong(wanted, run):
+        run, frozen = right(wanted, run)
+        reference = frozen.params["reference"]
+        frozen.params["reference"] = reference | {"embedding": reference["embedding"] * 1.01}
+        return run, frozen
 
-    monkeypatch.setattr(dpo, "supervised_stage", wrong)
+    monkeypatch.setattr(supervised, "load_frozen", wrong)
     with pytest.raises(StepZeroError, match="belong to other weights"):
         run("dpo", runs, tmp_path)
 
@@ -75,14 +78,14 @@ def test_ppo_whose_rollout_scores_differently_is_refused(runs, tmp_path, monkeyp
 
 
 def test_ppo_with_another_reference_is_refused(runs, tmp_path, monkeypatch):
-    load = ppo.load_models
+    load = stage.load_models
 
-    def other(run, options):
-        models = load(run, options)
+    def other(declared, run):
+        models = load(declared, run)
         table = models.reference["embedding"] * 1.1
         object.__setattr__(models, "reference", models.reference | {"embedding": table})
         return models
 
-    monkeypatch.setattr(ppo, "load_models", other)
+    monkeypatch.setattr(stage, "load_models", other)
     with pytest.raises(StepZeroError, match="the policy is its reference, yet objective/kl is"):
         run("ppo", runs, tmp_path)
