@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxalign.config import freeze, thaw
 from jaxalign.errors import ConfigError
-from jaxalign.stages import NAMES, default_config, parse_config
+from jaxalign.stages import default_config, find_stage, parse_config
 from jaxalign.training.config import to_json
 from jaxalign.verbs.audit import AuditRequest
 from jaxalign.verbs.train import TrainRequest
@@ -57,10 +57,10 @@ def test_thaw_and_freeze_are_inverse():
     assert freeze(Outer, values) == given
 
 
-@pytest.mark.parametrize("stage", [stage for stage in OPTIONS if stage != "ppo"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "orpo"])
 def test_defaults_of_every_stage_parse_and_become_json(stage):
     config = parse_config(default_config(stage))
-    assert config.stage == stage and type(config.options).__name__ == OPTIONS[stage]
+    assert config.stage.name == stage and type(config.options) is find_stage(stage).options
     assert json.loads(to_json(config))["optimizer"]["name"] == "adamw"
 
 

@@ -47,7 +47,9 @@ class OnPolicyConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sampling.temperature == 0:
-            raise ConfigError(f"{self.path}.sampling.temperature=0 never explores; use a positive temperature")
+            raise ConfigError(
+                f"{self.path}.sampling.temperature=0 never explores; use a positive temperature"
+            )
         if self.sampling.truncated:
             raise ConfigError(
                 f"{self.path}.sampling uses top_k, top_p or min_p: the loss would divide by the probabilities of "
@@ -76,17 +78,21 @@ class RewardedConfig(OnPolicyConfig):
         return tuple(name for name in ((names,) if isinstance(names, str) else names) if name)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         both = bool(self.reward_model) and bool(self.functions)
-        if not self.reward_model and not self.functions or (both and not self.reward_weights):
-            state, more = ("both are", f", or {self.path}.reward_weights, one for each") if both else ("neither is", "")
-            raise ConfigError(f"set {self.path}.reward_model or {self.path}.reward_function{more}; {state} set")
+        if (not self.reward_model and not self.functions) or (both and not self.reward_weights):
+            state, more = (
+                ("both are", f", or {self.path}.reward_weights, one for each") if both else ("neither is", "")
+            )
+            raise ConfigError(
+                f"set {self.path}.reward_model or {self.path}.reward_function{more}; {state} set"
+            )
         count = bool(self.reward_model) + len(self.functions)
         if self.reward_weights and len(self.reward_weights) != count:
             raise ConfigError(
                 f"{self.path}.reward_weights={self.reward_weights}: give one for each of the {count} rewards, the "
                 "model first, or none"
             )
-        super().__post_init__()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ from jaxalign.models.scoring import (
     predicted,
     score_tokens,
     segment_rewards,
-
     token_values,
 )
 
