@@ -78,6 +78,7 @@ class RewardedConfig(OnPolicyConfig):
         return tuple(name for name in ((names,) if isinstance(names, str) else names) if name)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         both = bool(self.reward_model) and bool(self.functions)
         if (not self.reward_model and not self.functions) or (both and not self.reward_weights):
             state, more = (
@@ -92,7 +93,6 @@ class RewardedConfig(OnPolicyConfig):
                 f"{self.path}.reward_weights={self.reward_weights}: give one for each of the {count} rewards, the "
                 "model first, or none"
             )
-        super().__post_init__()
 
 
 @dataclasses.dataclass(frozen=True)
