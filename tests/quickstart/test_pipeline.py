@@ -31,7 +31,7 @@ def test_an_interrupted_quickstart_goes_on_and_reports(tmp_path, monkeypatch):
     real = pipeline.train
 
     def interrupted(config, workdir, **kwargs):
-        if config.stage == "reward":
+        if config.stage.name == "reward":
             kwargs["stop_at"] = lambda step, phase: step == 1
         return real(config, workdir, **kwargs)
 
@@ -64,7 +64,7 @@ def test_an_interrupted_quickstart_goes_on_and_reports(tmp_path, monkeypatch):
 @pytest.mark.parametrize("stage", pipeline.STAGES)
 def test_every_config_file_is_valid_and_points_into_its_root(stage, tmp_path):
     config = parse_config(pipeline.stage_config(stage, tmp_path, pipeline.FULL, seed=5))
-    assert config.stage == stage and config.seed == 5 and config.num_steps > 0
+    assert config.stage.name == stage and config.seed == 5 and config.num_steps > 0
     assert config.data.train.startswith(str(tmp_path))
     assert config.optimizer.warmup_steps < config.num_steps
 
@@ -73,7 +73,7 @@ def test_the_reviews_configs_are_valid():
     from jaxalign.config import load_config
 
     for stage in pipeline.STAGES:
-        assert parse_config(load_config("reviews", f"{stage},data,runs")).stage == stage
+        assert parse_config(load_config("reviews", f"{stage},data,runs")).stage.name == stage
 
 
 def test_files_that_an_earlier_version_left_torn_stop_nothing_for_ever(tmp_path, capsys):
