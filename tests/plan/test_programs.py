@@ -36,9 +36,12 @@ def tiny(stage, **model):
     config.mesh.fsdp = -1
     config.data.max_length = 256
     config.data.row_length = 512
-    if stage == "ppo":
-        config.ppo.reward_model = "a/run"
-        config.ppo.sampling.max_new_tokens = 128
+    options = config[stage]
+    if "sampling" in options:
+        options["teacher" if stage == "distill" else "reward_model"] = "a/run"
+        options.sampling.max_new_tokens = 128
+    if "group_size" in options:
+        options.group_size = 2
     return config
 
 
@@ -58,7 +61,7 @@ def test_presets_are_whole_configs(stage):
         config = parse_config(load_config(stage, name))
         assert config.model.embed_dim == PRESETS[name]["embed_dim"] and config.model.dtype == "bfloat16"
         assert config.model.init_from == "" and config.mesh.fsdp == -1
-        new = config.options.sampling.max_new_tokens if stage == "ppo" else 0
+        new = config.options.sampling.max_new_tokens if hasattr(config.options, "sampling") else 0
         assert config.data.max_length + new <= min(8192, PRESETS[name]["max_length"])
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import PROMPT_LENGTH, assert_tree_close, every_stage, make_config
+from tiny import ON_POLICY, PROMPT_LENGTH, assert_tree_close, every_stage, make_config
 
 from jaxalign import parallel
 from jaxalign.data.packing import collate
@@ -24,7 +24,18 @@ OPTIONS = {
     "pretrain": {"pretrain.z_loss": 1e-2},
     "sft": {"sft.z_loss": 1e-2},
     "ppo": {"ppo.entropy_coef": 0.1},
+    "grpo": {"grpo.beta": 0.1, "grpo.clip": 0.3},
+    "grpo-sequences": {"grpo.beta": 0.1, "grpo.loss_type": "grpo", "grpo.importance": "sequence_mean"},
+    "grpo-dr": {"grpo.loss_type": "dr_grpo"},
+    "rloo": {"rloo.clip": 2.0},
+    "kto": {"kto.desirable_weight": 1.5},
+    "kto-apo": {"kto.variant": "apo_zero_unpaired"},
+    "distill-jsd": {"distill.divergence": "jsd"},
 }
+# A stage, or one of its losses behind a hyphen.
+CASES = every_stage("dpo", "kto") + [
+    pytest.param(case, marks=pytest.mark.slow) for case in OPTIONS if "-" in case
+]
 
 
 def opened(stage, runs, workdir, **changes):
@@ -35,10 +46,10 @@ def load(path, mesh):
     return find_model(str(path), "path").load(mesh)
 
 
-def objective(stage, run, batch, frozen):
+def objective(stage, run, params, batch, frozen, parts):
     declared, options, model = run.config.stage, run.config.options, run.model
-    total = declared.total(model, options)(None, batch, frozen)
-    policy = declared.objective(model, options)
+    total = declared.total(model, options, num_microbatches=parts)(params, batch, frozen)
+    policy = declared.objective(model, options, whole=parts == 1)
     if stage != "ppo":
         return lambda params, part: policy(params, part, total, frozen)
     critic = Stage(
@@ -57,7 +68,7 @@ def measure(stage, run, params, frozen, batch, parts=1):
     batch = jax.tree.map(jnp.asarray, batch)
 
     def compute(params, frozen, batch):
-        return gradients(objective(stage, run, batch, frozen), params, batch, parts)[::2]
+        return gradients(objective(stage, run, params, batch, frozen, parts), params, batch, parts)[::2]
 
     return jax.jit(compute)(params, frozen, batch)
 
@@ -83,17 +94,19 @@ def episodes(run, params) -> Rollout:
     def noise(scale):
         return jnp.asarray(rng.normal(0, scale, mask.shape) * mask, jnp.float32)
 
-    logp = score_tokens(params["policy"], run.model, tokens, positions, segments).logp
-    values = token_values(params["critic"], run.model, tokens, positions, segments)
+    given = (run.model, tokens, positions, segments)
+    logp = score_tokens(params["policy"], *given).logp
+    more = {"advantages": noise(1.0), "ref_logp": logp + noise(0.3)}
+    if "critic" in params:
+        values = token_values(params["critic"], *given)
+        more = {"advantages": noise(1.0), "old_values": values + noise(0.3), "returns": values + noise(1.0)}
     return Rollout(
         tokens=tokens,
         positions=positions,
         segment_ids=segments,
         mask=jnp.asarray(mask),
         old_logp=logp + noise(0.3),
-        old_values=values + noise(0.3),
-        advantages=noise(1.0),
-        returns=values + noise(1.0),
+        **more,
     )
 
 
@@ -109,9 +122,11 @@ def relaid(stage, layout, run, runs, workdir, batch) -> tuple[Any, int]:
         return batch, int(layout[0])
     if layout == "empty rows":
         return jax.tree.map(lambda x: np.concatenate((x, np.zeros_like(x))), batch), 1
-    if stage == "ppo" and layout == "unpacked":
+    if stage in ("ppo", "distill") and layout == "unpacked":
         return two_a_row(batch), 1
-    if stage == "ppo":
+    if stage in ON_POLICY and layout == "unpacked":  # a completion a row, in another order
+        return jax.tree.map(lambda x: x[::-1], batch), 1
+    if stage in ON_POLICY:
         return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (5, 3))), batch), 1
     changes = {"data.packing": False} if layout == "unpacked" else {"data.row_length": 112}
     other = everything(opened(stage, runs, workdir, **changes))
@@ -121,34 +136,40 @@ def relaid(stage, layout, run, runs, workdir, batch) -> tuple[Any, int]:
 
 @pytest.fixture(scope="module")
 def problems(runs, tmp_path_factory):
-    """stage -> (run, params, frozen, batch, (loss, gradient)): computed once."""
+    """case -> (run, params, frozen, batch, (loss, gradient)): computed once."""
     found: dict[str, tuple] = {}
 
-    def get(stage):
-        if stage in found:
-            return found[stage]
+    def get(case):
+        if case in found:
+            return found[case]
+        stage = case.split("-")[0]
         with parallel.use_mesh(parallel.make_mesh(devices=jax.devices()[:1])) as mesh:
-            run = opened(stage, runs, tmp_path_factory.mktemp(stage), **OPTIONS.get(stage, {}))
+            run = opened(stage, runs, tmp_path_factory.mktemp(case), **OPTIONS.get(case, {}))
             params, frozen = load(runs / "sft", mesh), {}
-            if stage == "dpo":
+            if stage in ("dpo", "kto"):
                 frozen = {"reference": load(runs / "pretrain", mesh)}
+            if stage == "distill":
+                frozen = {"teacher": load(runs / "pretrain", mesh)}
             if stage == "reward":
                 params = load(runs / "reward", mesh)
             if stage == "ppo":
                 params = {"policy": params, "critic": load(runs / "reward", mesh)}
                 batch = episodes(run, params)
+            elif stage in ON_POLICY:
+                batch = episodes(run, {"policy": params})
             else:
                 batch = everything(run, rows=-(-len(run.train.rows) // 4) * 4)
-            found[stage] = (run, params, frozen, batch, measure(stage, run, params, frozen, batch))
-        return found[stage]
+            found[case] = (run, params, frozen, batch, measure(stage, run, params, frozen, batch))
+        return found[case]
 
     return get
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("stage", every_stage("dpo"))
-def test_the_layout_of_a_batch_changes_nothing(stage, layout, problems, runs, tmp_path):
-    run, params, frozen, batch, wanted = problems(stage)
+@pytest.mark.parametrize("case", CASES)
+def test_the_layout_of_a_batch_changes_nothing(case, layout, problems, runs, tmp_path):
+    run, params, frozen, batch, wanted = problems(case)
+    stage = case.split("-")[0]
     with parallel.use_mesh(run.mesh):
         other, parts = relaid(stage, layout, run, runs, tmp_path, batch)
         got = measure(stage, run, params, frozen, other, parts)

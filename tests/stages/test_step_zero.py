@@ -1,14 +1,18 @@
 """What must hold before the first update holds, and a violation stops the run."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_stage_invariance import opened
 from tiny import history, run
 
+from jaxalign import parallel
 from jaxalign.errors import StepZeroError
 from jaxalign.models import transformer
 from jaxalign.models.scoring import score_tokens
-from jaxalign.rl import rollout, stage
+from jaxalign.rl import rollout
+from jaxalign.rl import stage as rl_stage
 from jaxalign.training import supervised
 
 
@@ -67,18 +71,68 @@ def test_ppo_begins_with_ratio_1_and_no_kl(runs, tmp_path):
     assert first["rollout_logp_diff_max"] == pytest.approx(0, abs=1e-4)
 
 
-def test_ppo_whose_rollout_scores_differently_is_refused(runs, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("stage", "tie"), [("grpo", {"grpo.beta": 0.1, "grpo.loss_type": "grpo"}), ("rloo", {})]
+)
+def test_groups_begin_with_ratio_1_no_kl_and_a_loss_of_0(stage, tie, runs, tmp_path):
+    """The advantages of a group add up to 0, and so does a loss that weighs its completions alike."""
+    run(stage, runs, tmp_path, **{"num_steps": 1}, **tie)
+    first = history(tmp_path)[0][1]
+    assert first["val/ratio"] == pytest.approx(1, abs=1e-5)
+    assert first["val/ratio_var"] == pytest.approx(0, abs=1e-5)
+    assert first["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert first["loss"] == pytest.approx(0, abs=1e-5)
+    assert first["grad_norm"] > 1e-3
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+def test_kto_begins_with_half_the_weights_and_no_margin(precompute, runs, tmp_path):
+    """Every log-ratio and the baseline are 0, where the sigmoid is one half."""
+    changes = {"kto.precompute_reference": precompute, "num_steps": 1}
+    changes |= {
+        "kto.desirable_weight": 1.5,
+        "kto.undesirable_weight": 0.8,
+        "data.eval": str(runs / "unpaired.jsonl"),
+    }
+    run("kto", runs, tmp_path, **changes)
+    with parallel.use_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
+        batch = next(opened("kto", runs, tmp_path).loader())
+    share = float(batch.desirable.sum() / batch.weight.sum())
+    assert 0 < share < 1
+    first = history(tmp_path)[0][1]
+    assert first["loss"] == pytest.approx(0.5 * (1.5 * share + 0.8 * (1 - share)), abs=1e-6)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert first["kl"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd"])
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(kind, runs, tmp_path):
+    run(
+        "distill",
+        runs,
+        tmp_path,
+        **{"num_steps": 1, "distill.divergence": kind, "distill.teacher": str(runs / "sft")},
+    )
+    first = history(tmp_path)[0][1]
+    assert first["loss"] == first["distill/divergence"] == pytest.approx(0, abs=1e-6)
+    assert first["grad_norm"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo", "rloo"])
+def test_a_rollout_that_scores_differently_is_refused(stage, runs, tmp_path, monkeypatch):
     def shifted(*args, **options):
         scored = score_tokens(*args, **options)
         return scored._replace(logp=scored.logp - 0.1)
 
     monkeypatch.setattr(rollout, "score_tokens", shifted)  # policy and reference alike: their KL is still 0
     with pytest.raises(StepZeroError, match=r"π_θ / π_old must be 1, but its mean is 1\.105"):
-        run("ppo", runs, tmp_path)
+        # Of the ratio of a whole completion, RLOO's, the mean over its tokens is shifted alike.
+        run(stage, runs, tmp_path, **({"rloo.importance": "sequence_mean"} if stage == "rloo" else {}))
 
 
-def test_ppo_with_another_reference_is_refused(runs, tmp_path, monkeypatch):
-    load = stage.load_models
+@pytest.mark.parametrize(("stage", "tie"), [("ppo", {}), ("grpo", {"grpo.beta": 0.1}), ("rloo", {})])
+def test_another_reference_than_the_policy_is_refused(stage, tie, runs, tmp_path, monkeypatch):
+    load = rl_stage.load_models
 
     def other(declared, run):
         models = load(declared, run)
@@ -86,6 +140,6 @@ def test_ppo_with_another_reference_is_refused(runs, tmp_path, monkeypatch):
         object.__setattr__(models, "reference", models.reference | {"embedding": table})
         return models
 
-    monkeypatch.setattr(stage, "load_models", other)
+    monkeypatch.setattr(rl_stage, "load_models", other)
     with pytest.raises(StepZeroError, match="the policy is its reference, yet objective/kl is"):
-        run("ppo", runs, tmp_path)
+        run(stage, runs, tmp_path, **tie)
