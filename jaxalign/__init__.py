@@ -6,7 +6,7 @@ What stands below can be had from `jaxalign` itself; it is imported when it is f
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PLACES = {
     "Model": "jaxalign.library",
