@@ -240,9 +240,9 @@ def check_loss(result: Any, where: str) -> tuple[jax.Array, Metrics]:
       ConfigError: it is not (one float32 number, metrics that can be merged).
     """
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
-        raise ConfigError(
-            f"{where} returns {type(result).__name__}; return (loss, metrics), a dict of metrics"
-        )
+        kinds = [type(x).__name__ for x in result] if isinstance(result, tuple) else []
+        found = f"({', '.join(kinds)})" if kinds else type(result).__name__
+        raise ConfigError(f"{where} returns {found}; return (loss, metrics), a dict of metrics")
     value, metrics = result
     if not _is_number(value):
         raise ConfigError(

@@ -1,5 +1,6 @@
 """A Session against the stages' own steps and NumPy: what it accumulates, applies, saves, and refuses."""
 
+import dataclasses
 import json
 
 import jax
@@ -47,7 +48,7 @@ def test_an_update_is_that_of_the_stage(name, runs, model):
 
     values = jaxalign.default_config(name)
     values.batch_size, values.num_steps = len(data), 3
-    values.optimizer.update(dict(learning_rate=1e-3, eps=1e-3, schedule="linear", weight_decay=0.1))
+    values.optimizer.update(dataclasses.asdict(optimizer))
     values[name].update(settings)
     config = jaxalign.parse_config(values)
     stage = config.stage
