@@ -31,8 +31,9 @@ class TrainState:
 
 def init_train_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """A fresh state around `params`."""
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(step=zero, skipped=zero, params=params, opt_state=optimizer.init(params))
+    # Two arrays: an update that donates the state may not be given one of them twice.
+    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return TrainState(step=step, skipped=skipped, params=params, opt_state=optimizer.init(params))
 
 
 def gradients(
