@@ -35,7 +35,7 @@ COLOURS = {
     "orpo": "#B0568A",
     "reward": "#A67500",
 }
-MARKERS = {"pretrained": "o", "sft": "s", "ppo": "^", "grpo": "P", "dpo": "D", "orpo": "v"}
+MARKERS = {"pretrained": "o", "sft": "s", "ppo": "^", "grpo": "<", "dpo": "D", "orpo": "v"}
 CURVES = {
     "pretrain": ("Pretraining", "pretrained"),
     "sft": ("SFT", "sft"),
