@@ -15,7 +15,7 @@ from jax import lax
 
 from jaxalign.errors import ConfigError
 from jaxalign.losses.advantages import kl_estimate
-from jaxalign.losses.metrics import Mean, Metrics, masked_max, masked_mean, masked_min, normalized
+from jaxalign.losses.metrics import Metrics, masked_max, masked_mean, masked_min, masked_std, normalized
 from jaxalign.losses.numerics import is_traced, keep, require_choice, require_float32
 from jaxalign.losses.ppo import MAX_LOG_RATIO, clipped_surrogate, require_clip
 
@@ -58,31 +58,34 @@ class GRPOObjective:
             raise ConfigError(f"{self.section}.beta={self.beta} must be 0 or more")
 
 
-def group_advantages(scores: jax.Array, objective: GRPOObjective) -> tuple[jax.Array, Metrics]:
+def group_advantages(
+    scores: jax.Array, objective: GRPOObjective, *, live: jax.Array | None = None
+) -> tuple[jax.Array, Metrics]:
     """(score - baseline) / (standard deviation + 1e-4), without the division if scale is "none": [G, k].
 
     The deviation has the divisor n - 1, as in TRL. A group whose scores are all equal gets exactly 0.
-    Args: float32 `scores` [G, k] of k samples for each of G prompts, the whole batch. Metrics, as in TRL:
-    `reward`, `reward_std` over the batch, and `frac_reward_zero_std`, the share of groups with equal scores.
+    Args: float32 `scores` [G, k] of k samples for each of G prompts, the whole batch; `live` of that shape, 0 for
+    all of a group that only fills up the batch and counts in no metric. Metrics, as in TRL: `reward`, `reward_std`
+    over the batch, and `frac_reward_zero_std`, the share of groups with equal scores.
     Raises ConfigError for k = 1, TypeError for wrong arrays.
     """
-    require_float32(scores=scores)
+    require_float32(scores=scores, live=live)
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ConfigError(f"scores {scores.shape} must be [prompts, samples]; sample a prompt at least twice")
-    groups, k = scores.shape
+    k = scores.shape[1]
+    live = jnp.ones(scores.shape, jnp.float32) if live is None else live
     equal = jnp.max(scores, axis=1, keepdims=True) == jnp.min(scores, axis=1, keepdims=True)
     above = scores - jnp.mean(scores, axis=1, keepdims=True)
     if objective.baseline == "leave_one_out":
         above = above * (k / (k - 1))
-    spread = jnp.std(scores, ddof=1)
     if objective.scale == "group":
         above = above / (jnp.std(scores, axis=1, keepdims=True, ddof=1) + 1e-4)
     elif objective.scale == "batch":
-        above = above / (spread + 1e-4)
+        above = above / (jnp.std(scores, ddof=1) + 1e-4)
     metrics: Metrics = {
-        "reward": Mean(jnp.sum(scores), jnp.float32(scores.size)),
-        "reward_std": Mean(spread, jnp.ones(())),
-        "frac_reward_zero_std": Mean(jnp.sum(equal, dtype=jnp.float32), jnp.float32(groups)),
+        "reward": masked_mean(scores, live),
+        "reward_std": masked_std(scores, live),
+        "frac_reward_zero_std": masked_mean(equal[:, 0].astype(jnp.float32), live[:, 0]),
     }
     # The mean of equal numbers may differ from them by rounding, which a division by 1e-4 would enlarge.
     return jnp.where(equal, 0.0, above), metrics
@@ -115,8 +118,8 @@ def grpo_loss(
 
     Args: float32 [E, T], but `advantages` may be [E]; `ref_logp` is needed unless beta is 0; `normalizer` is
     the `grpo_normalizer` of the global batch, which dr_grpo needs. Metrics: `loss/policy_avg` (without the
-    KL), `policy/approxkl_avg` and `val/ratio` as for `policy_loss`; as in TRL `kl` when there is a reference,
-    and how often clipping made the loss larger: `clip_ratio/low_mean`, `clip_ratio/high_mean` and
+    KL), `policy/approxkl_avg`, `val/ratio` and `val/ratio_sq` as for `policy_loss`; as in TRL `kl` when there is a
+    reference, and how often clipping made the loss larger: `clip_ratio/low_mean`, `clip_ratio/high_mean` and
     `clip_ratio/region_mean` over tokens (over sequences if the ratio is a sequence's), `clip_ratio/low_min`
     and `clip_ratio/high_max` over sequences. Raises ConfigError for a missing argument, TypeError or
     ValueError for wrong arrays.
@@ -148,6 +151,7 @@ def grpo_loss(
         "loss/policy_avg": policy,
         "policy/approxkl_avg": masked_mean(0.5 * jnp.square(token_ratio), mask),
         "val/ratio": masked_mean(ratio, counted),
+        "val/ratio_sq": masked_mean(jnp.square(ratio), counted),
         "clip_ratio/low_mean": masked_mean(low, counted),
         "clip_ratio/high_mean": masked_mean(high, counted),
         "clip_ratio/region_mean": masked_mean(low + high, counted),

@@ -80,6 +80,8 @@ def load_models(stage: Any, run: Run) -> RolloutModels:
     check_length(run, run.model, "config.model.init_from", path, new)
     if judge:
         check_length(run, judge.config, f"{path}.reward_model", path, new)
+    for name, model in frozen.configs.items():
+        check_length(run, model, stage.frozen(options)[name].key, path, new)
     digests += [frozen.digest] if frozen.digest else []
     return RolloutModels(reference, reward, judge, functions, frozen, text_batch, "-".join(digests))
 

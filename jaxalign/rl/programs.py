@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 def on_policy_programs(stage: "OnPolicyStage", run: Run) -> list[Program]:
     """Every program of a run whose critic, reference and reward model are like its policy."""
-    from jaxalign.rl.stage import abstract_rollout, check_sizes
+    from jaxalign.rl.stage import abstract_rollout, check_run
 
     config, options, model = run.config, run.config.options, run.model
-    check_sizes(stage, run)
+    check_run(stage, run)
     micro, k = config.num_microbatches, options.samples_per_row
     E, P, N = config.batch_size, config.data.max_length, options.sampling.max_new_tokens
     T, part = P + N, config.batch_size // options.num_minibatches

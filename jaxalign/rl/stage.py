@@ -137,9 +137,19 @@ def critic_rates(run: Run) -> Any:
     return dataclasses.replace(run.config.optimizer, learning_rate=run.config.options.critic_learning_rate)
 
 
-def check_sizes(stage: OnPolicyStage, run: Run) -> None:
-    """Raises ConfigError unless the completions of a rollout can be grouped, cut into minibatches and split."""
+def check_run(stage: OnPolicyStage, run: Run) -> None:
+    """Checks what the fields of the options cannot say alone.
+
+    Raises:
+      ConfigError: the completions of a rollout cannot be grouped, cut into minibatches and split, or a setting is of
+        a reference that the stage does not read.
+    """
     config, options = run.config, run.config.options
+    if options.reference_rate and not stage.reference(options):
+        raise ConfigError(
+            f"{options.path}.reference_rate={options.reference_rate} moves a reference, but a run of {stage.name} with "
+            "these settings reads none; leave it at 0"
+        )
     E, k = config.batch_size, options.samples_per_row
     if E % k:
         raise ConfigError(
@@ -157,7 +167,7 @@ def check_sizes(stage: OnPolicyStage, run: Run) -> None:
 def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
     """The trainer of a stage that samples."""
     options = run.config.options
-    check_sizes(stage, run)
+    check_run(stage, run)
     models = load_models(stage, run)
     critic_config = None
     if stage.critic_loss is not None:

@@ -38,6 +38,11 @@ class DistillConfig(OnPolicyConfig, at="config.distill"):
             raise ConfigError(
                 "config.distill.teacher is empty: name the model to learn from, a run or a folder"
             )
+        if self.early_stop_kl:
+            raise ConfigError(
+                f"config.distill.early_stop_kl={self.early_stop_kl} has no use: the loss has no ratio π_θ / π_old; "
+                "leave it at 0"
+            )
 
 
 def totals(rollout: Rollout, options: Any) -> Totals:
@@ -48,7 +53,17 @@ def totals(rollout: Rollout, options: Any) -> Totals:
 def loss(
     policy: Scores, rollout: Rollout, frozen: dict[str, Scores], options: DistillConfig, total: Totals
 ) -> tuple[jax.Array, Metrics]:
-    """The mean divergence from the teacher over the sampled tokens of completions [E, T]."""
+    """The mean divergence from the teacher over the sampled tokens of completions [E, T].
+
+    Raises:
+      ConfigError: student and teacher have tables of unequal size.
+    """
+    mine, theirs = policy.readout.head.shape[0], frozen["teacher"].readout.head.shape[0]
+    if mine != theirs:
+        raise ConfigError(
+            f"config.distill.teacher={options.teacher!r} has vocab_size={theirs}, but the student {mine}: their "
+            "distributions cannot be compared; name a teacher with a table of the same size"
+        )
     each = divergence(
         policy,
         frozen["teacher"],

@@ -67,7 +67,8 @@ def learn_from_groups(
 ) -> tuple[Rollout, Metrics]:
     """Rewards [E] to advantages within the groups of one prompt."""
     grouped = rewards.reshape(-1, options.group_size)
-    advantages, metrics = group_advantages(grouped, options)
+    sampled = (jnp.sum(completions.mask, axis=1) > 0).astype(jnp.float32)
+    advantages, metrics = group_advantages(grouped, options, live=sampled.reshape(grouped.shape))
     keep = jnp.ones(rewards.shape, jnp.float32)
     if options.drop_equal_groups:
         equal = jnp.max(grouped, axis=1) == jnp.min(grouped, axis=1)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.errors import ConfigError
-from jaxalign.losses.metrics import Max, Mean, Metrics, Min, finalize, merge, normalized
+from jaxalign.losses.metrics import Mean, Metric, Metrics, finalize, merge, normalized
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.scoring import Scores, score_batch
 from jaxalign.training.flops import count_work
@@ -210,9 +210,9 @@ class Stage:
                 "normalized(masked_mean(x, weight), total[...])"
             )
         for name, metric in metrics.items():
-            if not isinstance(metric, Mean | Max | Min):
+            if not isinstance(metric, Metric):
                 raise ConfigError(
-                    f"{where}: its metric {name!r} is {type(metric).__name__}; give a Mean, Max or Min of "
+                    f"{where}: its metric {name!r} is {type(metric).__name__}; give a Mean, or another Metric of "
                     "jaxalign.losses.metrics, which can be merged over batches: masked_mean(x, weight)"
                 )
         return value, metrics

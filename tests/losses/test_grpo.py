@@ -93,6 +93,7 @@ def test_metrics(importance):
         "loss/policy_avg": weighted_mean(np_surrogate(x, importance), x["mask"]),
         "policy/approxkl_avg": weighted_mean((x["logp"] - x["old_logp"]) ** 2 / 2, x["mask"]),
         "val/ratio": mean(ratio),
+        "val/ratio_sq": mean(ratio**2),
         "clip_ratio/low_mean": mean(low),
         "clip_ratio/high_mean": mean(high),
         "clip_ratio/region_mean": mean(low + high),
@@ -187,6 +188,19 @@ def test_advantages(baseline, scale):
     assert_close(final["reward"], x.mean())
     assert_close(final["reward_std"], x.std(ddof=1))
     assert_close(final["frac_reward_zero_std"], 1 / 5)
+
+
+def test_groups_that_fill_up_a_batch_count_in_no_metric():
+    scores = np.random.default_rng(0).normal(3, 2, (5, 4)).astype(np.float32)
+    scores[1] = 0.1
+    live = np.ones(scores.shape, np.float32)
+    live[3:] = scores[3:] = 0
+    _, got = group_advantages(scores, GRPOObjective(), live=live)
+    _, wanted = group_advantages(scores[:3], GRPOObjective())
+    got, wanted = finalize(got), finalize(wanted)
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert_close(got[name], value)
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])

@@ -1,4 +1,4 @@
-"""One folder of tiny data and finished tiny runs, made once, from which all six stages can start."""
+"""One folder of tiny data and finished tiny runs, made once, from which every stage can start."""
 
 import contextlib
 import os

@@ -25,11 +25,11 @@ MESHES = {
     "fsdp2-context4": {"mesh.data": 1, "mesh.fsdp": 2, "mesh.context": 4},
     "data2-fsdp2-tensor2": {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
 }
-# After the second step; for PPO also between its third rollout and the update on it.
+# After the second step; for stages that sample also between the third rollout and the update on it.
 STOPS = [
-    pytest.param(stage, (2, 0), marks=() if stage in ("pretrain", "dpo") else pytest.mark.slow)
+    pytest.param(stage, (2, 0), marks=() if stage in ("pretrain", "dpo", "kto") else pytest.mark.slow)
     for stage in STAGES
-] + [("ppo", (2, 1))]
+] + [("ppo", (2, 1)), ("grpo", (2, 1)), ("distill", (2, 1))]
 
 
 def stop(stage, runs, workdir, place, **options):

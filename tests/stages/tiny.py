@@ -11,18 +11,19 @@ import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
-from jaxalign.stages import default_config, parse_config, train
+from jaxalign.stages import NAMES, default_config, parse_config, train
 from jaxalign.training.writer import read_metrics
 
-STAGES = ("pretrain", "sft", "reward", "ppo", "dpo", "orpo")
-SUPERVISED = tuple(stage for stage in STAGES if stage != "ppo")
+STAGES = NAMES
+ON_POLICY = ("ppo", "grpo", "rloo", "distill")  # stages that sample
+SUPERVISED = tuple(stage for stage in STAGES if stage not in ON_POLICY)
 WORDS = "the quick brown fox jumps over a lazy dog and asks who wrote this reply to that question".split()
 ROW_LENGTH = 96
 PROMPT_LENGTH = 16
 
 
 def every_stage(*fast: str) -> list:
-    """All six as test parameters, those not among `fast` marked slow."""
+    """All of them as test parameters, those not among `fast` marked slow."""
     return [pytest.param(stage, marks=() if stage in fast else pytest.mark.slow) for stage in STAGES]
 
 
@@ -36,7 +37,7 @@ def write_jsonl(path: pathlib.Path, rows: list[dict[str, Any]]) -> str:
 
 
 def write_data(folder: pathlib.Path) -> None:
-    """Texts, demonstrations, pairs, rankings with their pairs written out, and prompts."""
+    """Texts, demonstrations, pairs, rankings with their pairs written out, prompts, and labelled completions."""
     rng = random.Random(0)
     write_jsonl(folder / "pretrain.jsonl", [{"text": sentence(rng, 3, 14) + "."} for _ in range(60)])
     sft = [{"prompt": sentence(rng, 2, 6) + "?", "completion": sentence(rng, 1, 9)} for _ in range(48)]
@@ -59,6 +60,11 @@ def write_data(folder: pathlib.Path) -> None:
             explicit.append({"prompt": row["prompt"], "chosen": ordered[better], "rejected": ordered[worse]})
     write_jsonl(folder / "rankings_as_pairs.jsonl", explicit)
     write_jsonl(folder / "prompts.jsonl", [{"prompt": sentence(rng, 2, 5) + "?"} for _ in range(24)])
+    unpaired = [
+        {"prompt": sentence(rng, 2, 6) + "?", "completion": sentence(rng, 1, 9), "label": number % 3 == 0}
+        for number in range(48)
+    ]
+    write_jsonl(folder / "unpaired.jsonl", unpaired)
 
 
 def reward_function(prompt: str, completion: str) -> float:
@@ -83,7 +89,7 @@ def nan_reward(prompt: str, completion: str) -> float:
     return float("nan")
 
 
-FILES = {"pretrain": "pretrain", "sft": "sft", "ppo": "prompts"}
+FILES = {"pretrain": "pretrain", "sft": "sft", "kto": "unpaired"} | dict.fromkeys(ON_POLICY, "prompts")
 
 
 def make_config(stage: str, runs: pathlib.Path, **changes: Any) -> ConfigDict:
@@ -98,7 +104,7 @@ def make_config(stage: str, runs: pathlib.Path, **changes: Any) -> ConfigDict:
         "batch_size": 8,
         "log_every": 1,
         "data.train": str(runs / f"{FILES.get(stage, 'pairs')}.jsonl"),
-        "data.max_length": PROMPT_LENGTH if stage == "ppo" else 48,
+        "data.max_length": PROMPT_LENGTH if stage in ON_POLICY else 48,
         "data.row_length": ROW_LENGTH,
         "data.max_segments": 8,
         "data.overlap": "allow",  # several tests evaluate on what they train on
@@ -118,19 +124,32 @@ def make_config(stage: str, runs: pathlib.Path, **changes: Any) -> ConfigDict:
             "ppo.ppo_epochs": 2,
             "ppo.num_minibatches": 1,
             "ppo.critic_learning_rate": 1e-3,
-            "ppo.sampling.max_new_tokens": 8,
         }
+    if stage in ("grpo", "rloo"):
+        # 8 prompts, which eight devices can share.
+        base |= {"batch_size": 16, f"{stage}.group_size": 2, f"{stage}.reward_model": str(runs / "reward")}
+    if stage == "distill":
+        base["distill.teacher"] = str(runs / "pretrain")
+    if stage in ON_POLICY:
+        base[f"{stage}.sampling.max_new_tokens"] = 8
     for key, value in (base | {key.replace("__", "."): value for key, value in changes.items()}).items():
         config.update_from_flattened_dict({key: value})
     return config
 
 
 def baseline_changes(stage: str, runs: pathlib.Path) -> dict[str, Any]:
-    """A run that is evaluated on the way; for PPO, with every part of its state in use."""
+    """A run that is evaluated on the way; of a stage that samples, with every part of its state in use."""
     changes = {"num_steps": 4, "eval_every": 2, "data.eval": str(runs / f"{FILES.get(stage, 'pairs')}.jsonl")}
     if stage == "ppo":
         changes |= {"ppo.kl_target": 1.0, "ppo.kl_horizon": 100, "ppo.normalize_values": True}
-        changes |= {"ppo.reference_rate": 0.1, "ppo.average_decay": 0.9}
+    if stage in ("grpo", "rloo"):
+        changes |= {f"{stage}.num_iterations": 2, f"{stage}.num_minibatches": 2, "num_microbatches": 2}
+    if stage == "grpo":
+        changes |= {"grpo.beta": 0.1, "grpo.drop_equal_groups": True}
+    if stage in ("ppo", "grpo", "rloo"):
+        changes[f"{stage}.reference_rate"] = 0.1
+    if stage in ON_POLICY:
+        changes[f"{stage}.average_decay"] = 0.9
     return changes
 
 
