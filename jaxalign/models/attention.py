@@ -10,6 +10,8 @@ XLA and `splash_attention`, a kernel for TPUs, take memory that grows with the l
 Shapes: B rows, T queries, S keys, H heads, K key/value heads (H = K * G), d head dimension.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import (
@@ -179,7 +181,7 @@ def _apply(
     q_segments: jax.Array,
     k_segments: jax.Array,
 ) -> jax.Array:
-    def row(q: jax.Array, k: jax.Array, v: jax.Array, mine: jax.Array, theirs: jax.Array) -> jax.Array:
+    def row(q: jax.Array, k: jax.Array, v: jax.Array, mine: jax.Array, theirs: jax.Array) -> Any:
         return kernel(q, k, v, splash_kernel.SegmentIds(mine, theirs))
 
     return jax.vmap(row)(q, k, v, q_segments, k_segments).astype(q.dtype)

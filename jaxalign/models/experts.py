@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.megablox import gmm
 
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.frozen import weight
-from jaxalign.parallel.sharding import alone, dividing, mesh_axes, shards, spec
+from jaxalign.parallel.sharding import alone, dividing, mesh_axes, partitioned, shards, spec
 
 Activation = Callable[[jax.Array], jax.Array]
 Kernels = tuple[jax.Array, jax.Array, jax.Array]  # gate and up [E, D, F], down [E, F, D]
@@ -33,7 +33,7 @@ class Kernel(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        normal = nn.with_logical_partitioning(nn.initializers.normal(self.std), self.axes)
+        normal = partitioned(nn.initializers.normal(self.std), self.axes)
         return self.param("kernel", normal, self.shape, jnp.float32)
 
 
@@ -164,9 +164,10 @@ def _grouped_backward(residuals: tuple, gradient: jax.Array) -> tuple[jax.Array,
 
         return backward
 
-    return *jax.lax.platform_dependent(
+    x, weights = jax.lax.platform_dependent(
         *residuals, gradient, tpu=of(megablox_product), default=of(jax.lax.ragged_dot)
-    ), None
+    )
+    return x, weights, None
 
 
 grouped_product.defvjp(_grouped_forward, _grouped_backward)

@@ -195,8 +195,13 @@ def _copies(x: jax.Array, names: Sequence[str], along: tuple[str, ...]) -> jax.A
     return jax.shard_map(gather, in_specs=split, out_specs=PartitionSpec(along, *outer), check_vma=False)(x)
 
 
+def partitioned(initializer: Callable[..., Any], names: Sequence[str | None]) -> Callable[..., Any]:
+    """An initializer whose array carries the logical names of its dimensions, for `self.param` to take off again."""
+    return nn.with_logical_partitioning(initializer, tuple(names))
+
+
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:
-    """NamedShardings of a parameter tree whose leaves carry logical names (`nn.with_logical_partitioning`)."""
+    """NamedShardings of a parameter tree whose leaves carry logical names (`partitioned`)."""
 
     def leaf(x: Any) -> NamedSharding:
         return NamedSharding(mesh, spec(*x.names) if isinstance(x, nn.Partitioned) else PartitionSpec())

@@ -35,25 +35,31 @@ class Tokenizer(Protocol):
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Every id that ends a completion; the first one ends plain text."""
+        ...
 
     @property
     def control_ids(self) -> Mapping[str, int]:
         """Control tokens by name. `encode` never returns one of these ids."""
+        ...
 
     @property
     def special_tokens(self) -> Mapping[str, str]:
         """Control tokens by the role that chat templates know them by: `bos_token`, `eos_token`, …"""
+        ...
 
     @property
     def template(self) -> jinja2.Template | None:
         """The chat template that came with it."""
+        ...
 
     def encode(self, text: str) -> list[int]: ...
     def encode_pieces(self, pieces: Sequence[str | int]) -> list[list[int]]:
         """The ids of each piece of one text, cut where the caller likes; an int is a control token."""
+        ...
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, control tokens left out."""
+        ...
 
     def special_id(self, token: str) -> int: ...
     def save(self, path: str | os.PathLike) -> None: ...
