@@ -339,7 +339,7 @@ def call_functions(
     numbers = [int(row) for row in local_rows(own[1])]
     live = [i for i, row in enumerate(numbers) if row >= 0]
     records = [dataset.record(numbers[i]) for i in live]
-    with processes.together():
+    with processes.fail_together():
         found = functions.score(
             [record["prompt"] for record in records],
             [texts[i] for i in live],
