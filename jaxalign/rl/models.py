@@ -35,6 +35,11 @@ class RolloutModels:
     digest: str
 
     @property
+    def holds_models(self) -> bool:
+        """Whether config.frozen has anything to say about."""
+        return self.reference is not None or self.reward is not None or bool(self.frozen.params)
+
+    @property
     def reward_config(self) -> ModelConfig | None:
         """The reward model's architecture."""
         return self.judge.config if self.judge else None

@@ -14,6 +14,7 @@ from jaxalign.errors import ConfigError, StepZeroError
 from jaxalign.losses import running_moments
 from jaxalign.losses.metrics import Metrics, finalize
 from jaxalign.models import ModelConfig
+from jaxalign.models.frozen import FrozenConfig
 from jaxalign.parallel import processes
 from jaxalign.rewards import Rewards, TrainerState, reward_metrics
 from jaxalign.rl.learner import make_learner, merge_ragged, mix_text, mixed_totals
@@ -169,6 +170,10 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
     options = run.config.options
     check_run(stage, run)
     models = load_models(stage, run)
+    if not models.holds_models and run.config.frozen != FrozenConfig():
+        raise ConfigError(
+            f"config.frozen is {run.config.frozen}, but this run holds no frozen model; leave it as it is by default"
+        )
     critic_config = None
     if stage.critic_loss is not None:
         critic_config = critic_architecture(options, run, models.reward_config)
