@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import ConfigError, DistributedError, JaxalignError
 from jaxalign.parallel.sharding import batch_sharding, batch_shards
+from jaxalign.storage import Path
 
 ADDRESS = "JAXALIGN_COORDINATOR"
 COUNT = "JAXALIGN_NUM_PROCESSES"
@@ -244,7 +245,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
     )
 
 
-def check_shared(folder: pathlib.Path) -> None:
+def check_shared(folder: Path) -> None:
     """Checks that `folder` is one and the same for all processes.
 
     Raises:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -185,6 +185,7 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
         critic = None
         if stage.critic_loss is not None:
             critic = first_critic(options, run, params, models.judge)
+            assert abstract.critic is not None
             critic = make_state(critic, critic_optimizer, abstract.critic)
         policy = make_state(params, run.optimizer, abstract.policy)
 
@@ -217,8 +218,12 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
 
     def evaluate(state: OnPolicyState) -> dict[str, float]:
         # A fixed key: evaluations differ by the policy alone. And the policy is the one that is exported.
-        policy = state.policy if state.average is None else state.policy.replace(params=state.average)
-        fixed = state.replace(policy=policy, key=jax.random.fold_in(jax.random.key(run.config.seed), 2))
+        policy = (
+            state.policy if state.average is None else dataclasses.replace(state.policy, params=state.average)
+        )
+        fixed = dataclasses.replace(
+            state, policy=policy, key=jax.random.fold_in(jax.random.key(run.config.seed), 2)
+        )
         merged = [sampler(fixed, batch, run.held_out)[1] for batch in run.eval_batches()]
         values = finalize(merge_ragged(merged))
         return {f"eval/{name}": float(x) for name, x in values.items() if not name.startswith("perf/")}
@@ -240,7 +245,7 @@ def abstract_state(stage: OnPolicyStage, run: Run, critic_config: ModelConfig | 
     """The ShapeDtypeStructs, with shardings, of a run's state."""
     options = run.config.options
 
-    def scalar(dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    def scalar(dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct((), dtype, sharding=run.replicated)
 
     critic = None
@@ -272,10 +277,11 @@ def abstract_rollout(stage: OnPolicyStage, run: Run, shape: tuple[int, int]) -> 
     if stage.critic_loss is not None:
         scored["old_values"] = floats
     N = options.sampling.max_new_tokens
-    new = run.abstract_rows((E, N), jnp.float32)
-    done = Completions(run.abstract_rows((E, N), jnp.int32), new, new, run.abstract_rows((E,), jnp.bool_))
-    coef = jax.ShapeDtypeStruct((), jnp.float32)
-    state = OnPolicyState(None, None, coef, running_moments.init(), None, None, None, None)
+    abstract: Any = run.abstract_rows
+    new = abstract((E, N), jnp.float32)
+    done = Completions(abstract((E, N), jnp.int32), new, new, abstract((E,), jnp.bool_))
+    coef, unread = jax.ShapeDtypeStruct((), jnp.float32), cast(Any, None)
+    state = OnPolicyState(unread, None, coef, running_moments.init(), None, None, unread, unread)
     credit = functools.partial(stage.credit, options=options)
     scores = run.abstract_rows((E,), jnp.float32)
     rollout, _, _ = jax.eval_shape(credit, scored, scores, done, state)
@@ -309,7 +315,7 @@ def make_rollout(
         )
         # The empty rows that fill up a last batch of held-out prompts have sampled nothing that counts.
         rows = repeat_rows(prompts.rows, k)
-        completions = completions.replace(mask=completions.mask * (rows >= 0)[:, None])
+        completions = dataclasses.replace(completions, mask=completions.mask * (rows >= 0)[:, None])
         reference = models.reference if state.reference is None else state.reference
         critic = None if state.critic is None else state.critic.params
         scored = score(state.policy.params, critic, reference, models.reward, prompts, completions)
@@ -318,11 +324,14 @@ def make_rollout(
             scores, more = call_functions(
                 models.functions, scores, run, dataset, rows, completions, step=int(state.policy.step)
             )
-        light = state.replace(policy=None, critic=None, reference=None, average=None, rollout=None, key=None)
+        unread: Any = None
+        light = dataclasses.replace(
+            state, policy=unread, critic=None, reference=None, average=None, rollout=unread, key=unread
+        )
         episodes, changes, metrics = credit(scored, scores, completions, light)
         if int(state.policy.step) == 0 and "objective/kl" in metrics:
             _verify_kl(metrics, exact=exact)
-        return state.replace(rollout=episodes, key=key, **changes), metrics | more
+        return dataclasses.replace(state, rollout=episodes, key=key, **changes), metrics | more
 
     return rollout
 

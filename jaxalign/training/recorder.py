@@ -39,7 +39,7 @@ class Recorder:
         self.last = {name: float(x) for name, x in before.get("last", {}).items()}
         self._earlier = {name: float(x) for name, x in before.get("step", {}).items()}
         self._metrics: dict[str, Any] = {}
-        self._pending: tuple | None = None
+        self._pending: tuple[int, dict, dict, dict, Any] | None = None
         self._flops = peak_flops(run.mesh)
         self.restart_clock()
 
