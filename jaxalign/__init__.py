@@ -6,11 +6,18 @@ What stands below can be had from `jaxalign` itself; it is imported when it is f
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PLACES = {
+    "FrozenModel": "jaxalign.training.stage",
     "Model": "jaxalign.library",
+    "OptimizerConfig": "jaxalign.training.optimizer",
     "Preset": "jaxalign.arguments",
+    "Sample": "jaxalign.library",
+    "SamplingConfig": "jaxalign.sampling.generate",
+    "Scores": "jaxalign.models.scoring",
+    "Session": "jaxalign.session",
+    "Stage": "jaxalign.training.stage",
     "at_scale": "jaxalign.scale",
     "config_argument": "jaxalign.arguments",
     "default_config": "jaxalign.stages",
@@ -19,7 +26,18 @@ _PLACES = {
     "parse_config": "jaxalign.stages",
     "train": "jaxalign.stages",
 }
-_ROOMS = ("data", "evaluation", "losses", "models", "parallel", "sampling", "stages", "training")
+_ROOMS = (
+    "data",
+    "evaluation",
+    "losses",
+    "models",
+    "parallel",
+    "rewards",
+    "rl",
+    "sampling",
+    "stages",
+    "training",
+)
 
 __all__ = ["__version__", *_PLACES, *_ROOMS]
 

@@ -27,6 +27,10 @@ class DataError(JaxalignError, ValueError):
     """A data file or row cannot be used. The message begins with `file:row`."""
 
 
+class SessionError(JaxalignError, RuntimeError):
+    """A Session is asked for what it cannot do now, such as an update without a gradient."""
+
+
 class CheckpointError(JaxalignError, RuntimeError):
     """A checkpoint is missing, incomplete or of another shape than the model."""
 

@@ -36,13 +36,33 @@ from jaxalign.data.records import parse_record
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, logits
 from jaxalign.models.scoring import score_tokens, segment_rewards
-from jaxalign.sampling.answers import answer_batches
+from jaxalign.sampling.answers import Answers, answer_batches
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.storage import to_path
 from jaxalign.training.saved_model import find_model, save_model
 
 Prompt = str | Sequence[dict[str, str]]  # text to go on with, or the messages of a conversation
 FORMATS = ("jaxalign", "hf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A completion that a model has sampled."""
+
+    prompt: list[int]
+    tokens: list[int]  # what was sampled, the stop token included
+    logprobs: list[float]  # of `tokens`, in nats, at the sampling temperature and over the whole vocabulary
+    text: str  # without stop tokens
+    stop_reason: str  # "stop": a stop token was sampled; "length": the limit was reached
+
+    def datum(self, advantage: float) -> dict[str, list]:
+        """Token-level data for `Session.forward_backward`: prompt and completion, which has this advantage."""
+        before = [0.0] * len(self.prompt)
+        return {
+            "tokens": self.prompt + self.tokens,
+            "logprobs": before + self.logprobs,
+            "advantages": before + [float(advantage)] * len(self.tokens),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +88,7 @@ class Model:
           ConfigError: it is a reward model, which has none.
         """
         self._check_language_model("logits")
-        ids = np.int32([self.encode(text) if isinstance(text, str) else list(text)])
+        ids = np.asarray([self.encode(text) if isinstance(text, str) else list(text)], np.int32)
         positions = np.arange(ids.size, dtype=np.int32)[None]
         with parallel.use_mesh(self.mesh):
             return _logits(self.params, self.config, ids, positions, np.ones_like(ids))[0]
@@ -92,10 +112,26 @@ class Model:
         Raises:
           ConfigError: it is a reward model, or a value cannot work. DataError: a prompt cannot be used.
         """
+        key = jax.random.key(seed)
+        found = self.sample(prompts, n=n, key=key, batch_size=batch_size, sampling=SamplingConfig(**sampling))
+        if _is_one(prompts):
+            return [sample.text for sample in found]
+        return [[sample.text for sample in samples] for samples in found]
+
+    def sample(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        n: int = 1,
+        key: jax.Array,
+        batch_size: int = 64,
+        sampling: SamplingConfig | None = None,
+    ) -> list[Sample] | list[list[Sample]]:
+        """Samples as `generate` does, and returns tokens and log-probabilities beside the text."""
         self._check_language_model("completions")
         if n < 1 or batch_size < 1:
             raise ConfigError(f"n={n}, batch_size={batch_size}: both must be at least 1")
-        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict))
+        single = _is_one(prompts)
         records = Records([{"prompt": p} for p in ([prompts] if single else prompts)], "prompts")
         if not len(records):
             return []
@@ -107,13 +143,13 @@ class Model:
                 self.config,
                 dataset,
                 self.tokenizer,
-                sampling=SamplingConfig(**sampling),
-                key=jax.random.key(seed),
+                sampling=sampling or SamplingConfig(),
+                key=key,
                 batch_size=min(batch_size, len(records) * n),
                 samples=n,
             )
-            texts = [text for answers in batches for text in answers.texts]
-        grouped = [texts[start : start + n] for start in range(0, len(texts), n)]
+            samples = [_sample(answers, i) for answers in batches for i in range(len(answers.texts))]
+        grouped = [samples[start : start + n] for start in range(0, len(samples), n)]
         return grouped[0] if single else grouped
 
     def score(
@@ -186,12 +222,29 @@ def load(path: str | os.PathLike, *, dtype: str = "float32", chat_template: str 
     return Model(params, config, tokenizer, found.scalar, mesh, found.meta)
 
 
+def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
+    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict))
+
+
+def _sample(answers: Answers, i: int) -> Sample:
+    said = answers.mask[i] > 0
+    length = int(said.sum())
+    return Sample(
+        prompt=answers.tokens[i][(answers.segment_ids[i] > 0) & ~said].tolist(),
+        tokens=answers.tokens[i][said].tolist(),
+        logprobs=answers.logp[i, :length].tolist(),
+        text=answers.texts[i],
+        stop_reason="stop" if answers.stopped[i] else "length",
+    )
+
+
 def _encode_pair(prompt: Prompt, completion: Any, tokenizer: Tokenizer, where: str) -> Item:
     if not isinstance(prompt, str) and isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
     # "finished": the completion is taken as it is, though it may begin as its prompt does.
     row = {"prompt": prompt, "completion": completion, "finished": True}
-    return encode_completion(parse_record(row, DEMONSTRATIONS, where), tokenizer)
+    record: Any = parse_record(row, DEMONSTRATIONS, where)
+    return encode_completion(record, tokenizer)
 
 
 _logits = jax.jit(logits, static_argnames="config")

@@ -9,11 +9,18 @@ from jaxalign.data.dataset import (
     build_datasets,
     dataset_from_records,
 )
+from jaxalign.data.kinds import DEMONSTRATIONS, PAIRS, PAIRS_OR_DEMONSTRATIONS, PROMPTS, TEXT, UNPAIRED
 from jaxalign.data.loader import eval_batches, make_loader, train_batches
 from jaxalign.data.sources import Records, read_records
 from jaxalign.text.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
 __all__ = [
+    "DEMONSTRATIONS",
+    "PAIRS",
+    "PAIRS_OR_DEMONSTRATIONS",
+    "PROMPTS",
+    "TEXT",
+    "UNPAIRED",
     "Batch",
     "DataConfig",
     "Dataset",

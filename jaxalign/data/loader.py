@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 
@@ -64,7 +65,7 @@ def train_batches(
       total: rows in all; empty ones fill up the last batch. None: there is no end.
     """
     share = _share(batch_size, parts, num_parts)
-    order = _order(rows, seed, shuffle)
+    order: Any = _order(rows, seed, shuffle)
     total = _ENDLESS * batch_size if total is None else total
 
     def batch(step: int) -> AnyBatch:
@@ -76,7 +77,7 @@ def train_batches(
 
 def eval_batches(
     rows: Rows, batch_size: int, *, parts: Sequence[int] = (0,), num_parts: int = 1
-) -> Iterator[AnyBatch]:
+) -> Iterator[Any]:
     """Every row once, in order; empty rows (segment 0, mask and weight 0) fill up the last batch."""
     share = _share(batch_size, parts, num_parts)
     for start in range(0, len(rows), batch_size):

@@ -10,7 +10,7 @@ LEVEL = 0.975  # of two-sided 95 % intervals
 Z = special.ndtri(LEVEL)
 
 Interval = tuple[float, float, float]  # mean, lower end, upper end
-NOTHING: Interval = (float("nan"),) * 3
+NOTHING: Interval = (float("nan"), float("nan"), float("nan"))
 
 
 def mean_interval(values: Sequence[float] | Any) -> Interval:
@@ -50,11 +50,9 @@ def win_rate(mine: Sequence[float], theirs: Sequence[float]) -> Interval:
     Raises:
       ValueError: the two have not one score each for every question.
     """
-    mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
-    if mine.shape != theirs.shape or mine.ndim != 1:
-        raise ValueError(
-            f"scores of shapes {mine.shape} and {theirs.shape}: give one for every question to both"
-        )
-    if not (np.isfinite(mine).all() and np.isfinite(theirs).all()):
+    a, b = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"scores of shapes {a.shape} and {b.shape}: give one for every question to both")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("a score is not a finite number, so it is neither higher nor lower")
-    return proportion_interval(float(np.sum(0.5 + 0.5 * np.sign(mine - theirs))), mine.size)
+    return proportion_interval(float(np.sum(0.5 + 0.5 * np.sign(a - b))), a.size)

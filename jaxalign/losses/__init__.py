@@ -4,7 +4,18 @@ from jaxalign.losses.advantages import gae, kl_estimate, shape_scores, token_rew
 from jaxalign.losses.dpo import DPOObjective, dpo_loss
 from jaxalign.losses.grpo import GRPOObjective, group_advantages, grpo_loss, grpo_normalizer
 from jaxalign.losses.kto import KTOObjective, kl_baseline, kto_loss
-from jaxalign.losses.metrics import finalize, merge
+from jaxalign.losses.metrics import (
+    Max,
+    Mean,
+    Metrics,
+    Min,
+    finalize,
+    masked_max,
+    masked_mean,
+    masked_min,
+    merge,
+    normalized,
+)
 from jaxalign.losses.nll import nll_loss
 from jaxalign.losses.orpo import SequenceNLL, orpo_loss
 from jaxalign.losses.ppo import PPOObjective, adaptive_kl, policy_loss, value_loss
@@ -14,6 +25,10 @@ __all__ = [
     "DPOObjective",
     "GRPOObjective",
     "KTOObjective",
+    "Max",
+    "Mean",
+    "Metrics",
+    "Min",
     "PPOObjective",
     "SequenceNLL",
     "adaptive_kl",
@@ -27,8 +42,12 @@ __all__ = [
     "kl_baseline",
     "kl_estimate",
     "kto_loss",
+    "masked_max",
+    "masked_mean",
+    "masked_min",
     "merge",
     "nll_loss",
+    "normalized",
     "orpo_loss",
     "policy_loss",
     "shape_scores",

@@ -1,6 +1,7 @@
 """Direct preference optimisation and its relatives."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,14 +98,16 @@ def dpo_loss(
     Raises ConfigError for references or lengths that are missing or too many, TypeError or ValueError for
     wrong arrays.
     """
-    references = (ref_chosen_logp, ref_rejected_logp)
+    # Which of these may be None has been checked by the settings.
+    references: Any = (ref_chosen_logp, ref_rejected_logp)
     _check_references(objective.reference_free, *references)
     if lengths is None and (objective.per_token or objective.nll_coef):
         raise ConfigError(
             "ipo_mean, length_normalized and nll_coef average over tokens; "
             "pass lengths=(chosen_length, rejected_length)"
         )
-    chosen_length, rejected_length = lengths or (None, None)
+    both: Any = lengths or (None, None)
+    chosen_length, rejected_length = both
     require_float32(
         chosen_logp=chosen_logp,
         rejected_logp=rejected_logp,

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from jaxalign.errors import ConfigError

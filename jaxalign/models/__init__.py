@@ -12,11 +12,13 @@ from jaxalign.models.forward import (
 )
 from jaxalign.models.init import abstract_params, count_params, init_head, init_params, lay_out
 from jaxalign.models.logprobs import token_divergence, token_kl, token_logprobs
+from jaxalign.models.scoring import Scores, score_batch, score_tokens
 
 __all__ = [
     "Cache",
     "ModelConfig",
     "Params",
+    "Scores",
     "abstract_params",
     "count_params",
     "hidden_states",
@@ -28,6 +30,8 @@ __all__ = [
     "logits",
     "readout",
     "scalar_head",
+    "score_batch",
+    "score_tokens",
     "token_divergence",
     "token_kl",
     "token_logprobs",

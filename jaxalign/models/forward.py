@@ -3,6 +3,8 @@
 Shapes: B rows, T tokens, D width, V vocabulary.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -30,7 +32,8 @@ def hidden_states(
       ValueError: tokens, positions and segment_ids differ in shape, which would broadcast silently.
     """
     arrays = _complete(tokens, positions, segment_ids)
-    return Transformer(config).apply({"params": params}, *arrays, cache)
+    out: Any = Transformer(config).apply({"params": params}, *arrays, cache)
+    return out
 
 
 def hidden_states_and_router(
@@ -44,7 +47,8 @@ def hidden_states_and_router(
     if not config.num_experts:
         return hidden_states(params, config, tokens, positions, segment_ids)[0], None
     arrays = _complete(tokens, positions, segment_ids)
-    (hidden, _), sown = Transformer(config).apply({"params": params}, *arrays, mutable=[ROUTER])
+    out: Any = Transformer(config).apply({"params": params}, *arrays, mutable=[ROUTER])
+    (hidden, _), sown = out
     return hidden, sown[ROUTER]["layers"]["mlp"]["losses"].mean(0)
 
 

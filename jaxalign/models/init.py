@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,8 @@ def _init_boxed(key: jax.Array, config: ModelConfig) -> Params:
     one = jnp.zeros((1, 1), jnp.int32)
     # Parameters do not depend on how attention is computed, and one token cannot be split over a mesh.
     plain = dataclasses.replace(config, attention="xla")
-    return Transformer(plain).init(key, one, one, one)["params"]
+    variables: Any = Transformer(plain).init(key, one, one, one)
+    return variables["params"]
 
 
 def init_params(

@@ -160,7 +160,7 @@ def _token_logprobs(
 def _token_logprobs_forward(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, *settings: Any
 ) -> tuple[TokenLogprobs, tuple]:
-    out = _token_logprobs(hidden, head, targets, *settings)
+    out: Any = _token_logprobs(hidden, head, targets, *settings)
     return out, (hidden, head, targets, out.logsumexp, out.entropy)
 
 
@@ -221,7 +221,7 @@ def _token_divergence(
 
 
 def _token_divergence_forward(*arrays_and_settings: Any) -> tuple[jax.Array, tuple]:
-    divergence = _token_divergence(*arrays_and_settings)
+    divergence: Any = _token_divergence(*arrays_and_settings)
     return divergence, (*arrays_and_settings[:4], divergence)
 
 

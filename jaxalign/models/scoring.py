@@ -22,15 +22,17 @@ from jaxalign.parallel.sharding import split_rows
 
 
 class Scores(NamedTuple):
-    """What one model says of a batch. A language model has no values and rewards, a scalar model has nothing else."""
+    """What one model says of a batch. A language model has no values and rewards, a scalar model has nothing else.
 
-    logp: jax.Array | None = None  # float32 [B, T], nats
-    logsumexp: jax.Array | None = None  # float32 [B, T]
-    entropy: jax.Array | None = None  # float32 [B, T], where it was asked for
-    values: jax.Array | None = None  # float32 [B, T]: a scalar model's number of the state before each token
-    rewards: jax.Array | None = (
-        None  # float32 [B, S]: and at the last token of each segment; 0 for an absent one
-    )
+    What it does not say is None. The type is left open, since every stage knows what it asked for.
+    """
+
+    logp: jax.Array | Any = None  # float32 [B, T], nats
+    logsumexp: jax.Array | Any = None  # float32 [B, T]
+    entropy: jax.Array | Any = None  # float32 [B, T], where it was asked for
+    values: jax.Array | Any = None  # float32 [B, T]: a scalar model's number of the state before each token
+    # float32 [B, S]: that number at the last token of each segment; 0 for an absent one
+    rewards: jax.Array | Any = None
     router: jax.Array | None = None  # of a mixture of experts: see `hidden_states_and_router`
     readout: "Readout | None" = None
 
@@ -132,6 +134,7 @@ def divergence(
     Exact over the vocabulary; see `token_divergence` for the kinds. Gradients reach the policy alone.
     """
     mine, other = policy.readout, reference.readout
+    assert mine is not None and other is not None, "ask score_batch for the readouts"
     read = functools.partial(
         token_divergence,
         kind=kind,

@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, D embedding, H heads, K key/value heads, d head dimension, F MLP width, L layers.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -22,7 +23,13 @@ from jaxalign.models.embedding import TABLE, embed
 from jaxalign.models.experts import ROUTER, Experts
 from jaxalign.models.frozen import weight
 from jaxalign.models.rope import rotary_angles, rotary_frequencies, rotate
-from jaxalign.parallel.sharding import alone, constrain, gathered, saved_without_gathered
+from jaxalign.parallel.sharding import (
+    constrain,
+    gather_parameter,
+    is_one_device,
+    partitioned,
+    saved_without_gathered,
+)
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -52,7 +59,7 @@ class Norm(nn.Module):
         over = tuple(range(x.ndim - len(self.axes), x.ndim))
         shape = x.shape[over[0] :]
         start = nn.initializers.zeros if c.norm_offset else nn.initializers.ones
-        scale = self.param("scale", nn.with_logical_partitioning(start, self.axes), shape, jnp.float32)
+        scale = self.param("scale", partitioned(start, self.axes), shape, jnp.float32)
         centred = c.norm == "layer" and not self.rms
         y = x.astype(jnp.float32)
         if centred:
@@ -60,7 +67,7 @@ class Norm(nn.Module):
         y = y * jax.lax.rsqrt(jnp.square(y).mean(over, keepdims=True) + c.norm_eps)
         y = y * jax.lax.broadcast_in_dim(scale + 1.0 if c.norm_offset else scale, y.shape, over)
         if centred:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes)
+            zeros = partitioned(nn.initializers.zeros, self.axes)
             bias = self.param("bias", zeros, shape, jnp.float32)
             y = y + jax.lax.broadcast_in_dim(bias, y.shape, over)
         return y.astype(x.dtype)
@@ -77,14 +84,14 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        normal = nn.with_logical_partitioning(nn.initializers.normal(self.std), self.axes)
+        normal = partitioned(nn.initializers.normal(self.std), self.axes)
         kernel = weight(self.param("kernel", normal, self.shape, jnp.float32), x.dtype)
-        kernel = gathered(kernel, *self.axes)
+        kernel = gather_parameter(kernel, *self.axes)
         y = jax.lax.dot_general(
             x, kernel, ((tuple(range(x.ndim - self.num_in, x.ndim)), tuple(range(self.num_in))), ((), ()))
         )
         if self.use_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_in :])
+            zeros = partitioned(nn.initializers.zeros, self.axes[self.num_in :])
             bias = self.param("bias", zeros, self.shape[self.num_in :], jnp.float32).astype(x.dtype)
             y = y + jax.lax.broadcast_in_dim(bias, y.shape, tuple(range(x.ndim - self.num_in, y.ndim)))
         return y
@@ -125,7 +132,8 @@ class Attention(nn.Module):
         v = constrain(v, "batch", None, "act_kv_heads", None)
         if cache is not None:
             at = (layer, 0, cache.index, 0, 0)
-            cache = cache.replace(
+            cache = dataclasses.replace(
+                cache,
                 k=jax.lax.dynamic_update_slice(cache.k, k[None], at),
                 v=jax.lax.dynamic_update_slice(cache.v, v[None], at),
             )
@@ -243,14 +251,14 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         c = self.config
         normal = nn.initializers.normal(c.init_std)
-        table = nn.with_logical_partitioning(normal, TABLE)
+        table = partitioned(normal, TABLE)
         embedding = self.param("embedding", table, (c.vocab_size, c.embed_dim), jnp.float32)
         if not c.tie_embeddings:
             self.param("unembedding", table, (c.vocab_size, c.embed_dim), jnp.float32)
         x = embed(embedding, TABLE, tokens, c.dtype)
         context: dict[str, Any] = {"segment_ids": segment_ids}
         if c.positions == "learned":
-            places = nn.with_logical_partitioning(normal, ("position", "embed"))
+            places = partitioned(normal, ("position", "embed"))
             table = self.param(
                 "position_embedding", places, (c.position_offset + c.max_length, c.embed_dim), jnp.float32
             )
@@ -262,7 +270,8 @@ class Transformer(nn.Module):
         k_positions, k_segments = positions, segment_ids
         if cache is not None:
             at = (0, cache.index)
-            cache = cache.replace(
+            cache = dataclasses.replace(
+                cache,
                 positions=jax.lax.dynamic_update_slice(cache.positions, positions, at),
                 segment_ids=jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, at),
             )
@@ -280,9 +289,11 @@ class Transformer(nn.Module):
         local = jnp.array(c.local_layers) if len(kinds) == 2 else None
 
         block = Block
-        if c.remat != "none" or not alone():
+        if c.remat != "none" or not is_one_device():
             block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
-        layers = nn.scan(
+        # Flax's annotations have one number for all in_axes.
+        scan: Any = nn.scan
+        layers = scan(
             block,
             variable_axes={"params": 0, ROUTER: 0},
             split_rngs={"params": True},
@@ -292,5 +303,5 @@ class Transformer(nn.Module):
         )(c, name="layers")
         (x, cache, _), _ = layers((x, cache, jnp.zeros((), jnp.int32)), context, local)
         if cache is not None:
-            cache = cache.replace(index=cache.index + tokens.shape[1])
+            cache = dataclasses.replace(cache, index=cache.index + tokens.shape[1])
         return Norm(c, name="final_norm")(x), cache

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import ConfigError, DistributedError, JaxalignError
 from jaxalign.parallel.sharding import batch_sharding, batch_shards
+from jaxalign.storage import Path
 
 ADDRESS = "JAXALIGN_COORDINATOR"
 COUNT = "JAXALIGN_NUM_PROCESSES"
@@ -70,8 +71,9 @@ def _prepare_cpu() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     # And a program blocks a thread of XLA's pool for each device until its collectives are done, as does the next
     # one, sent while it runs: with less than two threads a device, the last to start may find none, for ever.
-    if jax.config.jax_platforms == "cpu":
-        threads = 2 * max(1, jax.config.jax_num_cpu_devices) + (os.cpu_count() or 1)
+    settings: Any = jax.config
+    if settings.jax_platforms == "cpu":
+        threads = 2 * max(1, settings.jax_num_cpu_devices) + (os.cpu_count() or 1)
         os.environ.setdefault("PJRT_NPROC", str(threads))
 
 
@@ -107,7 +109,8 @@ def _cluster() -> str:
     """What kind of cluster this process has been started in, if JAX can find the other processes there."""
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return "a SLURM job step"
-    wanted = jax.config.jax_platforms or "tpu"
+    settings: Any = jax.config
+    wanted = settings.jax_platforms or "tpu"
     if "tpu" not in wanted or importlib.util.find_spec("libtpu") is None:
         return ""
     devices = [*pathlib.Path("/dev").glob("accel*"), *pathlib.Path("/dev").glob("vfio/[0-9]*")]
@@ -165,17 +168,17 @@ def place(x: np.ndarray, layout: NamedSharding, shape: tuple[int, ...] | None = 
     """The array whose part on this process's devices is `x`; `shape` is that of the whole, where `x` may be whole."""
     array = jax.make_array_from_process_local_data(layout, x, shape)
     # A program on CPUs runs to its end when it is called, unless its inputs are still on their way.
-    return array.block_until_ready() if layout.mesh.devices.flat[0].platform == "cpu" else array
+    return array.block_until_ready() if next(iter(layout.device_set)).platform == "cpu" else array
 
 
-def everywhere(x: jax.Array) -> np.ndarray:
+def fetch_whole(x: jax.Array) -> np.ndarray:
     """The whole of an array on the host of every process."""
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     return multihost_utils.process_allgather(x, tiled=True)
 
 
-def gather(x: np.ndarray) -> np.ndarray:
+def gather(x: np.ndarray | np.generic) -> np.ndarray:
     """The arrays of all processes, equal in shape, stacked: [P, ...]."""
     return multihost_utils.process_allgather(x) if jax.process_count() > 1 else np.asarray(x)[None]
 
@@ -188,13 +191,13 @@ def gather_texts(text: str) -> list[str]:
     return [row[:size].tobytes().decode() for row, size in zip(padded, sizes, strict=True)]
 
 
-def first_says(answer: bool) -> bool:
+def broadcast_from_first(answer: bool) -> bool:
     """The answer of process 0, in every process."""
     return bool(gather(np.bool_(answer))[0])
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def fail_together() -> Iterator[None]:
     """A deliberate error in one process is raised in all, instead of leaving the others to wait for that one.
 
     Raises:
@@ -242,7 +245,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
     )
 
 
-def check_shared(folder: pathlib.Path) -> None:
+def check_shared(folder: Path) -> None:
     """Checks that `folder` is one and the same for all processes.
 
     Raises:
@@ -255,7 +258,7 @@ def check_shared(folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     barrier()
-    with together():
+    with fail_together():
         if not (folder / name).exists():
             raise ConfigError(
                 f"--workdir={str(folder)!r} of process {jax.process_index()} is not the folder of process 0; "

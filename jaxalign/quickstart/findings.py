@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from jaxalign.errors import DataError
 
-MODELS = {"pretrained": "Pretrained", "sft": "SFT", "ppo": "PPO", "dpo": "DPO", "orpo": "ORPO"}
-ALIGNED = ("ppo", "dpo", "orpo")
+ALIGNED = {"ppo": "PPO", "grpo": "GRPO", "dpo": "DPO", "orpo": "ORPO"}
+MODELS = {"pretrained": "Pretrained", "sft": "SFT", **ALIGNED}
 AXES = ("helpful", "honest", "harmless")
 MISSING = "–"
 TOLERANCE = 1e-6  # A rounded end of an interval may pass the mean by as much.

@@ -14,6 +14,10 @@ STAGES = (
         ),
         "RLHF: a model of the choices, then reinforcement learning against it",
     ),
+    (
+        (("reward", "reward model"), ("grpo", "GRPO")),
+        "the same reward, answers to one question compared, no critic",
+    ),
     ((("sft", "SFT"), ("dpo", "DPO")), "the choices directly, no reward model"),
     ((("pretrained", "pretrain"), ("orpo", "ORPO")), "demonstrations and choices in one stage"),
 )
@@ -120,12 +124,12 @@ article { margin: 1.4rem 0 2rem; break-inside: avoid; }
 """
 
 _BODY = """
-<h1>One small model, aligned three ways</h1>
+<h1>One small model, aligned four ways</h1>
 <p>This run trained a small language model from scratch in a made-up world, then taught it to answer: by imitating
-demonstrators, good and bad (SFT); from SFT, by reinforcement learning against a reward model (PPO) or from preferences
-directly (DPO); and from the pretrained model, by imitation and preferences at once (ORPO). Since every fact of the
-world is known, a judge can score each answer exactly on the criteria helpful, honest and harmless (arXiv
-2112.00861).</p>
+demonstrators, good and bad (SFT); from SFT, by reinforcement learning against a reward model (PPO, and GRPO, which
+compares answers to one question with one another instead of training a critic) or from preferences directly (DPO); and
+from the pretrained model, by imitation and preferences at once (ORPO). Since every fact of the world is known, a judge
+can score each answer exactly on the criteria helpful, honest and harmless (arXiv 2112.00861).</p>
 {lead}
 {stages}
 <h2>Results</h2>

@@ -1,7 +1,8 @@
-"""From nothing to three aligned models and a report: every stage, in the HHH world, in one workdir.
+"""From nothing to four aligned models and a report: seven stages, in the HHH world, in one workdir.
 
-    data/ ─► pretrain/ ─► sft/ ─┬─► reward/ ─► ppo/     preferences between demonstrators' answers, and
-                 │              └─► dpo/                 between the SFT model's own, labelled by the judge
+    data/ ─► pretrain/ ─► sft/ ─┬─► reward/ ─┬─► ppo/   preferences between demonstrators' answers, and
+                 │              │            └─► grpo/  between the SFT model's own, labelled by the judge
+                 │              └─► dpo/
                  └────────────────► orpo/
 
 Every part leaves files and is skipped when they are there: an interrupted quickstart goes on where it stopped.
@@ -27,6 +28,7 @@ from jaxalign.evaluation import win_rate
 from jaxalign.locks import LOCK, locked
 from jaxalign.models import count_params
 from jaxalign.quickstart.evaluate import Examiner, make_examiner, measure_reward_model
+from jaxalign.quickstart.findings import ALIGNED
 from jaxalign.quickstart.report import print_results, write_report
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.stages import parse_config, train
@@ -36,16 +38,18 @@ from jaxalign.training.saved_model import find_model
 from jaxalign.training.writer import FILE_NAME, read_metrics
 from jaxalign.worlds import DEFAULT_NOISE, DatasetSizes, World, judge, label_pairs, write_dataset
 
-STAGES = ("pretrain", "sft", "reward", "ppo", "dpo", "orpo")
+STAGES = ("pretrain", "sft", "reward", *ALIGNED)
 CURVES = {
     "pretrain": "loss",
     "sft": "loss",
     "reward": "accuracy",
     "ppo": "objective/scores",
+    "grpo": "objective/scores",
     "dpo": "rewards/margins",
     "orpo": "log_odds_chosen",
 }
-MODELS = {"pretrained": "pretrain", "sft": "sft", "ppo": "ppo", "dpo": "dpo", "orpo": "orpo"}
+# The name of a model in the results, and the stage that made it.
+MODELS = {"pretrained": "pretrain", "sft": "sft", **{stage: stage for stage in ALIGNED}}
 PROMPT_SLOTS = 48
 SAMPLING = SamplingConfig(max_new_tokens=32)
 
@@ -112,7 +116,7 @@ def _run_parts(root: pathlib.Path, fast: bool, seed: int, console: Console) -> d
     with parallel.use_mesh(mesh):
         examiner: Examiner | None = None
         for stage in STAGES:
-            if stage in ("ppo", "dpo", "orpo") and examiner is None:
+            if stage in ALIGNED and examiner is None:
                 take = scale.probe_questions
                 examiner = make_examiner(root, world, SAMPLING, take=take, prompt_slots=PROMPT_SLOTS)
             if stage == "reward":
@@ -123,7 +127,7 @@ def _run_parts(root: pathlib.Path, fast: bool, seed: int, console: Console) -> d
             with clock.part(stage, _describe(stage)):
                 if finished(root / stage) is None:
                     values = stage_config(stage, root, scale, seed)
-                    probe = examiner.probe if stage in ("ppo", "dpo", "orpo") else None
+                    probe = examiner.probe if examiner and stage in ALIGNED else None
                     train(parse_config(values), root / stage, devices=devices, probe=probe)
         with clock.part("evaluation", f"{scale.questions} held-out questions to every model"):
             results = _measure(root, world, scale)
@@ -142,7 +146,7 @@ def stage_config(stage: str, root: pathlib.Path, scale: Scale, seed: int) -> Con
     full = config.num_steps
     config.num_steps = max(2, round(full * scale.steps))
     config.log_every = max(1, config.num_steps // 40)
-    if stage in ("ppo", "dpo", "orpo"):
+    if stage in ALIGNED:
         config.eval_every = max(1, config.num_steps // scale.probes)
     return config
 
@@ -169,6 +173,7 @@ def _describe(stage: str) -> str:
         "sft": "imitation of demonstrators, good and bad",
         "reward": "a reward model on noisy preferences",
         "ppo": "reinforcement learning against the reward model",
+        "grpo": "the same reward model, eight answers to a prompt compared, no critic",
         "dpo": "preference pairs, no reward model",
         "orpo": "preference pairs from the pretrained model, no SFT",
     }[stage]
@@ -188,7 +193,8 @@ def _write_on_policy_pairs(root: pathlib.Path, world: World, scale: Scale, seed:
         [judge(world, p, text).score for p, text in zip(examiner.prompts, texts, strict=True)]
         for texts in answers
     ]
-    rows, without = label_pairs(examiner.prompts, tuple(answers), tuple(scores), seed=seed)
+    (first, second), (one, other) = answers, scores
+    rows, without = label_pairs(examiner.prompts, (first, second), (one, other), seed=seed)
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
     Console().print(f"  {len(rows)} pairs; {without} prompts gave none (equal or empty answers)")
 
@@ -213,7 +219,7 @@ def _measure(root: pathlib.Path, world: World, scale: Scale) -> dict[str, Any]:
         "questions": len(base),
         "models": models,
         "reward_model": measure_reward_model(root, DEFAULT_NOISE, take=0),
-        "frontier": {stage: _frontier(root / stage, measured["sft"]) for stage in ("ppo", "dpo", "orpo")},
+        "frontier": {stage: _frontier(root / stage, measured["sft"]) for stage in ALIGNED},
         "curves": {stage: _curve(root / stage, name) for stage, name in CURVES.items()},
         "examples": _examples(examiner, measured),
     }

@@ -30,20 +30,19 @@ COLOURS = {
     "pretrained": "#6B6B6B",
     "sft": "#0072B2",
     "ppo": "#D55E00",
+    "grpo": "#000000",
     "dpo": "#009E73",
     "orpo": "#B0568A",
     "reward": "#A67500",
 }
-MARKERS = {"pretrained": "o", "sft": "s", "ppo": "^", "dpo": "D", "orpo": "v"}
+MARKERS = {"pretrained": "o", "sft": "s", "ppo": "^", "grpo": "<", "dpo": "D", "orpo": "v"}
 CURVES = {
     "pretrain": ("Pretraining", "pretrained"),
     "sft": ("SFT", "sft"),
     "reward": ("Reward model", "reward"),
-    "ppo": ("PPO", "ppo"),
-    "dpo": ("DPO", "dpo"),
-    "orpo": ("ORPO", "orpo"),
+    **{model: (MODELS[model], model) for model in ALIGNED},
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
     "font.size": 11,
     "axes.titlesize": 12,
@@ -71,9 +70,9 @@ def write_plots(results: Mapping[str, Any], folder: str | Path) -> dict[str, Plo
     """Writes scores.png, win_rate.png, frontier.png and curves.png into `folder`, which is made if missing."""
     draw: dict[str, tuple[Callable[[Figure, Mapping[str, Any]], str], float]] = {
         "scores": (_scores, 5.6),
-        "win_rate": (_win_rate, 2.4),
+        "win_rate": (_win_rate, 2.7),
         "frontier": (_frontier, 4.6),
-        "curves": (_curves, 7.0),
+        "curves": (_curves, 9.2),
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +148,11 @@ def _frontier(figure: Figure, results: Mapping[str, Any]) -> str:
         where = f"frontier.{model}"
         kl, score = (np.array([number(p.get(key), where) for p in points]) for key in ("kl", "score"))
         # A sampled KL near zero can come out below it.
-        style = {"color": COLOURS[model], "marker": MARKERS[model], "markerfacecolor": "white"}
+        style: dict[str, Any] = {
+            "color": COLOURS[model],
+            "marker": MARKERS[model],
+            "markerfacecolor": "white",
+        }
         axes.plot(np.maximum(kl, 0.0), score, **style, linewidth=1.5, label=MODELS[model])
         final_kl, final_score = measured(results, model, "kl"), measured(results, model, "score")
         _point(axes, model, final_kl.mean, final_score.mean, final_kl, final_score)
@@ -158,13 +161,16 @@ def _frontier(figure: Figure, results: Mapping[str, Any]) -> str:
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0.0)), np.square))
     axes.set_xlim(left=0.0)
     axes.set(xlabel="KL from SFT, nats a sequence (square-root scale)", ylabel="judge score")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, borderaxespad=0.2)
     return f"Judge score against KL from SFT during training. {'. '.join(texts)}."
 
 
 def _curves(figure: Figure, results: Mapping[str, Any]) -> str:
     texts = []
-    for axes, (stage, (label, colour)) in zip(figure.subplots(3, 2).flat, CURVES.items(), strict=True):
+    panels = figure.subplots(-(-len(CURVES) // 2), 2).flat
+    for axes in panels[len(CURVES) :]:
+        axes.remove()
+    for axes, (stage, (label, colour)) in zip(panels, CURVES.items(), strict=False):
         curve = (results.get("curves") or {}).get(stage) or {}
         # The font lacks most of Unicode, and matplotlib warns of each glyph that it cannot draw.
         name = str(curve.get("name", "")).encode("ascii", "replace").decode()

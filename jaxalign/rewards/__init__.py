@@ -14,7 +14,6 @@ from jaxalign.rewards.provided import math_accuracy, vader
 from jaxalign.rewards.score import (
     Rewards,
     Scores,
-    call_reward_function,
     load_rewards,
     reward_metrics,
     weighted_total,
@@ -25,7 +24,6 @@ __all__ = [
     "Rewards",
     "Scores",
     "TrainerState",
-    "call_reward_function",
     "import_reward_function",
     "load_rewards",
     "math_accuracy",

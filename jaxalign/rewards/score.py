@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -115,14 +115,6 @@ def load_rewards(
         called = _distinct(name.rpartition(":")[2], [f.name for f in functions])
         functions.append(read_form(function, called, f"{key}={name!r}"))
     return Rewards(tuple(functions), tuple(float(weight) for weight in weights or (1.0,) * len(names)))
-
-
-def call_reward_function(
-    function: Callable[..., Any], prompts: Sequence[Any], texts: Sequence[str]
-) -> np.ndarray:
-    """The score of each completion by one function: float64 [E]; see `Rewards.score`."""
-    name = getattr(function, "__name__", repr(function))
-    return Rewards((read_form(function, name, "the reward function"),), (1.0,)).score(prompts, texts).total
 
 
 def weighted_total(each: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:

@@ -27,6 +27,8 @@ class Answers:
     positions: np.ndarray  # [N, T] int32
     segment_ids: np.ndarray  # [N, T] int32
     mask: np.ndarray  # [N, T] float32, 1 on the answer
+    # [N, new tokens] float32, at the sampling temperature, over the whole vocabulary
+    logp: np.ndarray
 
     @property
     def lengths(self) -> np.ndarray:
@@ -48,7 +50,7 @@ def answer(
     parts = list(
         answer_batches(params, config, prompts, tokenizer, sampling=sampling, key=key, batch_size=batch_size)
     )
-    arrays = ("stopped", "tokens", "positions", "segment_ids", "mask")
+    arrays = ("stopped", "tokens", "positions", "segment_ids", "mask", "logp")
     texts = [text for part in parts for text in part.texts]
     return Answers(texts, *(np.concatenate([getattr(part, name) for part in parts]) for name in arrays))
 
@@ -89,14 +91,14 @@ def answer_batches(
             rows=numbers,
         )
         joined = join(batch.tokens, batch.positions, batch.segment_ids, completions)
-        tokens, positions, segment_ids, mask, stopped = (
-            x[live] for x in jax.device_get((*joined, completions.stopped))
+        tokens, positions, segment_ids, mask, stopped, logp = (
+            x[live] for x in jax.device_get((*joined, completions.stopped, completions.logp))
         )
         texts = [
             tokenizer.decode(int(i) for i in ids[said > 0] if i not in tokenizer.eos_ids)
             for ids, said in zip(tokens, mask, strict=True)
         ]
-        yield Answers(texts, stopped, tokens, positions, segment_ids, mask)
+        yield Answers(texts, stopped, tokens, positions, segment_ids, mask, logp)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "temperature"))

@@ -176,18 +176,20 @@ def _decode(
     def step(
         tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
-        hidden, cache = hidden_states(params, config, tokens, positions, segments, cache)
-        return last_logits(params, config, hidden), cache
+        hidden, after = hidden_states(params, config, tokens, positions, segments, cache)
+        assert after is not None  # since there was one before
+        return last_logits(params, config, hidden), after
 
     cache = init_cache(config, B, P + N)
     layout = (None, "batch", None, "act_kv_heads", None)
-    cache = cache.replace(k=constrain(cache.k, *layout), v=constrain(cache.v, *layout))
+    cache = dataclasses.replace(cache, k=constrain(cache.k, *layout), v=constrain(cache.v, *layout))
     logits, cache = step(tokens, positions, segment_ids, cache)
     if samples > 1:
         # The prompts have been read once; from here on every completion has a row of its own.
         B, repeat = B * samples, functools.partial(jnp.repeat, repeats=samples)
         logits, positions, segment_ids = (repeat(x, axis=0) for x in (logits, positions, segment_ids))
-        cache = cache.replace(
+        cache = dataclasses.replace(
+            cache,
             k=constrain(repeat(cache.k, axis=1), *layout),
             v=constrain(repeat(cache.v, axis=1), *layout),
             positions=repeat(cache.positions, axis=0),
@@ -239,7 +241,7 @@ def close(completions: Completions, ending: jax.Array) -> Completions:
     closing = ended[:, None] & (at >= 0) & (at < size[:, None])
     tokens = jnp.where(closing, jnp.take_along_axis(ending, jnp.clip(at, 0, L - 1), axis=1), tokens)
     live = (at < 0) | closing
-    return completions.replace(tokens=jnp.where(live, tokens, 0), mask=live.astype(jnp.float32))
+    return dataclasses.replace(completions, tokens=jnp.where(live, tokens, 0), mask=live.astype(jnp.float32))
 
 
 def join(

@@ -18,8 +18,9 @@ def _prefill(
 ) -> tuple[jax.Array, Cache]:
     positions = jnp.maximum(jnp.cumsum(segment_ids, axis=1) - 1, 0)
     cache = init_cache(config, 1, length)
-    hidden, cache = hidden_states(params, config, tokens, positions, segment_ids, cache)
-    return last_logits(params, config, hidden), cache
+    hidden, after = hidden_states(params, config, tokens, positions, segment_ids, cache)
+    assert after is not None  # since there was one before
+    return last_logits(params, config, hidden), after
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling"), donate_argnames="cache")
@@ -34,8 +35,9 @@ def _next(
 ) -> tuple[jax.Array, jax.Array, Cache]:
     token, _ = choose(logits, key[None], sampling)
     one = jnp.ones((1, 1), jnp.int32)
-    hidden, cache = hidden_states(params, config, token[:, None], position * one, one, cache)
-    return token[0], last_logits(params, config, hidden), cache
+    hidden, after = hidden_states(params, config, token[:, None], position * one, one, cache)
+    assert after is not None  # since there was one before
+    return token[0], last_logits(params, config, hidden), after
 
 
 def stream(

@@ -206,7 +206,7 @@ def check_shown(
             raise DataError(_lost(f"messages[{index}], of the {message.role}", content, name))
 
 
-def _lost(what: str, content: str, template: str) -> str:
+def _lost(what: str, content: str, template: str | None) -> str:
     return (
         f"the chat template {template} leaves out or rewrites part of {what}: {shorten(content)} is not in what it "
         "writes, so the model would be trained on something else; take out what the template takes out, or use a "

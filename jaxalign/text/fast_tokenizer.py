@@ -2,10 +2,11 @@
 
 import json
 import pathlib
+from typing import Any
 
 import sentencepiece
+import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, processors
 
 from jaxalign.text.templates import TEMPLATE_NAME
@@ -37,7 +38,9 @@ def write_fast_tokenizer(folder: pathlib.Path, max_length: int) -> str | None:
       None, or why it wrote nothing: the model is not of the kind that `train_sentencepiece` makes.
     """
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_NAME))
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model.serialized_model_proto())
+    # Protobuf makes this class when it is imported, where no type checker sees it.
+    model_proto: Any = getattr(sentencepiece_model, "ModelProto")  # noqa: B009
+    proto = model_proto.FromString(model.serialized_model_proto())
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     if trainer.model_type != trainer.BPE:
         return "it is not a BPE model"
@@ -65,7 +68,7 @@ def write_fast_tokenizer(folder: pathlib.Path, max_length: int) -> str | None:
     return None
 
 
-def _convert(proto: sentencepiece_model_pb2.ModelProto, unk_id: int, bos_id: int) -> tokenizers.Tokenizer:
+def _convert(proto: Any, unk_id: int, bos_id: int) -> tokenizers.Tokenizer:
     vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     texts = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
     merges = [

@@ -143,7 +143,9 @@ class HFTokenizer:
 
     def _role_ids(self, kind: str) -> list[int]:
         token = self._settings.named.get(f"{kind}_token")
-        return [self._tokenizer.token_to_id(token)] if token else []
+        # Its own annotation allows None: `_check_eos` finds a token that has no id.
+        ids: list[Any] = [self._tokenizer.token_to_id(token)] if token else []
+        return ids
 
     def _check_eos(self) -> None:
         folder = self._settings.folder
@@ -183,7 +185,8 @@ def _steps(state: dict[str, Any] | None) -> list[dict[str, Any]]:
         return []
     if state["type"] != "Sequence":
         return [state]
-    return [step for part in state.get("normalizers") or state.get("pretokenizers") for step in _steps(part)]
+    parts = state.get("normalizers") or state["pretokenizers"]
+    return [step for part in parts for step in _steps(part)]
 
 
 def _prefix_scheme(tokenizer: tokenizers.Tokenizer) -> str | None:

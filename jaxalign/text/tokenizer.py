@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import jinja2
 import sentencepiece
@@ -35,25 +35,31 @@ class Tokenizer(Protocol):
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Every id that ends a completion; the first one ends plain text."""
+        ...
 
     @property
     def control_ids(self) -> Mapping[str, int]:
         """Control tokens by name. `encode` never returns one of these ids."""
+        ...
 
     @property
     def special_tokens(self) -> Mapping[str, str]:
         """Control tokens by the role that chat templates know them by: `bos_token`, `eos_token`, …"""
+        ...
 
     @property
     def template(self) -> jinja2.Template | None:
         """The chat template that came with it."""
+        ...
 
     def encode(self, text: str) -> list[int]: ...
     def encode_pieces(self, pieces: Sequence[str | int]) -> list[list[int]]:
         """The ids of each piece of one text, cut where the caller likes; an int is a control token."""
+        ...
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, control tokens left out."""
+        ...
 
     def special_id(self, token: str) -> int: ...
     def save(self, path: str | os.PathLike) -> None: ...
@@ -179,12 +185,14 @@ def load_tokenizer(path: str | os.PathLike, chat_template: str | os.PathLike = "
         path = download(str(path), _HUB_FILES, "config.data.tokenizer")
     path = to_path(path)
     if not path.is_dir():
-        return (HFTokenizer if path.name.endswith(".json") else SentencePieceTokenizer)(path, template)
+        kind: Any = HFTokenizer if path.name.endswith(".json") else SentencePieceTokenizer
+        return kind(path, template)
     if (path / JSON_NAME).is_file() or (path / "tokenizer_config.json").is_file():
         return HFTokenizer(path, template)
     models = sorted(path.glob("*.model"))
     if len(models) == 1:
-        return SentencePieceTokenizer(models[0], template)
+        # To a type checker, a cached_property is no property.
+        return cast(Any, SentencePieceTokenizer)(models[0], template)
     files = ", ".join(sorted(file.name for file in path.iterdir())[:20]) or "nothing"
     raise ConfigError(
         f"config.data.tokenizer={path}: needs a {JSON_NAME} or exactly one .model file, found {files}; name the file, "

@@ -129,10 +129,6 @@ class Run:
         batches = train_batches(dataset.rows, batch_size, self.config.seed, **self.share)
         return lambda number: self.put(batches[number]), dataset.fingerprint
 
-    def prompts(self, dataset: Dataset, rows: jax.Array) -> list[Any]:
-        """The prompts, as the data has them, of this process's part of a batch's `rows` [B], but no empty ones."""
-        return [dataset.record(int(row))["prompt"] for row in local_rows(rows) if row >= 0]
-
     @property
     def prompt_length(self) -> int:
         """Slots of a left-padded prompt."""
@@ -241,7 +237,7 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
       ConfigError, DataError, CheckpointError: see the parts; or the processes found different things.
       DistributedError: another process could not.
     """
-    with processes.together():
+    with processes.fail_together():
         workdir = to_path(workdir)
         run = _open(config, workdir)
     processes.check_same(

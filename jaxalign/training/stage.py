@@ -11,6 +11,7 @@ of experts, differentiates, updates, evaluates, and checks what must hold before
 """
 
 import dataclasses
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -121,7 +122,7 @@ class Stage:
             if self.statistics is not None and whole:
                 constant = jax.lax.stop_gradient(policy)
                 total = total | finalize(self.statistics(constant, batch, fixed, options))
-            value, metrics = self._checked(self.loss(policy, batch, fixed, options, total))
+            value, metrics = self._call_loss(policy, batch, fixed, options, total)
             return add_router_losses(value, metrics, policy.router, batch, total, model)
 
         return objective
@@ -141,7 +142,7 @@ class Stage:
         score = self.scores(model, options, others)
 
         def total(params: Params, batch: Any, frozen: dict[str, Params]) -> Totals:
-            out = self.totals(batch, options) | real_tokens(batch)
+            out = self._call_totals(batch, options) | real_tokens(batch)
             statistics = self.statistics
             if statistics is None or num_microbatches == 1:
                 return out
@@ -170,12 +171,11 @@ class Stage:
           model: the architecture; None takes that of config.model, whose vocab_size must be set.
           total_steps: updates in all, for the schedule; 0: config.num_steps.
         """
-        if model is None:
-            model = config.model.architecture(0, jax.default_backend())
+        architecture: ModelConfig = model or config.model.architecture(0, jax.default_backend())
         updates, parts = total_steps or config.num_steps, config.num_microbatches
         return make_update(
-            self.objective(model, config.options, others, whole=parts == 1),
-            self.total(model, config.options, others, num_microbatches=parts),
+            self.objective(architecture, config.options, others, whole=parts == 1),
+            self.total(architecture, config.options, others, num_microbatches=parts),
             make_optimizer(config.optimizer, updates),
             make_schedule(config.optimizer, updates),
             num_microbatches=parts,
@@ -191,31 +191,82 @@ class Stage:
         """Every program that takes time or memory, with abstract arguments, for `jaxalign plan`."""
         return [update_program(self, run)]
 
-    def _checked(self, result: Any) -> tuple[jax.Array, Metrics]:
-        """What the loss returned.
+    def _call_totals(self, batch: Any, options: Any) -> Totals:
+        """What the totals function returns.
 
         Raises:
-          ConfigError: it is not (loss, metrics).
+          ConfigError: it is no dict of float32 numbers.
         """
-        where = f"the loss of stage {self.name!r} ({self.loss.__module__}.{self.loss.__qualname__})"
-        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
-            raise ConfigError(
-                f"{where} returns {type(result).__name__}; return (loss, metrics), a dict of metrics"
-            )
-        value, metrics = result
-        if getattr(value, "shape", None) != () or getattr(value, "dtype", None) != jnp.float32:
-            found = f"{getattr(value, 'dtype', type(value).__name__)}{list(getattr(value, 'shape', ()))}"
-            raise ConfigError(
-                f"{where} returns a loss of type {found}; return one float32 number, such as "
-                "normalized(masked_mean(x, weight), total[...])"
-            )
-        for name, metric in metrics.items():
-            if not isinstance(metric, Metric):
+        where = f"the totals of stage {self.name!r} ({_name(self.totals)})"
+        totals = self.totals(batch, options)
+        if not isinstance(totals, dict):
+            raise ConfigError(f"{where} returns {type(totals).__name__}; return a dict: {{'pairs': ...}}")
+        for name, x in totals.items():
+            if not _is_number(x):
                 raise ConfigError(
-                    f"{where}: its metric {name!r} is {type(metric).__name__}; give a Mean, or another Metric of "
-                    "jaxalign.losses.metrics, which can be merged over batches: masked_mean(x, weight)"
+                    f"{where}: {name!r} is {_describe(x)}; give one float32 number, such as x.sum()"
                 )
-        return value, metrics
+        return totals
+
+    def _call_loss(
+        self, policy: Scores, batch: Any, frozen: dict[str, Scores], options: Any, total: Totals
+    ) -> tuple[jax.Array, Metrics]:
+        """What the loss returns.
+
+        Raises:
+          ConfigError: it is not (loss, metrics), or the loss reads a total or a frozen model that is not there.
+        """
+        where = f"the loss of stage {self.name!r} ({_name(self.loss)})"
+        try:
+            result = self.loss(policy, batch, frozen, options, total)
+        except KeyError as error:
+            line = traceback.extract_tb(error.__traceback__)[-1]
+            raise ConfigError(
+                f"{where} reads {error}, in line {line.lineno} of {line.filename}; its `total` has "
+                f"{', '.join(sorted(total))}, its `frozen` has {', '.join(sorted(frozen)) or 'no model'}: they are "
+                "what `totals`, `statistics` and `frozen` of the Stage name"
+            ) from error
+        return check_loss(result, where)
+
+
+def check_loss(result: Any, where: str) -> tuple[jax.Array, Metrics]:
+    """What a loss returned.
+
+    Args:
+      where: names the loss, for the error.
+
+    Raises:
+      ConfigError: it is not (one float32 number, metrics that can be merged).
+    """
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+        kinds = [type(x).__name__ for x in result] if isinstance(result, tuple) else []
+        found = f"({', '.join(kinds)})" if kinds else type(result).__name__
+        raise ConfigError(f"{where} returns {found}; return (loss, metrics), a dict of metrics")
+    value, metrics = result
+    if not _is_number(value):
+        raise ConfigError(
+            f"{where} returns a loss of type {_describe(value)}; return one float32 number, such as "
+            "normalized(masked_mean(x, weight), total[...])"
+        )
+    for name, metric in metrics.items():
+        if not isinstance(metric, Metric):
+            raise ConfigError(
+                f"{where}: its metric {name!r} is {type(metric).__name__}; give a Mean, Max or Min of "
+                "jaxalign.losses, which can be merged over batches: masked_mean(x, weight)"
+            )
+    return value, metrics
+
+
+def _name(function: Callable) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(function))}"
+
+
+def _is_number(x: Any) -> bool:
+    return getattr(x, "shape", None) == () and getattr(x, "dtype", None) == jnp.float32
+
+
+def _describe(x: Any) -> str:
+    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
 
 
 def real_tokens(batch: Any) -> Totals:

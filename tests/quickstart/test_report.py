@@ -17,7 +17,7 @@ from jaxalign.errors import DataError
 from jaxalign.quickstart.findings import Interval, comparison, findings, interval, shown
 from jaxalign.quickstart.report import print_results, write_report
 
-NAMES = ("pretrained", "sft", "ppo", "dpo", "orpo")
+NAMES = ("pretrained", "sft", "ppo", "dpo", "orpo", "grpo")
 APART = "the intervals do not touch)."
 KINDS = ("fact", "followup", "format", "unknown", "harmful")
 HOSTILE = """</div><script>alert(1)</script><img src=x onerror='alert("2")'> &lt; {lead} \u202e \ud800 日本"""
@@ -45,7 +45,7 @@ def model(i: int) -> dict:
 
 @pytest.fixture
 def results() -> dict:
-    stages = ("pretrain", "sft", "reward", "ppo", "dpo", "orpo")
+    stages = ("pretrain", "sft", "reward", "ppo", "dpo", "orpo", "grpo")
     return {
         "seed": 17,
         "fast": False,
@@ -63,7 +63,7 @@ def results() -> dict:
         },
         "frontier": {
             name: [{"step": 10 * i, "kl": 0.71 * i, "score": 0.28 + 0.07 * i} for i in range(4)]
-            for name in ("ppo", "dpo", "orpo")
+            for name in ("ppo", "grpo", "dpo", "orpo")
         },
         "curves": {
             stage: {"name": f"name_{stage}", "points": [[0, 2.0 + i], [10, 1.125 + i]]}
@@ -131,7 +131,7 @@ def sentences(results: dict) -> dict[str, str]:
 
 def test_every_number_is_in_its_row(results, tmp_path):
     page = report(json.loads(json.dumps(results)), tmp_path)
-    for name, label in zip(NAMES, ("Pretrained", "SFT", "PPO", "DPO", "ORPO"), strict=True):
+    for name, label in zip(NAMES, ("Pretrained", "SFT", "PPO", "DPO", "ORPO", "GRPO"), strict=True):
         values = results["models"][name]
         cells = iter(row(page, label)[1:])
         for key, factor, digits in [
@@ -347,8 +347,8 @@ def test_a_wrong_value_is_named(results, tmp_path, value, message):
 
 
 def test_unknown_and_absent_models_are_refused(results, tmp_path):
-    results["models"]["grpo"] = {}
-    with pytest.raises(DataError, match="'grpo': write one of pretrained, sft, ppo, dpo, orpo"):
+    results["models"]["kto"] = {}
+    with pytest.raises(DataError, match="'kto': write one of pretrained, sft, ppo, grpo, dpo, orpo"):
         write_report(results, tmp_path / "report.html")
     with pytest.raises(DataError, match=r"models is None"):
         write_report({}, tmp_path / "report.html")

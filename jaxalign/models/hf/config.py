@@ -141,7 +141,7 @@ def _rewritten(
             return out
     except ConfigError:
         pass
-    return {key: value for key, value in original.items() if key in HARMLESS} | new | named
+    return {key: value for key, value in original.items() if key in HARMLESS} | new | dict(named)
 
 
 def architecture_for(config: ModelConfig) -> str:
@@ -189,7 +189,7 @@ def _lost(family: Family, config: ModelConfig) -> tuple[str, ...]:
 def _function(config: ModelConfig) -> dict[str, Any]:
     """The fields of `config` that decide what it computes, in one way of writing each."""
     default, out = ModelConfig(), dataclasses.asdict(config)
-    inert = list(_NOT_FUNCTION)
+    inert: list[str] = list(_NOT_FUNCTION)
     if config.positions == "learned":
         inert += [name for name in out if name.startswith("rope_")]
     else:

@@ -79,7 +79,7 @@ def load_folder(model: HFModel, abstract: Params) -> Params:
                 parts[path] = _write(parts.get(path), leaves[path], value, at)
         if model.scalar:
             bias = leaves[("head", "bias")]
-            parts[("head", "bias")] = _write(None, bias, np.float32(_head_bias(model.folder)), ())
+            parts[("head", "bias")] = _write(None, bias, np.asarray(_head_bias(model.folder), np.float32), ())
     arrays = {
         path: jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts[path])
         for path, leaf in leaves.items()
@@ -159,7 +159,7 @@ def _write(
     arrays: list[jax.Array] | None, leaf: jax.ShapeDtypeStruct, value: np.ndarray, at: tuple[int, ...]
 ) -> list[jax.Array]:
     # Device by device, so that nothing is sent which a device does not keep, and processes need not meet.
-    places = leaf.sharding.addressable_devices_indices_map(leaf.shape)
+    places: Any = leaf.sharding.addressable_devices_indices_map(leaf.shape)
     if arrays is None:
         shards = {shard.device: shard.data for shard in _zeros(leaf).addressable_shards}
         arrays = [shards[device] for device in places]

@@ -206,7 +206,7 @@ def write_tensors(
             for wanted in names:
                 name, value = next(values)
                 assert (name, value.shape, value.dtype) == (wanted, shapes[wanted], dtype), (name, wanted)
-                stream.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+                stream.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
     if len(files) > 1:
         total = sum(math.prod(shape) for shape in shapes.values())
         index = {
