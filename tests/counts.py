@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/data")]
+# The helpers of the tests in tests/data stand beside its own conftest.py.
+sys.path[:0] = [str(ROOT / "tests/data"), str(ROOT / "tests")]
 PACKAGE = ROOT / "jaxalign"
 MISSING = "not there yet"
 KTO = {
@@ -21,6 +22,20 @@ KTO = {
     "configs/kto.py": "the recipe",
     "jaxalign/stages/__init__.py": "its name among the stages",
     "jaxalign/losses/__init__.py": "its formula among the losses",
+}
+# Single completions with a label are a kind of data of their own, which any loss on them shares.
+UNPAIRED = {
+    "jaxalign/data/kinds.py": "its name",
+    "jaxalign/data/records.py": "the record",
+    "jaxalign/data/encode.py": "its tokens, and the mismatched sequence",
+    "jaxalign/data/items.py": "what an item of it holds",
+    "jaxalign/data/batch.py": "the arrays",
+    "jaxalign/data/packing.py": "its columns",
+    "jaxalign/data/dataset.py": "completions are mismatched once all are read",
+    "jaxalign/data/report.py": "its counts",
+    "jaxalign/data/__init__.py": "its batch among the batches",
+    "jaxalign/data/public/recipes.py": "public datasets that can serve it",
+    "jaxalign/verbs/audit_page.py": "how audit shows it",
 }
 
 
@@ -61,9 +76,11 @@ def count_stage_files() -> str:
 
 
 def count_kto() -> str:
-    """Files that KTO needs beside those that all data of its kind go through."""
-    absent = [name for name in KTO if lines(name) is None]
-    return f"{len(KTO)}" + (f" ({', '.join(absent)}: {MISSING})" if absent else "")
+    """Files that KTO needs, and those that its kind of data needs."""
+    absent = [name for name in (*KTO, *UNPAIRED) if lines(name) is None]
+    return f"{len(KTO)}, and {len(UNPAIRED)} for unpaired data" + (
+        f" ({', '.join(absent)}: {MISSING})" if absent else ""
+    )
 
 
 def count_code(path: str) -> int:
