@@ -1,4 +1,4 @@
-"""A task with a known answer: PPO and DPO must end at the optimum of the KL-regularised objective.
+"""A task with a known answer: PPO, RLOO and DPO must end at the optimum of the KL-regularised objective.
 
     max_π E_π[r(y)] - β KL(π ‖ π_ref)    is solved by    π*(y) = π_ref(y) exp(r(y) / β) / Z
 
@@ -23,9 +23,9 @@ from jaxalign.data import DataConfig, PairBatch, PromptBatch, Records, dataset_f
 from jaxalign.losses import running_moments
 from jaxalign.models import ModelConfig, Params, init_params
 from jaxalign.models.scoring import score_tokens
-from jaxalign.rl.rollout import score_completions
+from jaxalign.rl.rollout import OnPolicyState, score_completions
 from jaxalign.sampling.generate import Completions
-from jaxalign.stages import default_config, dpo, parse_config, ppo
+from jaxalign.stages import default_config, distill, dpo, grpo, parse_config, ppo, rloo
 from jaxalign.training import loop
 from jaxalign.training.open import Run
 from jaxalign.training.optimizer import make_optimizer, make_schedule
@@ -35,6 +35,7 @@ LETTERS = "abcdefgh"
 PROMPT, NEW = "ab", 3
 BETA = 0.5
 TOLERANCE = 0.02  # nats
+K = 8  # completions of a group
 COMPLETIONS = np.array(list(itertools.product(range(len(LETTERS)), repeat=NEW)))  # [512, 3]
 MODEL = ModelConfig(
     vocab_size=len(LETTERS),
@@ -84,6 +85,36 @@ def every_sequence() -> np.ndarray:
     """The prompt followed by each completion: int32 [512, 5]."""
     prompt = np.tile(Letters().encode(PROMPT), (len(COMPLETIONS), 1))
     return np.concatenate((prompt, COMPLETIONS), axis=1).astype(np.int32)
+
+
+def all_completions() -> tuple[PromptBatch, Completions]:
+    """The same as if they had been sampled."""
+    E, shape = len(COMPLETIONS), (len(COMPLETIONS), len(PROMPT))
+    prompts = PromptBatch(
+        tokens=jnp.asarray(every_sequence()[:, : len(PROMPT)]),
+        positions=jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape),
+        segment_ids=jnp.ones(shape, jnp.int32),
+        rows=jnp.zeros(E, jnp.int32),
+    )
+    ones = jnp.ones(COMPLETIONS.shape, jnp.float32)
+    return prompts, Completions(jnp.asarray(COMPLETIONS, jnp.int32), ones, -ones, jnp.zeros(E, bool))
+
+
+def group_settings(stage: str, own: dict[str, Any]) -> dict[str, Any]:
+    """A run of a stage that compares the completions of a prompt in groups of K."""
+    return {
+        "num_steps": 400,  # twice PPO's: without a critic the estimate of the gradient is noisier
+        "batch_size": 512,
+        "optimizer": {"learning_rate": 3e-3, "schedule": "linear"},
+        stage: own
+        | {
+            "reward_function": f"{__name__}:reward",
+            "sampling": {"max_new_tokens": NEW},
+            "group_size": K,
+            "num_iterations": 2,
+            "num_minibatches": 2,
+        },
+    }
 
 
 def completion_logp(params: Params) -> jax.Array:
@@ -215,15 +246,8 @@ def test_ppo_follows_the_gradient_of_the_objective(estimator: str, whiten: bool)
         whiten_advantages=False,
     )
     logp = log_probabilities(policy)
-    E, shape = len(COMPLETIONS), (len(COMPLETIONS), len(PROMPT))
-    prompts = PromptBatch(
-        tokens=jnp.asarray(every_sequence()[:, : len(PROMPT)]),
-        positions=jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape),
-        segment_ids=jnp.ones(shape, jnp.int32),
-        rows=jnp.zeros(E, jnp.int32),
-    )
-    ones = jnp.ones(COMPLETIONS.shape, jnp.float32)
-    completions = Completions(jnp.asarray(COMPLETIONS, jnp.int32), ones, -ones, jnp.zeros(E, bool))
+    E = len(COMPLETIONS)
+    prompts, completions = all_completions()
 
     @jax.jit
     def ppo_gradient(policy: Params) -> Params:
@@ -263,6 +287,134 @@ def test_ppo_follows_the_gradient_of_the_objective(estimator: str, whiten: bool)
         actual, expected = actual / jnp.linalg.norm(actual), expected / jnp.linalg.norm(expected)
     # Rewards of size exp(-d), in k3, cancel in float32; with another estimator's gradient every entry is off.
     np.testing.assert_allclose(-actual, expected, atol=1e-4 * float(jnp.max(jnp.abs(expected))))
+
+
+# RLOO as it is, and with what GRPO does in its place, which has the same gradient on policy but for a factor.
+GROUPS = [{}, {"importance": "token", "baseline": "mean", "loss_type": "dapo"}]
+
+
+@pytest.mark.parametrize("settings", GROUPS, ids=["rloo", "grpo"])
+def test_rloo_follows_the_gradient_of_the_objective(settings: dict[str, str]) -> None:
+    """Over all completions in one group, each weighted by its probability, the expectation is exact.
+
+    A baseline that no completion's own probability weighs is any constant, and changes nothing.
+    """
+    policy, reference = (init_params(jax.random.key(seed), MODEL) for seed in (4, 3))
+    E = len(COMPLETIONS)
+    options = rloo.RLOOConfig(reward_function="unused", group_size=E, kl_coef=BETA, **settings)
+    weight = jnp.asarray(E * np.exp(log_probabilities(policy)), jnp.float32)[:, None]
+    prompts, completions = all_completions()
+    state = OnPolicyState(None, None, None, running_moments.init(), None, None, None, None)
+
+    @jax.jit
+    def rloo_gradient(policy: Params) -> Params:
+        scored = score_completions(policy, None, reference, None, prompts, completions, model=MODEL)
+        rollout, _, _ = rloo.credit(scored, jnp.asarray(REWARDS, jnp.float32), completions, state, options)
+        rollout = rollout.replace(advantages=rollout.advantages * weight)
+        total = rloo.STAGE.total(MODEL, options)(policy, rollout, {})
+        loss = rloo.STAGE.objective(MODEL, options)
+        return jax.grad(lambda params: loss(params, rollout, total, {})[0])(policy)
+
+    @jax.jit
+    def objective_gradient(policy: Params) -> Params:
+        def objective(params: Params) -> jax.Array:
+            mine, ref = completion_logp(params), completion_logp(reference)
+            return jnp.sum(jnp.exp(mine) * (jnp.asarray(REWARDS, jnp.float32) - BETA * (mine - ref)))
+
+        return jax.grad(objective)(policy)
+
+    # Leaving one out makes of a score less the mean k / (k - 1) of it; dapo divides by tokens, not by completions.
+    factor = 1 / NEW if settings else E / (E - 1)
+    actual, _ = ravel_pytree(rloo_gradient(policy))
+    expected, _ = ravel_pytree(objective_gradient(policy))
+    np.testing.assert_allclose(
+        -actual, factor * expected, atol=1e-4 * factor * float(jnp.max(jnp.abs(expected)))
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", GROUPS, ids=["rloo", "grpo"])
+def test_rloo_reaches_the_optimum(
+    settings: dict[str, str],
+    mesh: jax.sharding.Mesh,
+    tmp_path: pathlib.Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    run = open_run("rloo", tmp_path, mesh, group_settings("rloo", settings | {"kl_coef": BETA}))
+    loop.train(rloo.STAGE.build(run), quiet=True)
+    check_optimal(find_model(str(run.workdir), "workdir").load(mesh), run.load_init(), record_property)
+
+
+def forward_kl_optimum(ref_logp: np.ndarray, beta: float) -> np.ndarray:
+    """Where the gradient of E[r] less beta times GRPO's KL term is 0: log π of all completions.
+
+    Sampled from π, the gradient of exp(-d) - 1 + d at a token is that of KL(π_ref ‖ π) at it. So in each state
+    π(a) (Q(a) - V) + beta (π_ref(a) - π(a)) = 0: with λ = V + beta, π(a) = beta π_ref(a) / (λ - Q(a)).
+    """
+    logp = ref_logp.reshape((len(LETTERS),) * NEW)
+    value, steps = REWARDS.reshape(logp.shape), []
+    for _ in range(NEW):
+        prefix = np.log(np.exp(logp).sum(-1))
+        ref = np.exp(logp - prefix[..., None])
+        low, high = (
+            value.max(-1),
+            value.max(-1) + beta,
+        )  # λ lies between: the sum is at most 1 at the upper end
+        for _ in range(100):
+            middle = (low + high) / 2
+            above = (beta * ref / (middle[..., None] - value)).sum(-1) > 1
+            low, high = np.where(above, middle, low), np.where(above, high, middle)
+        steps.append(np.log(beta * ref / (high[..., None] - value)))
+        value, logp = high - beta, prefix
+    first, second, third = reversed(steps)
+    return (first[:, None, None] + second[:, :, None] + third).reshape(-1)
+
+
+@pytest.mark.slow
+def test_grpo_reaches_the_optimum_of_its_own_kl(
+    mesh: jax.sharding.Mesh, tmp_path: pathlib.Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Which is not that of PPO: the KL in the loss pulls towards the reference from the other side."""
+    own = {"beta": BETA, "scale": "none", "loss_type": "dapo"}
+    run = open_run("grpo", tmp_path, mesh, group_settings("grpo", own))
+    loop.train(grpo.STAGE.build(run), quiet=True)
+    reached = log_probabilities(find_model(str(run.workdir), "workdir").load(mesh))
+    ref_logp = log_probabilities(run.load_init())
+    # A score less the mean of its group, itself included, is (k - 1) / k of what it should be.
+    best = forward_kl_optimum(ref_logp, BETA * K / (K - 1))
+    np.testing.assert_allclose(np.exp(best).sum(), 1, atol=1e-9)
+    record_property("kl_to_optimum_nats", kl(reached, best))
+    print(f"KL(policy || optimum) = {kl(reached, best):.5f} nats")
+    assert kl(reached, best) <= TOLERANCE
+    others = ref_logp, optimum(ref_logp, BETA), forward_kl_optimum(ref_logp, 0.75 * BETA * K / (K - 1))
+    assert min(kl(other, best) for other in others) > TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd"])
+def test_distillation_reaches_the_teacher(
+    kind: str, mesh: jax.sharding.Mesh, tmp_path: pathlib.Path, record_property: Callable[[str, object], None]
+) -> None:
+    teacher = init_params(jax.random.key(4), MODEL)
+    save_model(tmp_path / "teacher", teacher, MODEL, Letters(), scalar=False, meta={})
+    settings = {
+        "num_steps": 200,
+        "batch_size": 64,
+        "optimizer": {"learning_rate": 3e-3, "schedule": "linear"},
+        "distill": {
+            "teacher": str(tmp_path / "teacher"),
+            "divergence": kind,
+            "sampling": {"max_new_tokens": NEW},
+        },
+    }
+    run = open_run("distill", tmp_path, mesh, settings)
+    before = kl(log_probabilities(run.load_init()), log_probabilities(teacher))
+    loop.train(distill.STAGE.build(run), quiet=True)
+    trained = log_probabilities(find_model(str(run.workdir), "workdir").load(mesh))
+    reached = kl(trained, log_probabilities(teacher))
+    record_property("kl_to_teacher_nats", reached)
+    print(f"KL(student || teacher) = {before:.5f} before, {reached:.5f} nats after")
+    assert reached <= TOLERANCE < before
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from test_stage_invariance import opened
-from tiny import run, set_reward_function, write_jsonl
+from tiny import ON_POLICY, WORDS, run, set_reward_function, write_jsonl
 
 from jaxalign import parallel
 from jaxalign.data import train_sentencepiece
@@ -45,10 +45,44 @@ from jaxalign.training.loop import Stopped
             {"ppo.num_minibatches": 4, "num_microbatches": 4},
             r"config\.ppo\.num_minibatches \* config\.num_microbatches\): 8 rows cannot be cut into 16",
         ),
+        (
+            "grpo",
+            {"grpo.group_size": 3},
+            r"config\.batch_size=16 completions are no whole number of groups of config\.grpo\.group_size=3; make the "
+            "batch a multiple of it, such as 18",
+        ),
+        ("rloo", {"rloo.group_size": 5}, r"groups of config\.rloo\.group_size=5; .* such as 20"),
+        ("grpo", {"grpo.group_size": 1}, r"config\.grpo\.group_size=1 "),
+        ("rloo", {"rloo.group_size": 1}, r"config\.rloo\.group_size=1 "),
+        ("grpo", {"grpo.loss_type": "ppo"}, r"config\.grpo\.loss_type is 'ppo'; choose one of grpo, dapo"),
+        ("rloo", {"rloo.clip": 0.0}, r"config\.rloo\.clip=0\.0 must be positive"),
+        (
+            "grpo",
+            {"grpo.reference_rate": 0.1},
+            r"config\.grpo\.reference_rate=0\.1 moves a reference, but a run of grpo with these settings reads none",
+        ),
+        (
+            "grpo",
+            {"grpo.reward_model": ""},
+            r"set config\.grpo\.reward_model or config\.grpo\.reward_function; neither",
+        ),
+        (
+            "kto",
+            {"kto.variant": "dpo"},
+            r"config\.kto\.variant is 'dpo'; choose one of kto, apo_zero_unpaired",
+        ),
+        ("kto", {"kto.undesirable_weight": 0.0}, r"config\.kto\.undesirable_weight=0\.0 must be positive"),
+        (
+            "distill",
+            {"distill.teacher": ""},
+            r"config\.distill\.teacher is empty: name the model to learn from",
+        ),
+        ("distill", {"distill.teacher": "nowhere"}, r"config\.distill\.teacher='nowhere': no checkpoint in"),
+        ("distill", {"distill.early_stop_kl": 0.1}, r"config\.distill\.early_stop_kl=0\.1 has no use"),
     ],
 )
 def test_config_errors_name_key_value_and_way_out(stage, changes, message, runs, tmp_path):
-    devices = 1 if stage == "ppo" else 8
+    devices = 1 if stage in ON_POLICY else 8
     with pytest.raises((ConfigError, CheckpointError, DataError), match=message):
         run(stage, runs, tmp_path, devices=devices, **changes)
 
@@ -59,10 +93,14 @@ def test_a_model_of_the_wrong_kind_is_named(runs, tmp_path):
             ConfigError, match=r"init_from='.*reward' is a reward model; name a language model"
         ):
             run(stage, runs, tmp_path / stage, **{"model.init_from": str(runs / "reward")})
+    for stage in ("ppo", "grpo", "rloo"):
+        message = rf"config\.{stage}\.reward_model='.*sft' is a language model; name a run of"
+        with pytest.raises(ConfigError, match=message):
+            run(stage, runs, tmp_path / "rm", **{f"{stage}.reward_model": str(runs / "sft")})
     with pytest.raises(
-        ConfigError, match=r"config\.ppo\.reward_model='.*sft' is a language model; name a run of"
+        ConfigError, match=r"config\.distill\.teacher='.*reward' is a reward model; name a lang"
     ):
-        run("ppo", runs, tmp_path / "rm", **{"ppo.reward_model": str(runs / "sft")})
+        run("distill", runs, tmp_path / "teacher", **{"distill.teacher": str(runs / "reward")})
 
 
 def test_an_unfinished_run_is_no_model_to_start_from(runs, tmp_path):
@@ -85,6 +123,16 @@ def test_another_tokenizer_is_refused(runs, tmp_path):
     train_sentencepiece(["zebras yawn, xylophones wail over quiet vales\n"] * 50, model, 300)
     with pytest.raises(ConfigError, match=r"has another tokenizer than config\.model.init_from"):
         run("ppo", runs, tmp_path / "ppo", **{"ppo.reward_model": str(tmp_path / "reward")})
+    with pytest.raises(
+        ConfigError, match=r"grpo\.reward_model='.*' has another tokenizer than config\.model.init"
+    ):
+        run("grpo", runs, tmp_path / "grpo", **{"grpo.reward_model": str(tmp_path / "reward")})
+    shutil.copytree(runs / "pretrain", tmp_path / "teacher")
+    shutil.copy(model, next((tmp_path / "teacher" / "model").glob("tokenizer*.model")))
+    with pytest.raises(
+        ConfigError, match=r"distill\.teacher='.*' has another tokenizer than config\.model.init"
+    ):
+        run("distill", runs, tmp_path / "student", **{"distill.teacher": str(tmp_path / "teacher")})
 
 
 @pytest.mark.parametrize(
@@ -131,3 +179,31 @@ def test_an_unsupervised_file_is_named(runs, tmp_path):
     data = write_jsonl(tmp_path / "bad.jsonl", [{"prompt": "the fox"}])
     with parallel.use_mesh(parallel.make_mesh()), pytest.raises(DataError, match=r"bad\.jsonl:1: "):
         opened("sft", runs, tmp_path, **{"data.train": data})
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [
+        ("def f(text):\n    return 1.0\n", ConfigError, r"reward_function='.*reward\.py:f'.*f\(text\)"),
+        (
+            "def f(prompts, completions):\n    return [1.0]\n",
+            RewardError,
+            r"f returned 1 values for 16 completions",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stage", ["grpo", "rloo"])
+def test_reward_functions_of_another_form_are_named(stage, code, error, message, runs, tmp_path):
+    (tmp_path / "reward.py").write_text(code)
+    changes = {f"{stage}.reward_model": "", f"{stage}.reward_function": f"{tmp_path}/reward.py:f"}
+    with pytest.raises(error, match=message):
+        run(stage, runs, tmp_path / "run", **changes)
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_completions_of_one_label_alone_are_refused(label, runs, tmp_path):
+    rows = [{"prompt": f"{a}?", "completion": f"{b} {a}", "label": label} for a in WORDS for b in WORDS[:3]]
+    data = write_jsonl(tmp_path / "one.jsonl", rows)
+    missing = "undesirable" if label else "desirable"
+    with pytest.raises(DataError, match=rf"one\.jsonl: \d+ .* and 0 {missing} ones: training needs both"):
+        run("kto", runs, tmp_path / "run", **{"data.train": data})
