@@ -37,7 +37,7 @@ def thaw(cls: type, **given: Any) -> ConfigDict:
         if field.name in given:
             value = given[field.name]
         elif dataclasses.is_dataclass(hint):
-            value = thaw(hint)
+            value = thaw(typing.cast(type, hint))
         elif field.default_factory is not dataclasses.MISSING:
             value = field.default_factory()
         else:
@@ -63,7 +63,7 @@ def freeze(cls: type, values: ConfigDict, path: str = "config") -> Any:
     for key, value in values.items():
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
-            given[key] = freeze(hint, value, f"{path}.{key}")
+            given[key] = freeze(typing.cast(type, hint), value, f"{path}.{key}")
         else:
             given[key] = _typed(value, hint, f"{path}.{key}")
     check(cls, given, lambda key: f"{path}.{key}")

@@ -1,6 +1,7 @@
 """Config files: Python files with a function `get_config`, found by their path or, if jaxalign's own, by name."""
 
 import contextlib
+import importlib.machinery
 import importlib.util
 import os
 import pathlib
@@ -50,7 +51,9 @@ def load_get_config(path: str) -> Any:
     """
     name = f"jaxalign.config_file.{pathlib.PurePath(path).stem}"
     loader = importlib.machinery.SourceFileLoader(name, path)
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
     # Dataclasses of the file look up their module there.
     sys.modules[name] = module
     with blaming(path):

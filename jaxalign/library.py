@@ -88,7 +88,7 @@ class Model:
           ConfigError: it is a reward model, which has none.
         """
         self._check_language_model("logits")
-        ids = np.int32([self.encode(text) if isinstance(text, str) else list(text)])
+        ids = np.asarray([self.encode(text) if isinstance(text, str) else list(text)], np.int32)
         positions = np.arange(ids.size, dtype=np.int32)[None]
         with parallel.use_mesh(self.mesh):
             return _logits(self.params, self.config, ids, positions, np.ones_like(ids))[0]
@@ -243,7 +243,8 @@ def _encode_pair(prompt: Prompt, completion: Any, tokenizer: Tokenizer, where: s
         completion = [{"role": "assistant", "content": completion}]
     # "finished": the completion is taken as it is, though it may begin as its prompt does.
     row = {"prompt": prompt, "completion": completion, "finished": True}
-    return encode_completion(parse_record(row, DEMONSTRATIONS, where), tokenizer)
+    record: Any = parse_record(row, DEMONSTRATIONS, where)
+    return encode_completion(record, tokenizer)
 
 
 _logits = jax.jit(logits, static_argnames="config")

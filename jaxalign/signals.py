@@ -9,7 +9,7 @@ from typing import Any
 TRY_AGAIN = 75  # EX_TEMPFAIL: the exit code by which a run asks for the same command again
 
 
-def restart_signals() -> list[int]:
+def restart_signals() -> list[Any]:
     """SIGTERM, and SIGHUP where the system has it and the program was not started to ignore it, as by nohup."""
     hangup = getattr(signal, "SIGHUP", None)
     ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import fsspec
+import fsspec.config
 from etils import epath
 
 from jaxalign.errors import ConfigError
@@ -221,7 +222,7 @@ class Lines:
 
     def flush(self) -> None:
         """Makes sure that all lines are in the file."""
-        if self._changed:
+        if self._changed and self._held is not None:
             self.path.write_bytes(_text(self._held).encode())
             self._changed, self._written = False, time.monotonic()
 

@@ -57,8 +57,8 @@ class PairBatch:
 
         `mask` [B, T] counts other tokens than the supervised ones.
         """
-        mask = self.loss_mask if mask is None else mask
-        return self.pick(segment_sums(x * mask, self.segment_ids, self.rows.shape[1]))
+        counted = self.loss_mask if mask is None else mask
+        return self.pick(segment_sums(x * counted, self.segment_ids, self.rows.shape[1]))
 
     def pair_lengths(self, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Supervised tokens of both sequences of each pair: float32 [B, P] twice."""
@@ -118,7 +118,8 @@ class UnpairedBatch:
 
 
 # The arrays of each struct: their axes, by the letters above, and dtype.
-_INT, _FLOAT = np.dtype(np.int32), np.dtype(np.float32)
+_INT: np.dtype = np.dtype(np.int32)
+_FLOAT: np.dtype = np.dtype(np.float32)
 _TOKENS = dict.fromkeys(("tokens", "positions", "segment_ids"), ("BT", _INT))
 _PACKED = _TOKENS | {"loss_mask": ("BT", _FLOAT), "rows": ("BS", _INT)}
 ARRAYS: dict[type, dict[str, tuple[str, np.dtype]]] = {

@@ -97,7 +97,8 @@ class Dataset:
     def record(self, number: int) -> Mapping[str, Any]:
         """The fields of a record, as its recipe made them or raw, also those no stage reads."""
         source, index = self._find(number)
-        return source[index]
+        row: Any = source[index]  # none that was dropped: such a row has become no item
+        return row
 
     def where(self, number: int) -> str:
         """`file:row` of a record."""

@@ -110,7 +110,7 @@ def encode_text(
     starts = range(0, max(len(ids) - 1, 1), max_length - 1)
     note = "split" if len(starts) > 1 else "whole"
     chunks = [ids[start : start + max_length] for start in starts]
-    return [Item(chunk, np.float32(np.arange(len(chunk)) > 0), note=note) for chunk in chunks]
+    return [Item(chunk, (np.arange(len(chunk)) > 0).astype(np.float32), note=note) for chunk in chunks]
 
 
 def encode_completion(
@@ -228,8 +228,9 @@ def _leave_out(reason: str, length: int, room: int, overlong: str) -> Item:
 def _continuation(
     prompt: Turns, completion: Turns, tokenizer: Tokenizer, template: jinja2.Template | None
 ) -> Item:
-    if not isinstance(prompt, str):
+    if not isinstance(prompt, str) and not isinstance(completion, str):
         return _chat(prompt + completion, tokenizer, template, first_supervised=len(prompt))
+    assert isinstance(prompt, str) and isinstance(completion, str)  # a record has both in one form
     head, body = tokenizer.encode_pieces([prompt, completion])
     check_decodes(body, completion, tokenizer, "the answer")
     return _sequence(head, [*body, tokenizer.eos_ids[0]], tokenizer)
@@ -241,12 +242,12 @@ def _chat(
     """A conversation as `render_chat` renders it, with nothing of it lost."""
     ids, mask = render_chat(messages, tokenizer, template, **options)
     check_shown(ids, messages, tokenizer, template)
-    return Item(np.int32(ids), np.float32([False, *mask[1:]]))
+    return Item(np.asarray(ids, np.int32), np.asarray([False, *mask[1:]], np.float32))
 
 
 def _sequence(context: Sequence[int], learned: Sequence[int], tokenizer: Tokenizer) -> Item:
     """BOS, where the tokenizer has one, then tokens that are not supervised, then those that are."""
     opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = np.int32([*opening, *context, *learned])
+    ids = np.asarray([*opening, *context, *learned], np.int32)
     # Nothing comes before the first token from which to predict it.
-    return Item(ids, np.float32(np.arange(len(ids)) >= max(1, len(ids) - len(learned))))
+    return Item(ids, (np.arange(len(ids)) >= max(1, len(ids) - len(learned))).astype(np.float32))

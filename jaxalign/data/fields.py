@@ -74,7 +74,7 @@ def complete_prompt(row: Row, kind: str) -> dict[str, Any]:
     turns = [] if _empty(history) else _history(history)
     system = next((name for name in SYSTEM if isinstance(row.get(name), str) and row[name].strip()), None)
     for name in conversations:
-        row[name] = _opened(row[name], row.get(system), turns, system)
+        row[name] = _opened(row[name], None if system is None else row[system], turns, system)
     if system is not None:
         del row[system]
     return row

@@ -65,7 +65,7 @@ def train_batches(
       total: rows in all; empty ones fill up the last batch. None: there is no end.
     """
     share = _share(batch_size, parts, num_parts)
-    order = _order(rows, seed, shuffle)
+    order: Any = _order(rows, seed, shuffle)
     total = _ENDLESS * batch_size if total is None else total
 
     def batch(step: int) -> AnyBatch:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -162,12 +163,13 @@ def collate(rows: Rows, indices: Sequence[int]) -> AnyBatch:
     if kind.batch is PromptBatch:
         _place_prompts(x, rows, indices)
         return PromptBatch(**x)
+    names: Any = kind.pair
     for b, index in enumerate(indices):
         start = segment = pair = 0
         for item in [rows.items[i] for i in rows.bins[index]] if index >= 0 else []:
-            for first, second in item.pairs if kind.pair else ():
-                x[kind.pair[0]][b, pair] = segment + 1 + first
-                x[kind.pair[1]][b, pair] = 0 if second is None else segment + 1 + second
+            for first, second in item.pairs if names else ():
+                x[names[0]][b, pair] = segment + 1 + first
+                x[names[1]][b, pair] = 0 if second is None else segment + 1 + second
                 for name in kind.values:
                     x[name][b, pair] = getattr(item, name)
                 pair += 1

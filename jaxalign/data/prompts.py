@@ -1,5 +1,7 @@
 """Where a prompt ends and its answers begin, in rows that store them together."""
 
+from typing import Any
+
 from jaxalign.data.values import blank
 from jaxalign.errors import DataError
 from jaxalign.text.messages import Message, Turns
@@ -12,7 +14,7 @@ def split_common_prompt(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, T
     """
     differ = (index for index, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
     size = next(differ, min(len(chosen), len(rejected)))
-    begins = _begins_word if isinstance(chosen, str) else _begins_answer
+    begins: Any = _begins_word if isinstance(chosen, str) else _begins_answer
     while size and not (begins(chosen, size) and begins(rejected, size)):
         size -= 1
     return chosen[:size], chosen[size:], rejected[size:]
@@ -34,7 +36,7 @@ def without_repeated_prompt(prompt: Turns, answers: tuple[Turns, ...]) -> tuple[
             isinstance(answer, type(start)) and answer[:size] == start for answer in answers
         ):
             continue
-        rests = tuple(answer[size:] for answer in answers)
+        rests: tuple[Any, ...] = tuple(answer[size:] for answer in answers)
         if not isinstance(start, str):
             return start, rests
         ends = start[-1].isspace() or start[-1] in ":："

@@ -9,7 +9,7 @@ from jaxalign.data import kinds
 from jaxalign.data.batch import Batch, PairBatch, PromptBatch, UnpairedBatch
 from jaxalign.data.fields import CONTEXT, TEACHING, check_no_question, check_unread
 from jaxalign.data.prompts import as_completion, split_common_prompt, without_repeated_prompt
-from jaxalign.data.values import blank, read, read_label, read_messages, read_number
+from jaxalign.data.values import blank, read, read_label, read_messages, read_number, read_texts
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.text.messages import Message, Turns
 
@@ -119,7 +119,7 @@ def known_kinds(kind: str) -> str:
 def _parse_text(row: Row) -> Text | Transcript:
     if "messages" in row and "text" not in row:
         return Transcript(read_messages(row["messages"], "messages"))
-    (text,) = read(row, ("text",), messages=False)
+    (text,) = read_texts(row, ("text",))
     if not text.strip():
         raise blank(text, "text")
     return Text(text)
@@ -229,6 +229,7 @@ def _parse_unpaired(row: Row) -> Unpaired:
         )
     if paired:
         pair = _parse_preference(row)
+        assert isinstance(pair, Preference)  # there are no responses
         return Unpaired(pair.prompt, (pair.chosen, pair.rejected), (True, False))
     prompt, completion = read(row, ("prompt", "completion"), need=("label",), or_else="chosen and rejected")
     label = read_label(row["label"], "label")

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.config
+import datasets.exceptions
 
 from jaxalign.errors import DataError
 from jaxalign.storage import is_remote, local_copy, to_path
@@ -45,8 +47,10 @@ class Records(Sequence):
 
     def __getitem__(self, index: int) -> Mapping[str, Any] | Dropped:
         row = self.rows[index]
+        if isinstance(row, Dropped):
+            return row
         try:
-            for adapt in self.adapters if not isinstance(row, Dropped) else ():
+            for adapt in self.adapters:
                 row = adapt(row)
         except Unusable as reason:
             return Dropped(str(reason))
@@ -80,6 +84,7 @@ def read_records(
     if take is not None and take < 1:
         raise DataError(f"{source}: take={take} reads nothing; give a positive number or leave it out")
     path = to_path(source)
+    rows: Any
     if path.is_dir():
         rows = _read_folder(local_copy(path), source, split)
     elif path.is_file():
@@ -142,7 +147,7 @@ def _check_line(line: bytes, where: str) -> None:
         )
 
 
-def _read_file(path: Path, name: str, take: int | None) -> Sequence[Mapping[str, Any]]:
+def _read_file(path: Path, name: str, take: int | None) -> Any:
     match path.suffix.lower():
         case ".jsonl":
             return JsonLines(path, take, name)
@@ -168,7 +173,7 @@ def _read_folder(path: Path, name: str, split: str) -> datasets.Dataset:
     if isinstance(loaded, datasets.Dataset):
         return loaded
     if split not in loaded:
-        raise DataError(f"{name}: has no split '{split}'; it has {', '.join(loaded)}")
+        raise DataError(f"{name}: has no split '{split}'; it has {', '.join(map(str, loaded))}")
     return loaded[split]
 
 
@@ -182,10 +187,11 @@ def _read_hub(
             "save the dataset where there is a network (Dataset.save_to_disk) and name that folder, or set "
             "HF_HUB_OFFLINE=1 to use the copy in the cache of `datasets`"
         )
+    load: Any = datasets.load_dataset
     try:
         if take is not None:
-            return list(datasets.load_dataset(name, split=split, streaming=True, **options).take(take))
-        return datasets.load_dataset(name, split=split, **options)
+            return list(load(name, split=split, streaming=True, **options).take(take))
+        return load(name, split=split, **options)
     # RuntimeError: a dataset that is a script, which `datasets` no longer runs
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(

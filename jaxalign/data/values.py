@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from jaxalign.data.fields import check_message
 from jaxalign.errors import DataError
@@ -52,6 +52,11 @@ def read(
     return values
 
 
+def read_texts(row: Row, names: Sequence[str], *, inside: str = "") -> list[str]:
+    """`read` of fields that must be text."""
+    return cast(list[str], read(row, names, inside=inside, messages=False))
+
+
 def read_messages(value: Any, name: str) -> tuple[Message, ...]:
     """A list of messages, or one message, as LLaMA-Factory writes an answer.
 
@@ -71,7 +76,7 @@ def _message(value: Any, name: str) -> Message:
     if not isinstance(value, Mapping):
         raise DataError(f"{name} is a {type(value).__name__}; write an object with role and content")
     check_message(value, name)
-    role, content = read(value, ("role", "content"), inside=name, messages=False)
+    role, content = read_texts(value, ("role", "content"), inside=name)
     if role not in ROLES:
         raise DataError(f"{name} has unknown role {role!r}; use {', '.join(ROLES)}")
     if role == "assistant" and not content.strip():

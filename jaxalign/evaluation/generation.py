@@ -1,7 +1,7 @@
 """A model's answers to a file of prompts, measured by a reward function and by the model it came from."""
 
 import dataclasses
-import pathlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,7 +36,7 @@ def measure_answers(
     reference: Params | None,
     base: Params | None,
     config: ModelConfig,
-    tokenizer_path: str | pathlib.Path,
+    tokenizer_path: str | os.PathLike,
     prompts: str,
     rewards: Rewards,
     *,

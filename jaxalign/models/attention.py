@@ -22,7 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxalign.parallel.sharding import alone, dividing, shards, spec
+from jaxalign.parallel.sharding import dividing, is_one_device, shards, spec
 
 QUERY_BLOCK = 512
 # The kernel's blocks are multiples of it.
@@ -149,16 +149,16 @@ def splash_attention(
     T, H = q.shape[1:3]
     mesh = jax.sharding.get_abstract_mesh()
     names = ("batch", "length", "act_heads", None)
-    names = names if alone() else dividing(mesh, q, names)
-    parts = 1 if alone() or names[1] is None else shards(mesh, "length")
+    names = names if is_one_device() else dividing(mesh, q, names)
+    parts = 1 if is_one_device() or names[1] is None else shards(mesh, "length")
     length = -(-T // (_LANES * parts)) * _LANES * parts
     widen = ((0, 0), (0, length - T), (0, 0), (0, 0))
     q, k, v = (jnp.pad(x, widen).swapaxes(1, 2) for x in (q * scale, k, v))
     segments = jnp.pad(segment_ids, widen[:2])
     kernel = _kernel(
-        length, H, window, softcap, 1 if alone() else shards(mesh, "act_heads"), parts, interpret
+        length, H, window, softcap, 1 if is_one_device() else shards(mesh, "act_heads"), parts, interpret
     )
-    if alone():
+    if is_one_device():
         return _apply(kernel, q, k, v, segments, segments).swapaxes(1, 2)[:, :T]
     rows, heads = spec("batch")[0], spec("act_heads")[0]
     along = spec("length")[0] if names[1] else None

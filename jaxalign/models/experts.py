@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.megablox import gmm
 
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.frozen import weight
-from jaxalign.parallel.sharding import alone, dividing, mesh_axes, partitioned, shards, spec
+from jaxalign.parallel.sharding import dividing, is_one_device, mesh_axes, partitioned, shards, spec
 
 Activation = Callable[[jax.Array], jax.Array]
 Kernels = tuple[jax.Array, jax.Array, jax.Array]  # gate and up [E, D, F], down [E, F, D]
@@ -81,7 +81,7 @@ def split_experts(
     and no device holds more than its experts, whose matrices are gathered along the axes that split "embed".
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if alone() or x.shape[0] % shards(mesh, "batch"):
+    if is_one_device() or x.shape[0] % shards(mesh, "batch"):
         return mix(activation, x, weights, chosen, kernels, 0)
     rows = spec(*dividing(mesh, x, ("batch", "length", None)))
     along = [axis for axis in mesh_axes("expert") if mesh.shape[axis] > 1]

@@ -23,7 +23,13 @@ from jaxalign.models.embedding import TABLE, embed
 from jaxalign.models.experts import ROUTER, Experts
 from jaxalign.models.frozen import weight
 from jaxalign.models.rope import rotary_angles, rotary_frequencies, rotate
-from jaxalign.parallel.sharding import alone, constrain, gathered, partitioned, saved_without_gathered
+from jaxalign.parallel.sharding import (
+    constrain,
+    gather_parameter,
+    is_one_device,
+    partitioned,
+    saved_without_gathered,
+)
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -80,7 +86,7 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         normal = partitioned(nn.initializers.normal(self.std), self.axes)
         kernel = weight(self.param("kernel", normal, self.shape, jnp.float32), x.dtype)
-        kernel = gathered(kernel, *self.axes)
+        kernel = gather_parameter(kernel, *self.axes)
         y = jax.lax.dot_general(
             x, kernel, ((tuple(range(x.ndim - self.num_in, x.ndim)), tuple(range(self.num_in))), ((), ()))
         )
@@ -283,7 +289,7 @@ class Transformer(nn.Module):
         local = jnp.array(c.local_layers) if len(kinds) == 2 else None
 
         block = Block
-        if c.remat != "none" or not alone():
+        if c.remat != "none" or not is_one_device():
             block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
         # Flax's annotations have one number for all in_axes.
         scan: Any = nn.scan

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import ConfigError, DistributedError, JaxalignError
 from jaxalign.parallel.sharding import batch_sharding, batch_shards
+from jaxalign.storage import Path
 
 ADDRESS = "JAXALIGN_COORDINATOR"
 COUNT = "JAXALIGN_NUM_PROCESSES"
@@ -170,7 +171,7 @@ def place(x: np.ndarray, layout: NamedSharding, shape: tuple[int, ...] | None = 
     return array.block_until_ready() if next(iter(layout.device_set)).platform == "cpu" else array
 
 
-def everywhere(x: jax.Array) -> np.ndarray:
+def fetch_whole(x: jax.Array) -> np.ndarray:
     """The whole of an array on the host of every process."""
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
@@ -190,13 +191,13 @@ def gather_texts(text: str) -> list[str]:
     return [row[:size].tobytes().decode() for row, size in zip(padded, sizes, strict=True)]
 
 
-def first_says(answer: bool) -> bool:
+def broadcast_from_first(answer: bool) -> bool:
     """The answer of process 0, in every process."""
     return bool(gather(np.bool_(answer))[0])
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def fail_together() -> Iterator[None]:
     """A deliberate error in one process is raised in all, instead of leaving the others to wait for that one.
 
     Raises:
@@ -244,7 +245,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
     )
 
 
-def check_shared(folder: pathlib.Path) -> None:
+def check_shared(folder: Path) -> None:
     """Checks that `folder` is one and the same for all processes.
 
     Raises:
@@ -257,7 +258,7 @@ def check_shared(folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     barrier()
-    with together():
+    with fail_together():
         if not (folder / name).exists():
             raise ConfigError(
                 f"--workdir={str(folder)!r} of process {jax.process_index()} is not the folder of process 0; "

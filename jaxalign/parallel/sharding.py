@@ -98,7 +98,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(*dividing(jax.sharding.get_abstract_mesh(), x, names)))
 
 
-def gathered(x: jax.Array, *names: str | None) -> jax.Array:
+def gather_parameter(x: jax.Array, *names: str | None) -> jax.Array:
     """A parameter as it is multiplied with: whole along the axes that split rows and tokens, as ZeRO-3 has it.
 
     Said outright, since the compiler left to itself gathers some matrices once more than it needs.
@@ -115,7 +115,7 @@ def saved_without_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name not in ("sharding_constraint", "all_gather")
 
 
-def alone() -> bool:
+def is_one_device() -> bool:
     """True where there is no mesh, or one of a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or mesh.size == 1
@@ -124,7 +124,7 @@ def alone() -> bool:
 def _laid_out() -> bool:
     """True where no layout is to be asked for: without a mesh, on one device, or inside of a shard_map."""
     kinds = jax.sharding.get_abstract_mesh().axis_types
-    return alone() or any(kind == AxisType.Manual for kind in kinds)
+    return is_one_device() or any(kind == AxisType.Manual for kind in kinds)
 
 
 def dividing(mesh: Any, x: jax.Array, names: Sequence[str | None]) -> list[str | None]:

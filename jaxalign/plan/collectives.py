@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -117,7 +118,7 @@ def parse_groups(attributes: str, size: int) -> np.ndarray:
         axes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", found[1])}
         ids = np.arange(size)
         if found[2]:
-            order = re.search(r"(?:\[[\d,]+\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", found[2])
+            order: Any = re.search(r"(?:\[[\d,]+\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", found[2])
             ids = _iota(order[1], order[2])
         return _mesh_groups(ids, axes, found[3])
     raise ValueError(f"groups of a collective in an unknown form: {attributes[:300]}")

@@ -5,6 +5,7 @@ XLA's own `cost_analysis` counts the body of a loop once, and a Pallas kernel no
 
 import math
 import re
+from typing import Any
 
 from jaxalign.plan.hlo import COLLECTIVES, Array, Computation, Instruction, Program, schedules, with_fusions
 
@@ -63,12 +64,13 @@ def convolution_flops(x: Instruction, owner: Computation) -> float:
     left, kernel, out = (
         shape for shape in (*(owner[n].results[0].shape for n in x.operands[:2]), x.results[0].shape)
     )
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", x.attributes)
+    labels: Any = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", x.attributes)
     window = _window(x.attributes)
     left_labels, kernel_labels, out_labels = labels[1], labels[2], labels[3]
     batch, features = out[out_labels.index("b")], out[out_labels.index("f")]
     inputs = kernel[kernel_labels.index("i")]  # already divided by feature_group_count
-    groups = int(re.search(r"batch_group_count=(\d+)", x.attributes + " batch_group_count=1")[1])
+    counted = re.search(r"batch_group_count=(\d+)", x.attributes)
+    groups = int(counted[1]) if counted else 1
     meeting = 1
     for at, digit in enumerate(sorted(c for c in out_labels if c.isdigit())):
         sizes = (

@@ -84,7 +84,7 @@ def estimate(
         "sent_by_axes": sent,
         "axes_bandwidth": bandwidth,
         "seconds": times,
-        "bound_by": max(times, key=times.get),
+        "bound_by": max(times, key=times.__getitem__),
         "mfu_bound": mfu_bound(topology.chip, step.model_flops / mesh.size, times),
         "tokens": step.tokens,
     }

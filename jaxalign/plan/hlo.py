@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0} | {
     f"{kind}{bits}": bits // 8 for kind in "suf" for bits in (8, 16, 32, 64)
@@ -54,8 +55,8 @@ class Instruction:
         """Names of the instructions that it reads."""
         return re.findall(r"%([\w.\-]+)", self.inside)
 
-    def attribute(self, name: str) -> str | None:
-        """The value of an attribute that is one word, such as the name of a computation."""
+    def attribute(self, name: str) -> str | Any:
+        """The value of an attribute that is one word, such as the name of a computation; None where there is none."""
         found = re.search(rf"\b{name}=%?([\w.\-]+)", self.attributes)
         return found and found[1]
 

@@ -4,7 +4,7 @@ import re
 import time
 from typing import Any
 
-from jax.errors import JaxRuntimeError
+import jax
 from jax.sharding import Mesh
 
 from jaxalign import parallel
@@ -40,7 +40,7 @@ def measure(
     try:
         with parallel.use_mesh(mesh, rules):
             compiled = step.function.lower(*step.arguments, **step.keywords).compile()
-    except JaxRuntimeError as error:
+    except jax.errors.JaxRuntimeError as error:
         return _failed(step, topology, error)
     seconds = time.perf_counter() - begin
     program = hlo.parse(compiled.as_text())
@@ -65,7 +65,7 @@ def measure(
         "sent_by_axes": sent,
         "axes_bandwidth": bandwidth,
         "seconds": times,
-        "bound_by": max(times, key=times.get),
+        "bound_by": max(times, key=times.__getitem__),
         "mfu_bound": mfu_bound(topology.chip, step.model_flops / mesh.size, times),
         "tokens": step.tokens,
         "warnings": uncounted_flops(sum(flops.values()), step.model_flops / mesh.size)
@@ -105,7 +105,7 @@ def split_memory(step: Program, analysis: Any) -> dict[str, float]:
     return parts | {"total": sum(parts.values())}
 
 
-def _failed(step: Program, topology: Topology, error: JaxRuntimeError) -> dict[str, Any]:
+def _failed(step: Program, topology: Topology, error: Exception) -> dict[str, Any]:
     text = str(error)
     size = r"([\d.]+)([KMGT]?)"
     forms = rf"Used {size} of {size} hbm", rf"\({size}\) exceeds available HBM \({size}\)"

@@ -39,18 +39,20 @@ def abstract_run(config: Config, mesh: Mesh | AbstractMesh, platform: str) -> Ru
         )
     # Constants of the schedule: when the steps are counted in epochs of data that is not here, any number will do.
     steps = config.num_steps or config.optimizer.warmup_steps + 1000
+    there: Any = mesh  # one that is only described serves where no array is made
+    missing: Any = None
     updates = count_updates(config, steps)
     parallel.check_divides(
-        mesh, "batch_size / config.num_microbatches", config.batch_size // config.num_microbatches
+        there, "batch_size / config.num_microbatches", config.batch_size // config.num_microbatches
     )
     return Run(
         config=config,
         workdir=pathlib.Path(),
-        mesh=mesh,
+        mesh=there,
         model=model,
-        tokenizer=None,
+        tokenizer=missing,
         source=None,
-        train=None,
+        train=missing,
         held_out=None,
         steps=steps,
         optimizer=make_optimizer(config.optimizer, updates),

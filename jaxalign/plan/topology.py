@@ -54,7 +54,7 @@ def parse_topology(text: str) -> Topology:
         raise ConfigError(
             f"--topology={text!r}: {name} has no slice of that shape; there are {known}{_more(chip)}"
         )
-    if not chip.torus and (len(shape) > 1 or slices > 1 or not shape[0]):
+    if not chip.torus and (len(shape) != 1 or slices > 1 or not shape[0]):
         raise ConfigError(f"--topology={text!r}: write {name}:N for N devices")
     return Topology(text, chip, shape, slices)
 

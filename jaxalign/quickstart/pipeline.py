@@ -127,7 +127,7 @@ def _run_parts(root: pathlib.Path, fast: bool, seed: int, console: Console) -> d
             with clock.part(stage, _describe(stage)):
                 if finished(root / stage) is None:
                     values = stage_config(stage, root, scale, seed)
-                    probe = examiner.probe if stage in ALIGNED else None
+                    probe = examiner.probe if examiner and stage in ALIGNED else None
                     train(parse_config(values), root / stage, devices=devices, probe=probe)
         with clock.part("evaluation", f"{scale.questions} held-out questions to every model"):
             results = _measure(root, world, scale)
@@ -193,7 +193,8 @@ def _write_on_policy_pairs(root: pathlib.Path, world: World, scale: Scale, seed:
         [judge(world, p, text).score for p, text in zip(examiner.prompts, texts, strict=True)]
         for texts in answers
     ]
-    rows, without = label_pairs(examiner.prompts, tuple(answers), tuple(scores), seed=seed)
+    (first, second), (one, other) = answers, scores
+    rows, without = label_pairs(examiner.prompts, (first, second), (one, other), seed=seed)
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
     Console().print(f"  {len(rows)} pairs; {without} prompts gave none (equal or empty answers)")
 

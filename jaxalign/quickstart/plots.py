@@ -42,7 +42,7 @@ CURVES = {
     "reward": ("Reward model", "reward"),
     **{model: (MODELS[model], model) for model in ALIGNED},
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
     "font.size": 11,
     "axes.titlesize": 12,
@@ -148,7 +148,11 @@ def _frontier(figure: Figure, results: Mapping[str, Any]) -> str:
         where = f"frontier.{model}"
         kl, score = (np.array([number(p.get(key), where) for p in points]) for key in ("kl", "score"))
         # A sampled KL near zero can come out below it.
-        style = {"color": COLOURS[model], "marker": MARKERS[model], "markerfacecolor": "white"}
+        style: dict[str, Any] = {
+            "color": COLOURS[model],
+            "marker": MARKERS[model],
+            "markerfacecolor": "white",
+        }
         axes.plot(np.maximum(kl, 0.0), score, **style, linewidth=1.5, label=MODELS[model])
         final_kl, final_score = measured(results, model, "kl"), measured(results, model, "score")
         _point(axes, model, final_kl.mean, final_score.mean, final_kl, final_score)

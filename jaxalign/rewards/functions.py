@@ -50,7 +50,8 @@ class Episodes:
     def part(self, start: int, stop: int) -> "Episodes":
         """The episodes from number `start` to `stop` - 1."""
         columns = (self.prompts, self.texts, self.rows, self.where, self.completion_ids)
-        return Episodes(*(x if x is None else x[start:stop] for x in columns), self.trainer_state)
+        parts: Any = [x if x is None else x[start:stop] for x in columns]
+        return Episodes(*parts, trainer_state=self.trainer_state)
 
     def describe(self, i: int) -> str:
         """One episode, for an error message."""
@@ -157,7 +158,7 @@ class RewardFunction:
         names = dict.fromkeys(name for row in episodes.rows for name in row if name not in NOT_FIELDS)
         taken = [name for name in (*given, *names) if self.rest or name in wanted]
         if self.batched:
-            columns = {
+            columns: dict[str, Any] = {
                 name: given[name] if name in given else [row.get(name) for row in episodes.rows]
                 for name in taken
             }

@@ -100,6 +100,7 @@ def _import(module: str) -> ModuleType:
 
 def _load_file(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    assert spec is not None and spec.loader is not None  # what is imported is a FILE.py
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -30,7 +30,7 @@ def vader(prompt: Any, completion: str) -> float:
 
 def _math_verify() -> ModuleType:
     try:
-        import math_verify
+        import math_verify  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError("the reward math_accuracy needs a package: pip install math-verify") from error
     return math_verify

@@ -1,5 +1,6 @@
 """The second half of a step that samples: minibatches of a rollout through the updates of policy and critic."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -78,7 +79,7 @@ def make_learner(
         return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), rollout)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def drift(reference: Params, params: Params, decay: jax.Array) -> Params:
+    def drift(reference: Params, params: Params, decay: float | jax.Array) -> Params:
         return moving_average(reference, params, decay)
 
     def update(state: OnPolicyState, batch: Any) -> tuple[OnPolicyState, Metrics]:
@@ -115,11 +116,17 @@ def make_learner(
             seen.append(metrics)
         merged = merge_ragged(seen)
         merged["policy/updates"] = Mean(jnp.float32(updates), jnp.ones(()))
-        state = state.replace(policy=policy, critic=critic, key=jax.random.split(state.key, 1)[0])
+        state = dataclasses.replace(
+            state, policy=policy, critic=critic, key=jax.random.split(state.key, 1)[0]
+        )
         if state.reference is not None:
-            state = state.replace(reference=drift(state.reference, policy.params, 1 - options.reference_rate))
+            state = dataclasses.replace(
+                state, reference=drift(state.reference, policy.params, 1 - options.reference_rate)
+            )
         if state.average is not None:
-            state = state.replace(average=drift(state.average, policy.params, options.average_decay))
+            state = dataclasses.replace(
+                state, average=drift(state.average, policy.params, options.average_decay)
+            )
         return state, merged
 
     return update
@@ -150,7 +157,8 @@ def _verify_values(metrics: Metrics, model: ModelConfig) -> None:
 
 
 def _verify_ratio(metrics: Metrics, model: ModelConfig) -> None:
-    if "val/ratio" not in metrics or not float(metrics["val/ratio"].weight):
+    mean: Any = metrics.get("val/ratio")
+    if mean is None or not float(mean.weight):
         return  # a loss without one, or a minibatch of the empty rows that fill up a last batch
     ratio = {name: float(x) for name, x in finalize(metrics).items() if name.startswith("val/ratio")}
     tolerance = 1e-4 if model.dtype == "float32" else 0.05

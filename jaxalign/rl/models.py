@@ -35,6 +35,11 @@ class RolloutModels:
     digest: str
 
     @property
+    def holds_models(self) -> bool:
+        """Whether config.frozen has anything to say about."""
+        return self.reference is not None or self.reward is not None or bool(self.frozen.params)
+
+    @property
     def reward_config(self) -> ModelConfig | None:
         """The reward model's architecture."""
         return self.judge.config if self.judge else None
@@ -62,9 +67,9 @@ def load_models(stage: Any, run: Run) -> RolloutModels:
             functions = load_rewards(
                 options.functions, weights, f"{path}.reward_function", f"{path}.reward_weights"
             )
-    reward = judge.load(run.mesh) if judge else None
+    reward: Any = judge.load(run.mesh) if judge else None
     digests = [f"reward:{fingerprint(reward)}"] if judge else []
-    reference = None
+    reference: Any = None
     if stage.reference(options):
         reference = run.load_init()
         digests.insert(0, f"reference:{fingerprint(reference)}")
@@ -129,7 +134,8 @@ def find_judge(run: Run, path: str, key: str) -> SavedModel:
 def check_format(run: Run, judge: SavedModel, key: str) -> None:
     """Checks that an answer ends alike where the reward model was trained and where it reads the policy's answers."""
     tokenizer, theirs = run.tokenizer, judge.tokenizer()
-    asked = parse_record(run.train.record(run.train.rows.items[0].row), PROMPTS, "the first prompt").prompt
+    first: Any = parse_record(run.train.record(run.train.rows.items[0].row), PROMPTS, "the first prompt")
+    asked = first.prompt
     reply = "answer" if isinstance(asked, str) else (Message("assistant", "answer"),)
     read, trained = (encode_completion(PromptCompletion(asked, reply), t).ids for t in (tokenizer, theirs))
     if not np.array_equal(read, trained):

@@ -41,8 +41,9 @@ def on_policy_programs(stage: "OnPolicyStage", run: Run) -> list[Program]:
     whole = jax.ShapeDtypeStruct((), jnp.int32, sharding=run.replicated)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=run.replicated)
     prompts = abstract_batch(stage.data, config.data, E // k, run.abstract_rows)
-    new = run.abstract_rows((E, N), jnp.float32)
-    done = Completions(run.abstract_rows((E, N), jnp.int32), new, new, run.abstract_rows((E,), jnp.bool_))
+    abstract: Any = run.abstract_rows
+    new = abstract((E, N), jnp.float32)
+    done = Completions(abstract((E, N), jnp.int32), new, new, abstract((E,), jnp.bool_))
 
     def work(rows: int, length: int, scalar: bool, passes: float) -> float:
         tokens, pairs = rows * length, rows * length * (length + 1) / 2
@@ -93,7 +94,7 @@ def on_policy_programs(stage: "OnPolicyStage", run: Run) -> list[Program]:
             passes=(2 + len(read)) * micro,
         ),
     ]
-    if value_update is not None:
+    if value_update is not None and critic is not None:
         programs.append(
             program(
                 "value update",

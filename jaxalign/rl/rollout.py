@@ -31,9 +31,10 @@ class Rollout:
     segment_ids: jax.Array  # int32
     mask: jax.Array  # float32
     old_logp: jax.Array  # float32, of the policy that sampled, by the same forward pass that trains
-    advantages: jax.Array | None = None  # float32
-    old_values: jax.Array | None = None  # float32, as the critic put them out
-    returns: jax.Array | None = None  # float32, on the scale that the critic is trained on
+    # What a stage has not is None; it knows which it has.
+    advantages: jax.Array | Any = None  # float32
+    old_values: jax.Array | Any = None  # float32, as the critic put them out
+    returns: jax.Array | Any = None  # float32, on the scale that the critic is trained on
     ref_logp: jax.Array | None = None  # float32, of the reference
 
 
@@ -43,8 +44,8 @@ class OnPolicyState:
 
     policy: TrainState
     critic: TrainState | None
-    kl_coef: jax.Array | None  # float32
-    moments: RunningMoments | None  # of returns
+    kl_coef: jax.Array | Any  # float32
+    moments: RunningMoments | Any  # of returns
     reference: Params | None  # only a moving one; a fixed one is loaded again
     average: Params | None  # of the policy's weights
     rollout: Rollout  # what the update phase works on
@@ -88,6 +89,7 @@ def score_completions(
       which reads a completion to the end that sequences had when it was trained.
     """
     prompts = repeat_rows(prompts, len(completions.tokens) // len(prompts.tokens))
+    tokens: Any
     *tokens, mask = join(prompts.tokens, prompts.positions, prompts.segment_ids, completions)
     mine = score_tokens(policy, model, *tokens, temperature=temperature, with_entropy=True)
     out = {"tokens": tokens[0], "positions": tokens[1], "segment_ids": tokens[2], "mask": mask}
@@ -99,13 +101,13 @@ def score_completions(
             out["kl"] = divergence(mine, theirs, tokens[2], temperature=temperature)
         else:
             out["kl"] = kl_estimate(mine.logp, theirs.logp, kl_estimator)
-    if critic is not None:
+    if critic is not None and critic_model is not None:
         out["old_values"] = token_values(critic, critic_model, *tokens)
-    if reward_model is not None:
+    if reward_model is not None and reward_config is not None:
         if prompts.ending is not None:
             completions = close(completions, prompts.ending)
         *tokens, _ = join(prompts.tokens, prompts.positions, prompts.segment_ids, completions)
-        out["scores"] = segment_rewards(reward_model, reward_config, *tokens, 1)[:, 0]
+        out["scores"] = segment_rewards(reward_model, reward_config, *tokens, num_segments=1)[:, 0]
     return out
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxalign.errors import ConfigError, StepZeroError
 from jaxalign.losses import running_moments
 from jaxalign.losses.metrics import Metrics, finalize
 from jaxalign.models import ModelConfig
+from jaxalign.models.frozen import FrozenConfig
 from jaxalign.parallel import processes
 from jaxalign.rewards import Rewards, TrainerState, reward_metrics
 from jaxalign.rl.learner import make_learner, merge_ragged, mix_text, mixed_totals
@@ -169,6 +170,10 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
     options = run.config.options
     check_run(stage, run)
     models = load_models(stage, run)
+    if not models.holds_models and run.config.frozen != FrozenConfig():
+        raise ConfigError(
+            f"config.frozen is {run.config.frozen}, but this run holds no frozen model; leave it as it is by default"
+        )
     critic_config = None
     if stage.critic_loss is not None:
         critic_config = critic_architecture(options, run, models.reward_config)
@@ -180,6 +185,7 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
         critic = None
         if stage.critic_loss is not None:
             critic = first_critic(options, run, params, models.judge)
+            assert abstract.critic is not None
             critic = make_state(critic, critic_optimizer, abstract.critic)
         policy = make_state(params, run.optimizer, abstract.policy)
 
@@ -212,8 +218,12 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
 
     def evaluate(state: OnPolicyState) -> dict[str, float]:
         # A fixed key: evaluations differ by the policy alone. And the policy is the one that is exported.
-        policy = state.policy if state.average is None else state.policy.replace(params=state.average)
-        fixed = state.replace(policy=policy, key=jax.random.fold_in(jax.random.key(run.config.seed), 2))
+        policy = (
+            state.policy if state.average is None else dataclasses.replace(state.policy, params=state.average)
+        )
+        fixed = dataclasses.replace(
+            state, policy=policy, key=jax.random.fold_in(jax.random.key(run.config.seed), 2)
+        )
         merged = [sampler(fixed, batch, run.held_out)[1] for batch in run.eval_batches()]
         values = finalize(merge_ragged(merged))
         return {f"eval/{name}": float(x) for name, x in values.items() if not name.startswith("perf/")}
@@ -235,7 +245,7 @@ def abstract_state(stage: OnPolicyStage, run: Run, critic_config: ModelConfig | 
     """The ShapeDtypeStructs, with shardings, of a run's state."""
     options = run.config.options
 
-    def scalar(dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    def scalar(dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct((), dtype, sharding=run.replicated)
 
     critic = None
@@ -267,10 +277,11 @@ def abstract_rollout(stage: OnPolicyStage, run: Run, shape: tuple[int, int]) -> 
     if stage.critic_loss is not None:
         scored["old_values"] = floats
     N = options.sampling.max_new_tokens
-    new = run.abstract_rows((E, N), jnp.float32)
-    done = Completions(run.abstract_rows((E, N), jnp.int32), new, new, run.abstract_rows((E,), jnp.bool_))
-    coef = jax.ShapeDtypeStruct((), jnp.float32)
-    state = OnPolicyState(None, None, coef, running_moments.init(), None, None, None, None)
+    abstract: Any = run.abstract_rows
+    new = abstract((E, N), jnp.float32)
+    done = Completions(abstract((E, N), jnp.int32), new, new, abstract((E,), jnp.bool_))
+    coef, unread = jax.ShapeDtypeStruct((), jnp.float32), cast(Any, None)
+    state = OnPolicyState(unread, None, coef, running_moments.init(), None, None, unread, unread)
     credit = functools.partial(stage.credit, options=options)
     scores = run.abstract_rows((E,), jnp.float32)
     rollout, _, _ = jax.eval_shape(credit, scored, scores, done, state)
@@ -304,7 +315,7 @@ def make_rollout(
         )
         # The empty rows that fill up a last batch of held-out prompts have sampled nothing that counts.
         rows = repeat_rows(prompts.rows, k)
-        completions = completions.replace(mask=completions.mask * (rows >= 0)[:, None])
+        completions = dataclasses.replace(completions, mask=completions.mask * (rows >= 0)[:, None])
         reference = models.reference if state.reference is None else state.reference
         critic = None if state.critic is None else state.critic.params
         scored = score(state.policy.params, critic, reference, models.reward, prompts, completions)
@@ -313,11 +324,14 @@ def make_rollout(
             scores, more = call_functions(
                 models.functions, scores, run, dataset, rows, completions, step=int(state.policy.step)
             )
-        light = state.replace(policy=None, critic=None, reference=None, average=None, rollout=None, key=None)
+        unread: Any = None
+        light = dataclasses.replace(
+            state, policy=unread, critic=None, reference=None, average=None, rollout=unread, key=unread
+        )
         episodes, changes, metrics = credit(scored, scores, completions, light)
         if int(state.policy.step) == 0 and "objective/kl" in metrics:
             _verify_kl(metrics, exact=exact)
-        return state.replace(rollout=episodes, key=key, **changes), metrics | more
+        return dataclasses.replace(state, rollout=episodes, key=key, **changes), metrics | more
 
     return rollout
 
@@ -339,7 +353,7 @@ def call_functions(
     numbers = [int(row) for row in local_rows(own[1])]
     live = [i for i, row in enumerate(numbers) if row >= 0]
     records = [dataset.record(numbers[i]) for i in live]
-    with processes.together():
+    with processes.fail_together():
         found = functions.score(
             [record["prompt"] for record in records],
             [texts[i] for i in live],

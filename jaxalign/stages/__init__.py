@@ -89,7 +89,7 @@ def train(
             if jax.process_index() == 0:
                 stack.enter_context(locked(folder / LOCK, f"--workdir={workdir}"))
 
-        with processes.together():
+        with processes.fail_together():
             folder = to_path(workdir)
             mesh = parallel.make_mesh(config.mesh, devices or jax.devices())
             # A new folder is not made before the config and the data are known to be good.
@@ -98,7 +98,7 @@ def train(
                 lock()
         stack.enter_context(parallel.use_mesh(mesh, parallel.parse_rules(config.mesh.rules)))
         run = open_run(config, workdir)
-        with processes.together():
+        with processes.fail_together():
             if not existed:
                 lock()
         return loop.train(config.stage.build(run), stop_at=stop_at, probe=probe, quiet=quiet)

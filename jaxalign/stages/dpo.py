@@ -38,13 +38,15 @@ def loss(
     policy: Scores, batch: PairBatch, frozen: dict[str, Scores], options: DPOConfig, total: Totals
 ) -> tuple[jax.Array, Metrics]:
     """The loss over the pairs of a batch [B, T], and its metrics."""
-    reference: tuple = (None, None)
+    reference: tuple[Any, Any] = (None, None)
     if "reference" in frozen:
         reference = batch.pair_sums(frozen["reference"].logp)
     elif not options.reference_free:
         reference = batch.pick(batch.ref_logp)
+    chosen, rejected = batch.pair_sums(policy.logp)
     return dpo_loss(
-        *batch.pair_sums(policy.logp),
+        chosen,
+        rejected,
         *reference,
         batch.weight,
         options,

@@ -187,13 +187,13 @@ def credit(
         scored, scores, completions, kl_coef, state.moments, options=options
     )
     if options.kl_target:
-        measured, E = metrics["objective/kl"], scores.shape[0]
+        measured: Any = metrics["objective/kl"]
         kl_coef = adaptive_kl(
             kl_coef,
             measured.total / measured.weight,
             target=options.kl_target,
             horizon=options.kl_horizon,
-            num_samples=E,
+            num_samples=scores.shape[0],
         )
     return rollout, {"moments": moments, "kl_coef": kl_coef}, metrics
 

@@ -53,16 +53,16 @@ def verify_scores(run: Run, params: Params, batch: PairBatch, frozen: dict[str, 
 
     @jax.jit
     def compare(params: Params, batch: PairBatch) -> tuple[jax.Array, jax.Array]:
-        args = (batch.tokens, batch.positions, batch.segment_ids)
         count = jnp.maximum(batch.segment_ids.max(axis=1), 1)
         # From the last one backwards: a row's first sequence has nobody before it that it could see.
         kept = count - jnp.arange(len(count), dtype=jnp.int32) % count
         own = batch.segment_ids == kept[:, None]
-        packed = segment_rewards(params, run.model, *args, batch.rows.shape[1])
-        packed = jnp.take_along_axis(packed, kept[:, None] - 1, axis=1)
-        alone = segment_rewards(
-            params, run.model, *(jnp.where(own, x, 0) for x in args[:2]), own.astype(jnp.int32), 1
+        packed = segment_rewards(
+            params, run.model, batch.tokens, batch.positions, batch.segment_ids, batch.rows.shape[1]
         )
+        packed = jnp.take_along_axis(packed, kept[:, None] - 1, axis=1)
+        tokens, positions = (jnp.where(own, x, 0) for x in (batch.tokens, batch.positions))
+        alone = segment_rewards(params, run.model, tokens, positions, own.astype(jnp.int32), 1)
         return jnp.max(jnp.abs(packed - alone)), jnp.max(jnp.abs(packed))
 
     gap, size = map(float, compare(params, batch))

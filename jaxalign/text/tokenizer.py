@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import jinja2
 import sentencepiece
@@ -185,12 +185,14 @@ def load_tokenizer(path: str | os.PathLike, chat_template: str | os.PathLike = "
         path = download(str(path), _HUB_FILES, "config.data.tokenizer")
     path = to_path(path)
     if not path.is_dir():
-        return (HFTokenizer if path.name.endswith(".json") else SentencePieceTokenizer)(path, template)
+        kind: Any = HFTokenizer if path.name.endswith(".json") else SentencePieceTokenizer
+        return kind(path, template)
     if (path / JSON_NAME).is_file() or (path / "tokenizer_config.json").is_file():
         return HFTokenizer(path, template)
     models = sorted(path.glob("*.model"))
     if len(models) == 1:
-        return SentencePieceTokenizer(models[0], template)
+        # To a type checker, a cached_property is no property.
+        return cast(Any, SentencePieceTokenizer)(models[0], template)
     files = ", ".join(sorted(file.name for file in path.iterdir())[:20]) or "nothing"
     raise ConfigError(
         f"config.data.tokenizer={path}: needs a {JSON_NAME} or exactly one .model file, found {files}; name the file, "

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -169,8 +170,8 @@ def _walk(directory: epath.Path) -> Iterator[epath.Path]:
             yield child
 
 
-def _absolute(path: epath.PathLike) -> epath.Path:
-    path = to_path(path)  # epath would put the current folder before gs://
+def _absolute(given: epath.PathLike) -> Any:
+    path = to_path(given)  # epath would put the current folder before gs://
     return path if is_remote(path) else epath.Path(path.absolute())
 
 
@@ -277,7 +278,7 @@ def _named_leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _describe(leaf: jax.Array) -> dict[str, Any]:

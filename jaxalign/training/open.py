@@ -237,7 +237,7 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
       ConfigError, DataError, CheckpointError: see the parts; or the processes found different things.
       DistributedError: another process could not.
     """
-    with processes.together():
+    with processes.fail_together():
         workdir = to_path(workdir)
         run = _open(config, workdir)
     processes.check_same(

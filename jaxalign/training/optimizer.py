@@ -178,4 +178,5 @@ def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransforma
     def update(grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         return inner.update(cast(grads), state, cast(params))
 
-    return optax.GradientTransformation(init, update)
+    out: Any = update  # optax calls it by position, and every optimizer here reads the parameters
+    return optax.GradientTransformation(init, out)

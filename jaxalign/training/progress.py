@@ -89,7 +89,7 @@ class Progress:
             self._printed_at, self._pending = now, None
 
     def _speed(self, step: int, now: float) -> str:
-        first_step, first_time = self._first
+        first_step, first_time = self._first or (step, now)
         if step <= first_step or now <= first_time:
             return ""
         rate = (step - first_step) / (now - first_time)

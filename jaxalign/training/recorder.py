@@ -9,7 +9,7 @@ from jaxalign.errors import NonFiniteError
 from jaxalign.losses.metrics import finalize
 from jaxalign.models.flops import step_flops
 from jaxalign.parallel.chips import peak_flops
-from jaxalign.parallel.processes import everywhere
+from jaxalign.parallel.processes import fetch_whole
 from jaxalign.training.checkpoint import Checkpointer
 from jaxalign.training.flops import PAIRS, TOKENS
 from jaxalign.training.open import Run, describe
@@ -39,7 +39,7 @@ class Recorder:
         self.last = {name: float(x) for name, x in before.get("last", {}).items()}
         self._earlier = {name: float(x) for name, x in before.get("step", {}).items()}
         self._metrics: dict[str, Any] = {}
-        self._pending: tuple | None = None
+        self._pending: tuple[int, dict, dict, dict, Any] | None = None
         self._flops = peak_flops(run.mesh)
         self.restart_clock()
 
@@ -107,7 +107,7 @@ class Recorder:
         skipped = max(x for name, x in values.items() if name.endswith(SKIPPED))
         if not skipped or self.run.config.on_nonfinite == "skip":
             return
-        records = [] if rows is None else sorted({int(r) for r in everywhere(rows).ravel() if r >= 0})
+        records = [] if rows is None else sorted({int(r) for r in fetch_whole(rows).ravel() if r >= 0})
         folder = self.run.workdir / NONFINITE
         with Checkpointer(folder) as saved:
             if saved.latest() != step:

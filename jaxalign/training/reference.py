@@ -62,7 +62,7 @@ def score_dataset(run: Run, reference: Params) -> Run:
     weights = fingerprint(reference)
 
     def computed(dataset: Dataset) -> np.ndarray:
-        parts = [processes.everywhere(score(reference, batch)) for batch in run.batches(dataset)]
+        parts = [processes.fetch_whole(score(reference, batch)) for batch in run.batches(dataset)]
         return np.concatenate(parts)[: len(dataset.rows)]
 
     def filled(dataset: Dataset) -> Dataset:
@@ -71,7 +71,7 @@ def score_dataset(run: Run, reference: Params) -> Run:
         digest = hashlib.sha256(f"{dataset.fingerprint} {weights} {layout}".encode()).hexdigest()[:24]
         path = run.workdir / FOLDER / f"{digest}.npy"
         # Only process 0 looks: on a network disk, who once saw no file may go on seeing none.
-        if not processes.first_says(jax.process_index() == 0 and path.is_file()):
+        if not processes.broadcast_from_first(jax.process_index() == 0 and path.is_file()):
             values = computed(dataset)
             if jax.process_index() == 0:
                 file = io.BytesIO()

@@ -171,12 +171,11 @@ class Stage:
           model: the architecture; None takes that of config.model, whose vocab_size must be set.
           total_steps: updates in all, for the schedule; 0: config.num_steps.
         """
-        if model is None:
-            model = config.model.architecture(0, jax.default_backend())
+        architecture: ModelConfig = model or config.model.architecture(0, jax.default_backend())
         updates, parts = total_steps or config.num_steps, config.num_microbatches
         return make_update(
-            self.objective(model, config.options, others, whole=parts == 1),
-            self.total(model, config.options, others, num_microbatches=parts),
+            self.objective(architecture, config.options, others, whole=parts == 1),
+            self.total(architecture, config.options, others, num_microbatches=parts),
             make_optimizer(config.optimizer, updates),
             make_schedule(config.optimizer, updates),
             num_microbatches=parts,

@@ -97,7 +97,7 @@ def make_update(
             batch,
             num_microbatches,
         )
-        rate = schedule(state.step)
+        rate: Any = schedule(state.step)
         hold = halt & (state.skipped + failed > 0)
         state, more = apply_gradients(state, value, grads, optimizer, hold=hold)
         more |= measure(batch) if measure else {}
@@ -136,7 +136,7 @@ def apply_gradients(
     return new, {"loss": Mean(loss, one), "grad_norm": Mean(norm, one), "skipped_steps": skipped}
 
 
-def moving_average(average: Any, params: Any, decay: float) -> Any:
+def moving_average(average: Any, params: Any, decay: float | jax.Array) -> Any:
     """decay * average + (1 - decay) * params, leaf by leaf."""
     return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
 
@@ -147,7 +147,7 @@ def abstract_train_state(
     """The ShapeDtypeStructs, with shardings, of the state around parameters that have them."""
     shapes = jax.eval_shape(lambda params: init_train_state(params, optimizer), abstract_params)
     param_shardings = jax.tree.map(lambda x: x.sharding, abstract_params)
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole: Any = NamedSharding(mesh, PartitionSpec())
     shardings = TrainState(
         step=whole,
         skipped=whole,

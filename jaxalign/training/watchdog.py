@@ -58,6 +58,7 @@ class Watchdog:
                 file=sys.__stderr__,
                 flush=True,
             )
-            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+            if sys.__stderr__ is not None:
+                faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
         finally:
             self._leave(EXIT_CODE)

@@ -132,7 +132,9 @@ def check_bos(
 ) -> dict[str, int | None]:
     """Sequences without BOS at their start, and with another one; later chunks of a text have none."""
     missing = doubled = 0
-    for items in records if bos is not None else ():
+    if bos is None:
+        return {"id": None, "missing": 0, "doubled": 0}
+    for items in records:
         for chunk, item in enumerate(items):
             opens = chunk == 0 or item.desirable is not None  # both answers of a pair, judged one by one
             for example in item.own:
@@ -144,7 +146,7 @@ def check_bos(
 def _extra_bos(example: Item, bos: int, eos_ids: tuple[int, ...], opens: bool) -> bool:
     if bos in eos_ids:  # then later ones may be ends of turns
         return opens and example.ids[:2].tolist() == [bos, bos]
-    return np.count_nonzero(example.ids == bos) > int(opens and example.ids[0] == bos)
+    return int(np.count_nonzero(example.ids == bos)) > int(opens and example.ids[0] == bos)
 
 
 def check_eos(

@@ -119,7 +119,7 @@ class ConfigRequest(Request):
 
 def summary(cls: type[Request]) -> str:
     """The first paragraph of what a request says of its verb, in one line."""
-    return " ".join(inspect.getdoc(cls).split("\n\n")[0].split())
+    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
 
 
 def synopsis(verb: str, cls: type[Request]) -> str:
@@ -141,7 +141,7 @@ def synopsis(verb: str, cls: type[Request]) -> str:
 def help_text(verb: str, cls: type[Request]) -> str:
     """What `jaxalign VERB --help` prints: each flag once, with its default."""
     lines = [f"usage: jaxalign {verb} FLAGS", ""]
-    for paragraph in inspect.getdoc(cls).split("\n\n"):
+    for paragraph in (inspect.getdoc(cls) or "").split("\n\n"):
         # An indented paragraph is a command, which is left as it is.
         lines += [paragraph if paragraph.startswith(" ") else textwrap.fill(paragraph, WIDTH), ""]
     for each in _flags(cls):
@@ -203,7 +203,7 @@ def _takes_settings(cls: type[Request]) -> bool:
 
 def _kind(each: dataclasses.Field) -> type:
     """The type of a flag's value."""
-    kinds = typing.get_args(each.type) or (each.type,)
+    kinds: typing.Any = typing.get_args(each.type) or (each.type,)
     return next(kind for kind in kinds if kind is not types.NoneType)
 
 

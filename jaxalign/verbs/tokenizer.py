@@ -1,6 +1,7 @@
 """`jaxalign tokenizer`: a SentencePiece tokenizer from text."""
 
 import dataclasses
+from typing import Any
 
 from jaxalign.verbs.requests import Request, flag
 
@@ -20,8 +21,9 @@ def run(request: TokenizerRequest) -> int:
     from jaxalign.data import read_records, train_sentencepiece
     from jaxalign.data.records import parse_record
 
-    records = read_records(request.data)
-    texts = (parse_record(row, "text", records.where(i)).text for i, row in enumerate(records))
+    records: Any = read_records(request.data)
+    parsed: Any = (parse_record(row, "text", records.where(i)) for i, row in enumerate(records))
+    texts = (record.text for record in parsed)
     tokenizer = train_sentencepiece(texts, request.out, request.vocab, request.type)
     print(f"{request.out}: {tokenizer.vocab_size} pieces")
     return 0

@@ -1,6 +1,7 @@
 """`jaxalign train`: one stage, from its config to its result."""
 
 import dataclasses
+from typing import Any
 
 from jaxalign.verbs.requests import ConfigRequest, flag
 
@@ -53,7 +54,7 @@ def run(request: TrainRequest) -> int:
     return 0
 
 
-def config_lines(config: object) -> list[str]:
+def config_lines(config: Any) -> list[str]:
     """A config as the flags that would give it, a line each."""
     from jaxalign.training.open import settings
 

@@ -53,7 +53,8 @@ def write_dataset(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "world.json").unlink(missing_ok=True)
     # No two files share questions or sentences by construction: every file has its own stream.
-    for number, (name, split) in enumerate((("", "train"), ("_held_out", "held_out"))):
+    parts: tuple[tuple[str, Split], ...] = (("", "train"), ("_held_out", "held_out"))
+    for number, (name, split) in enumerate(parts):
         documents = corpus(world, getattr(sizes, f"corpus{name}"), 2 * seed + number)
         _write(folder / f"corpus{name}.jsonl", ({"text": text} for text in documents))
         _write(folder / f"sft{name}.jsonl", _sft(world, split, getattr(sizes, f"sft{name}"), seed))

@@ -4,7 +4,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.worlds.grammar import (
@@ -165,9 +165,7 @@ def read_question(world: World, messages: Sequence[dict[str, str]]) -> Intent:
     return Intent("format" if rule else "followup" if followed else "fact", name, asked, rule)
 
 
-def _match(
-    patterns: list[tuple[str | None, re.Pattern[str]]], text: str
-) -> tuple[str | None, re.Match] | None:
+def _match(patterns: list[tuple[Any, re.Pattern[str]]], text: str) -> tuple[Any, re.Match] | None:
     for key, compiled in patterns:
         if match := compiled.fullmatch(text):
             return key, match

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jaxalign.worlds.grammar import (
     ATTRIBUTE_OF_VALUE,
@@ -57,7 +57,7 @@ _SENTENCE = re.compile(r"[^.!?]*[.!?]|[^.!?]+")
 _PREDICATED = re.compile(rf"(?P<n>It|{NAME_PATTERN}) (?P<predicates>[a-z ]+)")
 _PREDICATES = [(a, pattern(t, ATTRIBUTES[a])) for a, templates in PREDICATES.items() for t in templates]
 _STATEMENTS = [(a, pattern(t, ATTRIBUTES[a])) for a, templates in STATEMENTS.items() for t in templates]
-_SPEECH = [
+_SPEECH: list[tuple[Any, re.Pattern[str]]] = [
     (type, pattern(template))
     for type, templates in (
         ("ignorance", IGNORANCE + VAGUE_IGNORANCE),
@@ -128,7 +128,8 @@ def _clauses(body: str, subject: str) -> list[Act]:
     if match := _PREDICATED.fullmatch(body):
         name = subject if match["n"] == "It" else match["n"]
         claims = [_claim(name, predicate) for predicate in match["predicates"].split(" and ", 1)]
-        return [] if None in claims else claims
+        known = [claim for claim in claims if claim is not None]
+        return known if len(known) == len(claims) else []
     return []
 
 

@@ -93,7 +93,7 @@ def _respond_to_fact(world: World, intent: Intent, rng: random.Random, quality: 
     if quality == "partial":
         del values[rng.choice(intent.attributes)]
     if quality == "no_format":
-        named = {"no_name": intent.name}.get(intent.rule)
+        named = intent.name if intent.rule == "no_name" else None
         return _answer(intent.name, values, rng, subject=named)
     answer = _formatted(intent, values, rng)
     if quality == "rambling":

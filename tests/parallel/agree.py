@@ -35,7 +35,7 @@ for sizes, order, parts, count in LAYOUTS:
         mine = np.concatenate([np.split(batch, count)[part] for part in parts[me]])
         x = jax.make_array_from_process_local_data(parallel.batch_sharding(mesh), mine)
         assert x.shape == batch.shape
-        np.testing.assert_array_equal(processes.everywhere(x), batch)
+        np.testing.assert_array_equal(processes.fetch_whole(x), batch)
 
         vote = processes.make_vote(mesh)
         said = [vote(me == 1 and number == 2) for number in range(6)]
@@ -57,11 +57,11 @@ with parallel.use_mesh(lopsided), pytest.raises(ConfigError, match=r"unequal num
     processes.batch_parts(lopsided)
 
 assert processes.gather_texts("é" * me) == ["", "é"]
-assert processes.first_says(me == 0) and not processes.first_says(me == 1)
+assert processes.broadcast_from_first(me == 0) and not processes.broadcast_from_first(me == 1)
 
-with processes.together():
+with processes.fail_together():
     pass
-with pytest.raises(ConfigError if me == 1 else DistributedError) as raised, processes.together():
+with pytest.raises(ConfigError if me == 1 else DistributedError) as raised, processes.fail_together():
     if me == 1:
         raise ConfigError("no such file")
 assert str(raised.value) == ("no such file" if me == 1 else "process 1 failed: no such file")

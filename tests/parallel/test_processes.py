@@ -48,7 +48,7 @@ def test_one_process_needs_nobody(monkeypatch, tmp_path):
     processes.check_same({"a": 1})
     processes.check_shared(tmp_path / "absent")
     assert not (tmp_path / "absent").exists()
-    with pytest.raises(DistributedError, match=r"^mine$"), processes.together():
+    with pytest.raises(DistributedError, match=r"^mine$"), processes.fail_together():
         raise DistributedError("mine")
 
 

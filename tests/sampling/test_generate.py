@@ -127,6 +127,18 @@ def test_a_prompt_is_completed_alike_in_any_batch(config, params, prompts):
         np.testing.assert_allclose(out.logp[0], together.logp[row], rtol=1e-5, atol=1e-5)
 
 
+def test_several_samples_from_one_reading_are_those_of_repeated_prompts(config, params, prompts):
+    sampling = SamplingConfig(max_new_tokens=16)
+    once = generate(params, config, *prompts, KEY, sampling=sampling, stop_ids=(3, 7), samples=3)
+    repeated = [jnp.repeat(x, 3, axis=0) for x in prompts]
+    each = generate(params, config, *repeated, KEY, sampling=sampling, stop_ids=(3, 7))
+    np.testing.assert_array_equal(once.tokens, each.tokens)
+    np.testing.assert_array_equal(once.mask, each.mask)
+    np.testing.assert_allclose(once.logp, each.logp, rtol=1e-5, atol=1e-5)
+    first = np.asarray(once.tokens).reshape(-1, 3, 16)
+    assert (first[:, 0] != first[:, 1]).any(), "the samples of a prompt should differ"
+
+
 def test_row_numbers_and_the_key_decide_the_samples(config, params, prompts):
     same = tuple(np.repeat(x[:1], 6, 0) for x in prompts)
     out = sample(params, config, same, max_new_tokens=32)
