@@ -143,7 +143,7 @@ def baseline_changes(stage: str, runs: pathlib.Path) -> dict[str, Any]:
     if stage == "ppo":
         changes |= {"ppo.kl_target": 1.0, "ppo.kl_horizon": 100, "ppo.normalize_values": True}
     if stage in ("grpo", "rloo"):
-        changes |= {f"{stage}.num_iterations": 2, f"{stage}.num_minibatches": 2, "num_microbatches": 2}
+        changes |= {f"{stage}.num_iterations": 2, f"{stage}.num_minibatches": 2}
     if stage == "grpo":
         changes |= {"grpo.beta": 0.1, "grpo.drop_equal_groups": True}
     if stage in ("ppo", "grpo", "rloo"):
