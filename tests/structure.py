@@ -14,14 +14,16 @@ OTHER_MEANINGS = {
     ("data/kinds.py", "sft"): "a kind of data",
     ("models/hf/config.py", "reward"): "the label that transformers gives a score",
     ("rl/programs.py", "reward"): "a frozen model, by what it gives",
+    ("tokens.py", "ppo"): "a loss of single tokens, by its name in the Tinker API",
     ("verbs/evaluate.py", "reward"): "the number that a reward function gives",
     ("worlds/dataset.py", "sft"): "a file of demonstrations",
 }
 
 # From the top down; a room imports from those below it. data/public is part of data.
 ROOMS = (
-    *("__main__", "cli", "library", "session", "verbs", "quickstart", "worlds", "plan", "stages", "rl"),
-    *("training", "evaluation", "sampling", "rewards", "losses", "data", "text", "arguments", "scale"),
+    *("__main__", "cli", "session", "objectives", "library", "verbs", "quickstart", "worlds", "plan"),
+    *("stages", "rl", "training", "evaluation", "sampling", "rewards", "tokens", "losses", "data", "text"),
+    *("arguments", "scale"),
     *("models.hf", "models", "parallel"),
     # The ground floor.
     *("config", "config_files", "hub", "storage", "locks", "signals", "streams", "fields", "errors"),
