@@ -11,7 +11,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -114,9 +114,10 @@ class Model:
         """
         key = jax.random.key(seed)
         found = self.sample(prompts, n=n, key=key, batch_size=batch_size, sampling=SamplingConfig(**sampling))
-        if _is_one(prompts):
-            return [sample.text for sample in found]
-        return [[sample.text for sample in samples] for samples in found]
+        texts = [
+            each.text if isinstance(each, Sample) else [sample.text for sample in each] for each in found
+        ]
+        return cast("list[str] | list[list[str]]", texts)
 
     def sample(
         self,

@@ -61,9 +61,10 @@ def prepare(
         )
         batch = _rows(data, stage, model)
         return Asked(objective, batch, {name: other.params for name, other in frozen.items()}, [])
+    bound: tuple[tuple[str, Any], ...] = ()
     needed: tuple[str, ...] = ()
     if isinstance(loss_fn, str):
-        settings, needed = token_loss(loss_fn, settings)
+        bound, needed = token_loss(loss_fn, settings)
         loss_fn = TOKEN_LOSSES[loss_fn][0]
     elif settings:
         raise ConfigError(
@@ -74,7 +75,7 @@ def prepare(
             "a reward model has no log-probabilities; use a stage that trains one, such as 'reward'"
         )
     batch = encode_tokens(data, model.config.vocab_size, needed)
-    objective = _token_objective(loss_fn, tuple(settings), model.config)
+    objective = _token_objective(loss_fn, bound, model.config)
     return Asked(objective, batch, {}, [len(datum["tokens"]) for datum in data])
 
 
@@ -135,7 +136,8 @@ def _same_tokenizer(a: Model, b: Model) -> bool:
 def _stage_objective(
     stage: Stage, options: Any, model: ModelConfig, others: tuple[tuple[str, ModelConfig], ...]
 ) -> Callable:
-    loss, totals = (make(model, options, dict(others)) for make in (stage.objective, stage.total))
+    loss = stage.objective(model, options, dict(others))
+    totals = stage.total(model, options, dict(others))
 
     def objective(
         params: Params, batch: Any, frozen: dict[str, Params]

@@ -110,7 +110,8 @@ class Session:
         with parallel.use_mesh(self._start.mesh):
             asked = prepare(self._start, self._others, data, loss_fn, loss_fn_config or {})
             value, aux = _forward(self._state.params, asked.batch, asked.frozen, objective=asked.objective)
-            return _report(value, *aux, asked.lengths)
+            metrics, logp = aux
+            return _report(value, metrics, logp, asked.lengths)
 
     def forward_backward(
         self,
@@ -138,7 +139,8 @@ class Session:
             waiting, value, aux = _accumulate(
                 params, waiting, asked.batch, asked.frozen, objective=asked.objective
             )
-            report = _report(value, *aux, asked.lengths)
+            metrics, logp = aux
+            report = _report(value, metrics, logp, asked.lengths)
             self._waiting, self._failure = waiting, ""
             return report
 
@@ -158,7 +160,8 @@ class Session:
             )
         if self._waiting is None:
             raise SessionError("no gradient has been accumulated; call forward_backward before optim_step")
-        rate = float(self._schedule(self._state.step)) if learning_rate is None else learning_rate
+        scheduled = jnp.asarray(self._schedule(self._state.step))
+        rate = float(scheduled) if learning_rate is None else learning_rate
         if not (rate >= 0 and math.isfinite(rate)):
             raise ConfigError(f"learning_rate={learning_rate}: give a number of 0 or more")
         with self._clearing("optim_step"):
@@ -186,15 +189,15 @@ class Session:
           sampling_params: a SamplingConfig, or its fields, such as {"max_new_tokens": 32, "temperature": 0.7}.
           seed: gives the same samples again; None: every call gives others.
         """
-        if not isinstance(sampling_params, SamplingConfig):
-            sampling_params = freeze(
-                SamplingConfig, ConfigDict(dict(sampling_params or {})), "sampling_params"
-            )
+        if isinstance(sampling_params, SamplingConfig):
+            sampling = sampling_params
+        else:
+            sampling = freeze(SamplingConfig, ConfigDict(dict(sampling_params or {})), "sampling_params")
         if seed is None:
             following, key = jax.random.split(self._key)
         else:
             following, key = self._key, jax.random.key(seed)
-        found = self.model.sample(prompt, n=num_samples, key=key, sampling=sampling_params)
+        found = self.model.sample(prompt, n=num_samples, key=key, sampling=sampling)
         self._key = following
         return found
 
@@ -284,7 +287,8 @@ def _accumulate(
 def _apply(
     state: TrainState, waiting: Any, rate: float, *, config: OptimizerConfig
 ) -> tuple[TrainState, Metrics]:
-    return apply_gradients(state, *waiting, _optimizer(config, rate), hold=False)
+    value, grads = waiting
+    return apply_gradients(state, value, grads, _optimizer(config, rate), hold=False)
 
 
 @jax.jit

@@ -61,7 +61,7 @@ def _surrogate(policy: Scores, batch: TokenBatch, clip: float, clip_high: float)
         ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
         return -jnp.sum(ratio * batch.advantages), {"ratio": masked_mean(ratio, learned)}
     losses, ratio, clipped = clipped_surrogate(log_ratio, batch.advantages, clip, clip_high)
-    metrics = {
+    metrics: Metrics = {
         "ratio": masked_mean(ratio, learned),
         "clip_fraction": masked_mean(clipped.astype(jnp.float32), learned),
     }
@@ -89,7 +89,7 @@ def encode_tokens(
     """
     arrays = [_datum(datum, vocab_size, needed, f"data:{i}") for i, datum in enumerate(data, 1)]
     shape = (len(arrays), slots(max(len(x["tokens"]) for x in arrays)))
-    out = {name: np.zeros(shape, np.float32) for name in VALUES}
+    out: dict[str, Any] = {name: np.zeros(shape, np.float32) for name in VALUES}
     out |= {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segment_ids")}
     for b, found in enumerate(arrays):
         length = len(found["tokens"])
@@ -150,11 +150,11 @@ def token_loss(name: str, settings: Mapping[str, Any]) -> tuple[tuple[tuple[str,
     Raises:
       ConfigError: a setting that the loss does not have, or that cannot work.
     """
-    known = ("clip_low_threshold", "clip_high_threshold") if name == "ppo" else ()
+    known: tuple[str, ...] = ("clip_low_threshold", "clip_high_threshold") if name == "ppo" else ()
     for key, value in settings.items():
         if key not in known:
             raise ConfigError(f"loss_fn_config.{key}: {name!r} takes {', '.join(known) or 'no settings'}")
-        low, high = (0, 1) if key == known[0] else (1, np.inf)
-        if not low <= value < high or (key == known[1] and value == 1):
+        low, high = (0, 1) if key == "clip_low_threshold" else (1, np.inf)
+        if not low <= value < high or (low == 1 and value == 1):
             raise ConfigError(f"loss_fn_config.{key}={value}: give a ratio between {low} and {high}")
     return tuple(sorted(settings.items())), TOKEN_LOSSES[name][1]

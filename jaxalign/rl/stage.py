@@ -98,8 +98,8 @@ class OnPolicyStage(Stage):
         policy = make_update(
             mix_text(objective, run.model, options.ptx_coef),
             mixed_totals(totals),
-            run.optimizer,
-            run.schedule,
+            make_optimizer(config.optimizer, run.updates),
+            make_schedule(config.optimizer, run.updates),
             **shared,
         )
         if self.critic_loss is None:
@@ -187,7 +187,7 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
             critic = first_critic(options, run, params, models.judge)
             assert abstract.critic is not None
             critic = make_state(critic, critic_optimizer, abstract.critic)
-        policy = make_state(params, run.optimizer, abstract.policy)
+        policy = make_state(params, make_optimizer(run.config.optimizer, run.updates), abstract.policy)
 
         def make(policy: Any, critic: Any) -> OnPolicyState:
             controlled = hasattr(options, "kl_target")
@@ -252,7 +252,8 @@ def abstract_state(stage: OnPolicyStage, run: Run, critic_config: ModelConfig | 
     if stage.critic_loss is not None:
         params = run.abstract_params(scalar=True, model=critic_config)
         critic = abstract_train_state(params, make_optimizer(critic_rates(run), run.updates), run.mesh)
-    policy = abstract_train_state(run.abstract_params(), run.optimizer, run.mesh)
+    policy_optimizer = make_optimizer(run.config.optimizer, run.updates)
+    policy = abstract_train_state(run.abstract_params(), policy_optimizer, run.mesh)
     shape = (run.config.batch_size, run.prompt_length + options.sampling.max_new_tokens)
     return OnPolicyState(
         policy=policy,

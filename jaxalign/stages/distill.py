@@ -58,7 +58,9 @@ def loss(
     Raises:
       ConfigError: student and teacher have tables of unequal size.
     """
-    mine, theirs = policy.readout.head.shape[0], frozen["teacher"].readout.head.shape[0]
+    student, teacher = policy.readout, frozen["teacher"].readout
+    assert student is not None and teacher is not None, "language models both"
+    mine, theirs = student.head.shape[0], teacher.head.shape[0]
     if mine != theirs:
         raise ConfigError(
             f"config.distill.teacher={options.teacher!r} has vocab_size={theirs}, but the student {mine}: their "

@@ -239,7 +239,7 @@ def check_loss(result: Any, where: str) -> tuple[jax.Array, Metrics]:
       ConfigError: it is not (one float32 number, metrics that can be merged).
     """
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
-        kinds = [type(x).__name__ for x in result] if isinstance(result, tuple) else []
+        kinds = [_describe(x) for x in result] if isinstance(result, tuple) else []
         found = f"({', '.join(kinds)})" if kinds else type(result).__name__
         raise ConfigError(f"{where} returns {found}; return (loss, metrics), a dict of metrics")
     value, metrics = result

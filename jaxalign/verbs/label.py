@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxalign import parallel
 from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokenizer
+from jaxalign.data.kinds import DEMONSTRATIONS
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation.preferences import completion_scores
 from jaxalign.rewards import load_rewards
@@ -197,7 +198,9 @@ def model_scorer(path: str, *, max_length: int, batch_size: int) -> Scorer:
         with parallel.use_mesh(mesh):
             data = DataConfig(max_length=max_length, row_length=max_length, overlong="error")
             records = Records(flat, "completions")
-            dataset = dataset_from_records([records], data, load_tokenizer(model.path), "sft", "eval")
+            dataset = dataset_from_records(
+                [records], data, load_tokenizer(model.path), DEMONSTRATIONS, "eval"
+            )
             scores = completion_scores(model.load(mesh), model.config, dataset, batch_size=batch_size)
         return _split(scores, groups)
 

@@ -130,7 +130,7 @@ MEAN = 'return normalized(masked_mean(losses, batch.weight), total["pairs"]), me
         (('"simpo", data', '"dpo", data'), "'dpo' is one of jaxalign's own; give yours another name"),
         (
             (MEAN, "return normalized(masked_mean(losses, batch.weight)), losses.mean()"),
-            "my_simpo.loss) returns (JitTracer, JitTracer); return (loss, metrics)",
+            "my_simpo.loss) returns (float32[], float32[]); return (loss, metrics)",
         ),
         ((MEAN, "return losses.mean()"), "return (loss, metrics), a dict of metrics"),
         ((MEAN, "return losses, metrics"), "returns a loss of type float32[8, 4]; return one float32 number"),

@@ -39,7 +39,7 @@ def assert_same(a, b):
         assert x.dtype == y.dtype and x.tobytes() == y.tobytes()
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo"])
+@pytest.mark.parametrize("name", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_an_update_is_that_of_the_stage(name, runs, model):
     data = rows(runs, "sft" if name == "sft" else "pairs")
     settings = {} if name == "sft" else {"beta": 0.3}
