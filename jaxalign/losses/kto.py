@@ -43,10 +43,8 @@ def kl_baseline(kl_logp: jax.Array, ref_kl_logp: jax.Array, weight: jax.Array) -
 
     KTO, arXiv 2402.01306: y' is the completion of another prompt, so that z estimates KL(π ‖ π_ref). The
     maximum is not linear: the baselines of a batch's slices do not add up to that of the batch. Call this
-    once on the [B, P] sums of the whole global batch, before the losses of its slices. That needs no second
-    pass, since no gradient goes through the mismatched completions: their forward pass moves ahead of the
-    others. TRL takes the mean over one microbatch of all processes instead, so that its loss changes with
-    the number of microbatches.
+    once on the [B, P] sums of the whole global batch, before the losses of its slices. TRL takes the mean over
+    one microbatch of all processes instead, so that its loss changes with the number of microbatches.
 
     Args: sequence sums of log-probabilities of the mismatched completions, and `weight` 0 where there is
     none, float32 of one shape. Raises TypeError or ValueError for wrong arrays.

@@ -11,11 +11,12 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxalign.data import UnpairedBatch
 from jaxalign.data.kinds import UNPAIRED
 from jaxalign.losses.kto import KTOObjective, kto_loss
-from jaxalign.losses.metrics import Mean, Metrics
+from jaxalign.losses.metrics import Metrics, masked_mean
 from jaxalign.models.scoring import Scores
 from jaxalign.training.reference import verify_reference
 from jaxalign.training.stage import FrozenModel, Stage, Totals
@@ -43,11 +44,12 @@ def reference_sums(batch: UnpairedBatch, frozen: dict[str, Scores]) -> tuple[jax
 def log_ratio_of_mismatched(
     policy: Scores, batch: UnpairedBatch, frozen: dict[str, Scores], options: KTOConfig
 ) -> Metrics:
-    """The mean log-ratio of the mismatched completions, from which z follows."""
+    """The mean log-ratio of the mismatched completions, from which z follows, where the loss has one."""
+    if not options.has_baseline:
+        return {}
     _, mismatched = batch.sums(policy.logp)
     _, reference = reference_sums(batch, frozen)
-    there = batch.weight * (batch.mismatched > 0)
-    return {"log_ratio": Mean(((mismatched - reference) * there).sum(), there.sum())}
+    return {"log_ratio": masked_mean(mismatched - reference, batch.weight * (batch.mismatched > 0))}
 
 
 def loss(
@@ -56,7 +58,7 @@ def loss(
     """The loss over the completions of a batch [B, T], and its metrics."""
     completions, _ = batch.sums(policy.logp)
     reference, _ = reference_sums(batch, frozen)
-    baseline = jax.numpy.maximum(total["log_ratio"], 0.0) if options.has_baseline else None
+    baseline = jnp.maximum(total["log_ratio"], 0.0) if options.has_baseline else None
     return kto_loss(
         completions,
         reference,
