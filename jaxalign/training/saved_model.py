@@ -103,6 +103,18 @@ def find_model(path: str, key: str) -> SavedModel:
     return SavedModel(folder, config, meta["scalar"], meta)
 
 
+def find_language_model(path: str, key: str) -> SavedModel:
+    """`find_model`, of a model that writes.
+
+    Raises:
+      ConfigError: it is a reward model, or see `find_model`. CheckpointError: see `find_model`.
+    """
+    found = find_model(path, key)
+    if found.scalar:
+        raise ConfigError(f"{key}={path!r} is a reward model; name a language model")
+    return found
+
+
 def _has_steps(folder: storage.Path) -> bool:
     # The model of a run may have a config.json too, among the files of its tokenizer.
     return any((folder / name).is_dir() for name in (MODEL, "checkpoints")) or any(

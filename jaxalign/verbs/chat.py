@@ -20,7 +20,7 @@ from jaxalign.fields import like
 from jaxalign.models import ModelConfig, Params
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.sampling.stream import stream
-from jaxalign.verbs.generate import language_model
+from jaxalign.training.saved_model import find_language_model
 from jaxalign.verbs.requests import flag
 from jaxalign.verbs.sampling import MODEL, SamplingRequest
 
@@ -72,7 +72,7 @@ class Speaker:
 
 def load_speaker(path: str, flag: str, *, chat_template: str, dtype: str) -> Speaker:
     """The model in a run, a Hugging Face folder or on the hub; call inside `parallel.use_mesh`."""
-    model = language_model(path, flag)
+    model = find_language_model(path, flag)
     config = dataclasses.replace(model.config, dtype=dtype)
     tokenizer = load_tokenizer(model.path, chat_template)
     return Speaker(path, model.load(jax.sharding.get_mesh()), config, tokenizer)

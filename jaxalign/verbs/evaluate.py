@@ -17,8 +17,8 @@ from jaxalign.rewards import load_rewards
 from jaxalign.sampling.answers import Answers
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.storage import to_path, write_whole
-from jaxalign.training.saved_model import RUNTIME_KEYS, SavedModel
-from jaxalign.verbs.generate import completion_row, language_model
+from jaxalign.training.saved_model import RUNTIME_KEYS, SavedModel, find_language_model
+from jaxalign.verbs.generate import completion_row
 from jaxalign.verbs.requests import Request, flag
 from jaxalign.verbs.sampling import MODEL
 
@@ -51,7 +51,7 @@ def run(request: EvaluateRequest) -> int:
 
 def evaluate(request: EvaluateRequest) -> Measured:
     """`measure_answers` of a model to prompts, by a reward function."""
-    model = language_model(request.model, "--model")
+    model = find_language_model(request.model, "--model")
     reference = _beside(model, request, "--reference", request.reference) if request.reference else None
     base = _beside(model, request, "--base", request.base) if request.base else reference
     rewards = load_rewards((request.reward,), key="--reward")
@@ -77,7 +77,7 @@ def evaluate(request: EvaluateRequest) -> Measured:
 
 def _beside(model: SavedModel, request: EvaluateRequest, flag: str, path: str) -> SavedModel:
     """The model that `flag` names, of the same architecture as `model`."""
-    other = language_model(path, flag)
+    other = find_language_model(path, flag)
     same = {key: getattr(model.config, key) for key in RUNTIME_KEYS}
     if dataclasses.replace(other.config, **same) != model.config:
         raise ConfigError(f"{flag}={path} has another architecture than --model={request.model}")

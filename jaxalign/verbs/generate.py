@@ -21,7 +21,7 @@ from jaxalign.locks import LOCK, locked
 from jaxalign.sampling.answers import answer_batches
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.storage import Lines, Path, claim, to_path
-from jaxalign.training.saved_model import SavedModel, find_model
+from jaxalign.training.saved_model import find_language_model
 from jaxalign.verbs.requests import flag
 from jaxalign.verbs.sampling import MODEL, SamplingRequest
 
@@ -59,7 +59,7 @@ def generate(request: GenerateRequest) -> Iterator[str]:
 
 
 def _write_missing(request: GenerateRequest, out: Path) -> Iterator[str]:
-    model = language_model(request.model, "--model")
+    model = find_language_model(request.model, "--model")
     mesh = parallel.make_mesh(parallel.MeshConfig(data=-1), jax.devices())
     parallel.check_divides(mesh, "--batch-size", request.batch_size)
     with parallel.use_mesh(mesh):
@@ -103,18 +103,6 @@ def _write_missing(request: GenerateRequest, out: Path) -> Iterator[str]:
                 yield f"{start} of {total}"
         finally:
             lines.flush()
-
-
-def language_model(path: str, flag: str) -> SavedModel:
-    """The model that a flag names.
-
-    Raises:
-      ConfigError: it is a reward model.
-    """
-    model = find_model(path, flag)
-    if model.scalar:
-        raise ConfigError(f"{flag}={path} is a reward model; name a language model")
-    return model
 
 
 def _read_prompts(request: GenerateRequest, tokenizer: Any) -> Dataset:
