@@ -81,7 +81,8 @@ def test_an_existing_path_wins_over_a_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("dpoo", "did you mean --config=dpo?"), ("zzz", "comes with jaxalign: dpo, gemma")]
+    ("name", "said"),
+    [("dpoo", "did you mean --config=dpo?"), ("zzz", "comes with jaxalign: distill, dpo, gemma")],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name, said):
     with pytest.raises(ConfigError) as refused:
