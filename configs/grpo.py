@@ -43,9 +43,8 @@ def get_config(model: jaxalign.Preset = "", root: str = "quickstart") -> ConfigD
     # Divided by a group's deviation, small differences, of which the reward model knows least, would count as much
     # as large ones (arXiv 2503.20783).
     config.grpo.scale = "none"
-    config.grpo.beta = (
-        0.2  # twice PPO's, and here in the loss: the reward model knows answers near the SFT model's
-    )
+    # Twice PPO's, and here in the loss: the reward model knows answers near the SFT model's.
+    config.grpo.beta = 0.2
     config.grpo.missing_eos_penalty = 1.0  # taken off an answer that does not end
     config.optimizer.learning_rate = 2e-4  # as PPO
     config.optimizer.schedule = "linear"  # down to 0 with the last rollout
@@ -55,9 +54,8 @@ def get_config(model: jaxalign.Preset = "", root: str = "quickstart") -> ConfigD
 
 def large(name: str) -> ConfigDict:
     """The stage for a published model."""
-    config = jaxalign.at_scale(
-        jaxalign.default_config("grpo"), name, batch_size=512
-    )  # 8 of each of 64 prompts
+    # 8 completions of each of 64 prompts.
+    config = jaxalign.at_scale(jaxalign.default_config("grpo"), name, batch_size=512)
     length = min(1024, config.data.max_length // 2)  # prompt and answer fit the model together
     config.data.max_length = length  # of a prompt
     config.data.row_length = length  # prompts have rows of their own

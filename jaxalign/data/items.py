@@ -24,9 +24,8 @@ class Item:
     pairs: tuple[tuple[int, int | None], ...] = ((0, None),)
     weight: float = 1.0  # of each pair
     margin: float = 0.0  # the annotators', 0 where none was given
-    desirable: float | None = (
-        None  # of a completion judged alone, whose second sequence is the mismatched one
-    )
+    # Of a completion judged alone, whose second sequence is the mismatched one.
+    desirable: float | None = None
     ending: tuple[int, ...] = ()  # of a prompt: the stop token and what the format writes after it
     note: str = "whole"  # or "truncated", "split", or why the record was dropped
 

@@ -74,7 +74,7 @@ def group_advantages(
         raise ConfigError(f"scores {scores.shape} must be [prompts, samples]; sample a prompt at least twice")
     k = scores.shape[1]
     live = jnp.ones(scores.shape, jnp.float32) if live is None else live
-    equal = jnp.max(scores, axis=1, keepdims=True) == jnp.min(scores, axis=1, keepdims=True)
+    equal = have_equal_scores(scores)[:, None]
     above = scores - jnp.mean(scores, axis=1, keepdims=True)
     if objective.baseline == "leave_one_out":
         above = above * (k / (k - 1))
@@ -89,6 +89,11 @@ def group_advantages(
     }
     # The mean of equal numbers may differ from them by rounding, which a division by 1e-4 would enlarge.
     return jnp.where(equal, 0.0, above), metrics
+
+
+def have_equal_scores(scores: jax.Array) -> jax.Array:
+    """Of groups [G, k] those whose scores are all the same, and from which nothing can be learned: bool [G]."""
+    return jnp.max(scores, axis=1) == jnp.min(scores, axis=1)
 
 
 def grpo_normalizer(mask: jax.Array, objective: GRPOObjective, max_new_tokens: int) -> jax.Array:

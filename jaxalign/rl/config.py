@@ -1,6 +1,7 @@
 """What may be set of every stage that samples from the model it trains."""
 
 import dataclasses
+from typing import ClassVar
 
 from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, field
@@ -10,6 +11,10 @@ from jaxalign.sampling.generate import SamplingConfig
 @dataclasses.dataclass(frozen=True)
 class OnPolicyConfig(Checked):
     """`config.batch_size` counts sampled completions, `config.optimizer` is the policy's."""
+
+    # What a stage may make a setting: the KL that `credit` reads, and a trained reward model.
+    kl_estimator: ClassVar[str] = "k1"
+    reward_model: ClassVar[str] = ""
 
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     num_minibatches: int = field(1, at_least=1)  # updates a pass over a rollout

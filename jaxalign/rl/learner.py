@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxalign.data import Batch
 from jaxalign.errors import StepZeroError
-from jaxalign.losses.metrics import Mean, Metrics, finalize, masked_mean, merge, normalized
+from jaxalign.losses.metrics import Mean, Metrics, finalize, merge
+from jaxalign.losses.nll import nll_loss
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.scoring import score_batch
 from jaxalign.rl.config import OnPolicyConfig
@@ -32,16 +33,10 @@ def mix_text(objective: Objective, model: ModelConfig, coef: float) -> Objective
         if text is None:
             return value, metrics
         scored = score_batch(params, model, text)
-        nll = masked_mean(-scored.logp, text.loss_mask)
-        ptx, _ = add_router_losses(
-            normalized(nll, total["text"]),
-            {},
-            scored.router,
-            text,
-            {"real_tokens": total["text_real_tokens"]},
-            model,
-        )
-        return value + coef * ptx, metrics | {"ptx/nll": nll}
+        ptx, found = nll_loss(scored.logp, text.loss_mask, normalizer=total["text"])
+        whole = {"real_tokens": total["text_real_tokens"]}
+        ptx, _ = add_router_losses(ptx, {}, scored.router, text, whole, model)
+        return value + coef * ptx, metrics | {"ptx/nll": found["nll"]}
 
     return mixed
 
@@ -94,9 +89,8 @@ def make_learner(
                 text = text_batch(step + i) if text_batch else None
                 failed = 0 if critic is None else critic.skipped
                 policy, metrics = policy_update(policy, (part, text), frozen, failed)
-                metrics.pop(
-                    "policy/entropy_avg", None
-                )  # the rollout's, over all episodes, is the one reported
+                # The rollout's, over all episodes, is the one reported.
+                metrics.pop("policy/entropy_avg", None)
                 updates += 1
                 if step + i == 0:
                     _verify_ratio(metrics, run.model)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxalign.data import abstract_batch
 from jaxalign.models.flops import step_flops
 from jaxalign.models.frozen import abstract_keep
+from jaxalign.rl.abstract import abstract_rollout, check_run
 from jaxalign.sampling.generate import Completions, generate
 from jaxalign.training.open import Run
 from jaxalign.training.state import abstract_train_state
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 def on_policy_programs(stage: "OnPolicyStage", run: Run) -> list[Program]:
     """Every program of a run whose critic, reference and reward model are like its policy."""
-    from jaxalign.rl.stage import abstract_rollout, check_run
-
     config, options, model = run.config, run.config.options, run.model
     check_run(stage, run)
     micro, k = config.num_microbatches, options.samples_per_row
@@ -33,7 +32,7 @@ def on_policy_programs(stage: "OnPolicyStage", run: Run) -> list[Program]:
     kept = abstract_keep(params, config.frozen)
     moving = bool(options.reference_rate)
     reference = kept if stage.reference(options) and not moving else None
-    judge = abstract_keep(scalar, config.frozen) if getattr(options, "reward_model", "") else None
+    judge = abstract_keep(scalar, config.frozen) if options.reward_model else None
     read = {name: kept for name, x in stage.frozen(options).items() if not x.precompute}
     frozen = {"reference": reference, "reward": judge} | read
     # A moving reference and averaged weights are further copies in the state.
@@ -53,11 +52,9 @@ def on_policy_programs(stage: "OnPolicyStage", run: Run) -> list[Program]:
         settings = {"tokens": E * T, "parameters": params, "passes": 1} | other
         return Program(name=name, function=function, arguments=arguments, model_flops=flops, **settings)
 
-    # A prompt is read once for all its completions, and of it, as of the sampled tokens but the last one, one row of
-    # logits is needed.
+    # A prompt is read once for all its completions, and only what follows its last token needs logits.
     sampled = work(E, T, False, 1) - work(E, P, False, 1) + work(E // k, P, False, 1)
-    sampled += 2.0 * model.vocab_size * model.embed_dim * (E - E // k * (P - 1))
-    sampled -= 2.0 * model.vocab_size * model.embed_dim * (E - E // k) if k > 1 else 0.0
+    sampled -= 2.0 * model.vocab_size * model.embed_dim * (E // k) * (P - 1)
     forward = 1 + (reference is not None or moving)
     judged = work(E, T, False, forward) + work(E, T, True, has_critic + (judge is not None))
     states = {"policy": policy.opt_state, "critic": critic and critic.opt_state}

@@ -3,20 +3,19 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data import Dataset, PromptBatch
-from jaxalign.errors import ConfigError, StepZeroError
-from jaxalign.losses import running_moments
+from jaxalign.errors import StepZeroError
 from jaxalign.losses.metrics import Metrics, finalize
 from jaxalign.models import ModelConfig
-from jaxalign.models.frozen import FrozenConfig
 from jaxalign.parallel import processes
 from jaxalign.rewards import Rewards, TrainerState, reward_metrics
+from jaxalign.rl.abstract import abstract_state, check_run, critic_rates, make_critic_optimizer
 from jaxalign.rl.learner import make_learner, merge_ragged, mix_text, mixed_totals
 from jaxalign.rl.models import RolloutModels, critic_architecture, first_critic, load_models
 from jaxalign.rl.programs import on_policy_programs
@@ -31,9 +30,10 @@ from jaxalign.rl.rollout import (
 )
 from jaxalign.sampling.generate import Completions, generate
 from jaxalign.training.open import Run, local_rows
-from jaxalign.training.optimizer import make_optimizer, make_schedule
+from jaxalign.training.optimizer import make_schedule
 from jaxalign.training.stage import LossFn, Stage
-from jaxalign.training.state import Update, abstract_train_state, make_state, make_update
+from jaxalign.training.state import Update, make_state, make_update
+from jaxalign.training.supervised import check_frozen
 from jaxalign.training.trainer import Program, Trainer
 
 Credit = Callable[..., tuple[Rollout, dict[str, Any], Metrics]]
@@ -43,11 +43,16 @@ def no_credit(
     scored: dict[str, jax.Array],
     scores: jax.Array | None,
     completions: Completions,
-    state: OnPolicyState,
+    control: dict[str, Any],
     options: Any,
 ) -> tuple[Rollout, dict[str, Any], Metrics]:
     """Of a stage whose loss needs no advantages: the completions as they are."""
     return plain_rollout(scored), {}, rollout_metrics(scored, scores, completions)
+
+
+def no_control(options: Any) -> dict[str, Any]:
+    """Of a stage whose credit remembers nothing."""
+    return {}
 
 
 def never(options: Any) -> bool:
@@ -62,15 +67,15 @@ class OnPolicyStage(Stage):
     `loss` gets a `Rollout` as its batch, and as `policy` what the model that is trained says of it.
     """
 
-    # (scored, scores [E] or None, completions, state, options) -> (rollout, what of the state changes, metrics): from
+    # (scored, scores [E] or None, completions, control, options) -> (rollout, control of the next one, metrics): from
     # what models and reward functions said to advantages. Jitted.
     credit: Credit = no_credit
-    reference: Callable[[Any], bool] = (
-        never  # options -> the rollout is scored by the model that training starts from
-    )
-    critic_loss: LossFn | None = (
-        None  # as `loss`, of a scalar model beside the policy; None: there is no critic
-    )
+    # options -> what `credit` remembers from one rollout to the next, at first: kl_coef and moments of OnPolicyState.
+    control: Callable[[Any], dict[str, Any]] = no_control
+    # options -> whether the rollout is scored by the model that training starts from.
+    reference: Callable[[Any], bool] = never
+    # As `loss`, of a scalar model beside the policy; None: there is no critic.
+    critic_loss: LossFn | None = None
 
     def build(self, run: Run) -> Trainer:
         """What the loop runs: a rollout and an update."""
@@ -98,20 +103,19 @@ class OnPolicyStage(Stage):
         policy = make_update(
             mix_text(objective, run.model, options.ptx_coef),
             mixed_totals(totals),
-            make_optimizer(config.optimizer, run.updates),
-            make_schedule(config.optimizer, run.updates),
+            run.optimizer,
+            run.schedule,
             **shared,
         )
         if self.critic_loss is None:
             return policy, None
         critic = Stage(self.name, self.data, self.options, self.critic_loss, self.totals, scalar=True)
         architecture = critic_config or run.model
-        rates = critic_rates(run)
         value = make_update(
             critic.objective(architecture, options),
             critic.total(architecture, options),
-            make_optimizer(rates, run.updates),
-            make_schedule(rates, run.updates),
+            make_critic_optimizer(run),
+            make_schedule(critic_rates(run), run.updates),
             **shared,
         )
         return policy, value
@@ -128,41 +132,9 @@ class OnPolicyStage(Stage):
                 critic_model=critic_config,
                 reward_config=reward_config,
                 temperature=options.sampling.temperature,
-                kl_estimator=getattr(options, "kl_estimator", "k1"),
+                kl_estimator=options.kl_estimator,
             )
         )
-
-
-def critic_rates(run: Run) -> Any:
-    """The policy's optimizer settings at the critic's learning rate."""
-    return dataclasses.replace(run.config.optimizer, learning_rate=run.config.options.critic_learning_rate)
-
-
-def check_run(stage: OnPolicyStage, run: Run) -> None:
-    """Checks what the fields of the options cannot say alone.
-
-    Raises:
-      ConfigError: the completions of a rollout cannot be grouped, cut into minibatches and split, or a setting is of
-        a reference that the stage does not read.
-    """
-    config, options = run.config, run.config.options
-    if options.reference_rate and not stage.reference(options):
-        raise ConfigError(
-            f"{options.path}.reference_rate={options.reference_rate} moves a reference, but a run of {stage.name} with "
-            "these settings reads none; leave it at 0"
-        )
-    E, k = config.batch_size, options.samples_per_row
-    if E % k:
-        raise ConfigError(
-            f"config.batch_size={E} completions are no whole number of groups of {options.path}.group_size={k}; make "
-            f"the batch a multiple of it, such as {-(-E // k) * k}"
-        )
-    run.check_divides(f"batch_size / {options.path}.group_size" if k > 1 else "batch_size", E // k)
-    run.check_divides(
-        f"batch_size / ({options.path}.num_minibatches * config.num_microbatches)",
-        E,
-        options.num_minibatches * config.num_microbatches,
-    )
 
 
 def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
@@ -170,32 +142,27 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
     options = run.config.options
     check_run(stage, run)
     models = load_models(stage, run)
-    if not models.holds_models and run.config.frozen != FrozenConfig():
-        raise ConfigError(
-            f"config.frozen is {run.config.frozen}, but this run holds no frozen model; leave it as it is by default"
-        )
+    check_frozen(run, held=models.holds_models)
     critic_config = None
     if stage.critic_loss is not None:
         critic_config = critic_architecture(options, run, models.reward_config)
-        critic_optimizer = make_optimizer(critic_rates(run), run.updates)
     abstract = abstract_state(stage, run, critic_config)
 
     def init() -> OnPolicyState:
         params = run.load_init()
         critic = None
-        if stage.critic_loss is not None:
+        if abstract.critic is not None:
             critic = first_critic(options, run, params, models.judge)
-            assert abstract.critic is not None
-            critic = make_state(critic, critic_optimizer, abstract.critic)
-        policy = make_state(params, make_optimizer(run.config.optimizer, run.updates), abstract.policy)
+            critic = make_state(critic, make_critic_optimizer(run), abstract.critic)
+        policy = make_state(params, run.optimizer, abstract.policy)
 
         def make(policy: Any, critic: Any) -> OnPolicyState:
-            controlled = hasattr(options, "kl_target")
+            control = stage.control(options)
             return OnPolicyState(
                 policy=policy,
                 critic=critic,
-                kl_coef=jnp.float32(options.kl_coef) if controlled else None,
-                moments=running_moments.init() if stage.critic_loss is not None else None,
+                kl_coef=control.get("kl_coef"),
+                moments=control.get("moments"),
                 reference=policy.params if options.reference_rate else None,
                 average=policy.params if options.average_decay else None,
                 rollout=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract.rollout),
@@ -241,54 +208,6 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
     )
 
 
-def abstract_state(stage: OnPolicyStage, run: Run, critic_config: ModelConfig | None) -> OnPolicyState:
-    """The ShapeDtypeStructs, with shardings, of a run's state."""
-    options = run.config.options
-
-    def scalar(dtype: Any = jnp.float32) -> Any:
-        return jax.ShapeDtypeStruct((), dtype, sharding=run.replicated)
-
-    critic = None
-    if stage.critic_loss is not None:
-        params = run.abstract_params(scalar=True, model=critic_config)
-        critic = abstract_train_state(params, make_optimizer(critic_rates(run), run.updates), run.mesh)
-    policy_optimizer = make_optimizer(run.config.optimizer, run.updates)
-    policy = abstract_train_state(run.abstract_params(), policy_optimizer, run.mesh)
-    shape = (run.config.batch_size, run.prompt_length + options.sampling.max_new_tokens)
-    return OnPolicyState(
-        policy=policy,
-        critic=critic,
-        kl_coef=scalar() if hasattr(options, "kl_target") else None,
-        moments=jax.tree.map(lambda _: scalar(), running_moments.init()) if critic is not None else None,
-        reference=run.abstract_params() if options.reference_rate else None,
-        average=run.abstract_params() if options.average_decay else None,
-        rollout=abstract_rollout(stage, run, shape),
-        key=scalar(jax.random.key(0).dtype),
-    )
-
-
-def abstract_rollout(stage: OnPolicyStage, run: Run, shape: tuple[int, int]) -> Rollout:
-    """A rollout [E, T] with the parts that the stage's credit gives it."""
-    options, E = run.config.options, shape[0]
-    ints, floats = run.abstract_rows(shape, jnp.int32), run.abstract_rows(shape, jnp.float32)
-    scored = {"tokens": ints, "positions": ints, "segment_ids": ints, "mask": floats}
-    scored |= {"old_logp": floats, "entropy": floats}
-    if stage.reference(options):
-        scored |= {"ref_logp": floats, "kl": floats, "kl1": floats}
-    if stage.critic_loss is not None:
-        scored["old_values"] = floats
-    N = options.sampling.max_new_tokens
-    abstract: Any = run.abstract_rows
-    new = abstract((E, N), jnp.float32)
-    done = Completions(abstract((E, N), jnp.int32), new, new, abstract((E,), jnp.bool_))
-    coef, unread = jax.ShapeDtypeStruct((), jnp.float32), cast(Any, None)
-    state = OnPolicyState(unread, None, coef, running_moments.init(), None, None, unread, unread)
-    credit = functools.partial(stage.credit, options=options)
-    scores = run.abstract_rows((E,), jnp.float32)
-    rollout, _, _ = jax.eval_shape(credit, scored, scores, done, state)
-    return jax.tree.map(lambda x: run.abstract_rows(x.shape, x.dtype), rollout)
-
-
 def make_rollout(
     stage: OnPolicyStage, run: Run, models: RolloutModels, critic_config: ModelConfig | None
 ) -> Callable[..., tuple[OnPolicyState, Metrics]]:
@@ -325,14 +244,11 @@ def make_rollout(
             scores, more = call_functions(
                 models.functions, scores, run, dataset, rows, completions, step=int(state.policy.step)
             )
-        unread: Any = None
-        light = dataclasses.replace(
-            state, policy=unread, critic=None, reference=None, average=None, rollout=unread, key=unread
-        )
-        episodes, changes, metrics = credit(scored, scores, completions, light)
+        control = {"kl_coef": state.kl_coef, "moments": state.moments}
+        episodes, control, metrics = credit(scored, scores, completions, control)
         if int(state.policy.step) == 0 and "objective/kl" in metrics:
             _verify_kl(metrics, exact=exact)
-        return dataclasses.replace(state, rollout=episodes, key=key, **changes), metrics | more
+        return dataclasses.replace(state, rollout=episodes, key=key, **control), metrics | more
 
     return rollout
 

@@ -15,11 +15,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.data.kinds import PROMPTS
-from jaxalign.losses.grpo import GRPOObjective, group_advantages, grpo_loss, grpo_normalizer
+from jaxalign.losses.grpo import (
+    GRPOObjective,
+    group_advantages,
+    grpo_loss,
+    grpo_normalizer,
+    have_equal_scores,
+)
 from jaxalign.losses.metrics import Metrics
 from jaxalign.models.scoring import Scores
 from jaxalign.rl.config import GroupConfig
-from jaxalign.rl.rollout import OnPolicyState, Rollout, plain_rollout, rollout_metrics, shape
+from jaxalign.rl.rollout import Rollout, plain_rollout, rollout_metrics, shape
 from jaxalign.rl.stage import OnPolicyStage
 from jaxalign.sampling.generate import Completions
 from jaxalign.training.stage import Totals
@@ -71,8 +77,7 @@ def learn_from_groups(
     advantages, metrics = group_advantages(grouped, options, live=sampled.reshape(grouped.shape))
     keep = jnp.ones(rewards.shape, jnp.float32)
     if options.drop_equal_groups:
-        equal = jnp.max(grouped, axis=1) == jnp.min(grouped, axis=1)
-        keep = jnp.repeat(1.0 - equal.astype(jnp.float32), options.group_size)
+        keep = jnp.repeat(1.0 - have_equal_scores(grouped).astype(jnp.float32), options.group_size)
     if options.mask_overlong:
         keep = keep * completions.stopped.astype(jnp.float32)
     mask = scored["mask"]
@@ -84,7 +89,7 @@ def credit(
     scored: dict[str, jax.Array],
     scores: jax.Array,
     completions: Completions,
-    state: OnPolicyState,
+    control: dict[str, Any],
     options: GRPOConfig,
 ) -> tuple[Rollout, dict[str, Any], Metrics]:
     """Advantages of the shaped scores; the KL stands in the loss."""

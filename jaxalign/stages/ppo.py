@@ -26,7 +26,7 @@ from jaxalign.losses.metrics import Mean, Metrics, masked_mean
 from jaxalign.losses.ppo import PPOObjective, adaptive_kl, policy_loss, value_loss
 from jaxalign.models.scoring import Scores
 from jaxalign.rl.config import RewardedConfig
-from jaxalign.rl.rollout import OnPolicyState, Rollout, plain_rollout, rollout_metrics, shape
+from jaxalign.rl.rollout import Rollout, plain_rollout, rollout_metrics, shape
 from jaxalign.rl.stage import OnPolicyStage
 from jaxalign.sampling.generate import Completions
 from jaxalign.training.stage import Totals
@@ -178,13 +178,13 @@ def credit(
     scored: dict[str, jax.Array],
     scores: jax.Array,
     completions: Completions,
-    state: OnPolicyState,
+    control: dict[str, Any],
     options: PPOConfig,
 ) -> tuple[Rollout, dict[str, Any], Metrics]:
     """Advantages, the running moments of returns, and the coefficient β of the next rollout."""
-    kl_coef = state.kl_coef
+    kl_coef = control["kl_coef"]
     rollout, moments, metrics = assign_advantages(
-        scored, scores, completions, kl_coef, state.moments, options=options
+        scored, scores, completions, kl_coef, control["moments"], options=options
     )
     if options.kl_target:
         measured: Any = metrics["objective/kl"]
@@ -209,6 +209,7 @@ STAGE = OnPolicyStage(
         "with_entropy": options.entropy_coef > 0,
     },
     credit=credit,
+    control=lambda options: {"kl_coef": jnp.float32(options.kl_coef), "moments": running_moments.init()},
     reference=lambda options: True,
     critic_loss=critic_loss,
     headlines=HEADLINES,

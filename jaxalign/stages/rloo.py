@@ -11,17 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.data.kinds import PROMPTS
 from jaxalign.fields import field
 from jaxalign.losses.metrics import Metrics
-from jaxalign.rl.rollout import OnPolicyState, Rollout, rollout_metrics, shape
-from jaxalign.rl.stage import OnPolicyStage
+from jaxalign.rl.rollout import Rollout, rollout_metrics, shape
 from jaxalign.sampling.generate import Completions
-from jaxalign.stages.grpo import HEADLINES, GRPOConfig, learn_from_groups, loss, reading, totals
+from jaxalign.stages import grpo
 
 
 @dataclasses.dataclass(frozen=True)
-class RLOOConfig(GRPOConfig, at="config.rloo"):
+class RLOOConfig(grpo.GRPOConfig, at="config.rloo"):
     """config.rloo: as config.grpo, with the choices that make RLOO of it. `config.batch_size` counts completions."""
 
     section = "config.rloo"
@@ -37,7 +35,7 @@ def credit(
     scored: dict[str, jax.Array],
     scores: jax.Array,
     completions: Completions,
-    state: OnPolicyState,
+    control: dict[str, Any],
     options: RLOOConfig,
 ) -> tuple[Rollout, dict[str, Any], Metrics]:
     """Advantages of the shaped scores less the KL of each completion."""
@@ -47,19 +45,14 @@ def credit(
     metrics = rollout_metrics(scored, scores, completions)
     # The loss has no KL of its own.
     unread = {name: x for name, x in scored.items() if name != "ref_logp"}
-    rollout, more = learn_from_groups(unread, rewards, completions, options)
+    rollout, more = grpo.learn_from_groups(unread, rewards, completions, options)
     return rollout, {}, metrics | more
 
 
-STAGE = OnPolicyStage(
-    "rloo",
-    data=PROMPTS,
+STAGE = dataclasses.replace(
+    grpo.STAGE,
+    name="rloo",
     options=RLOOConfig,
-    loss=loss,
-    totals=totals,
-    reading=reading,
     credit=credit,
     reference=lambda options: options.kl_coef > 0,
-    headlines=HEADLINES,
-    changeable=("reward_model", "ptx_data"),
 )

@@ -65,20 +65,17 @@ class Stage:
     # (batch, options) -> what the loss divides by, over the whole batch.
     totals: Callable[[Any, Any], Totals]
     scalar: bool = False  # train a model with one number a token, such as a reward model
-    frozen: Callable[[Any], dict[str, FrozenModel]] = (
-        no_models  # options -> the models in the loss's `frozen`
-    )
-    reading: Callable[[Any], dict[str, Any]] = (
-        plain_reading  # options -> temperature, with_entropy of `score_batch`
-    )
+    # options -> the models in the loss's `frozen`
+    frozen: Callable[[Any], dict[str, FrozenModel]] = no_models
+    # options -> temperature, with_entropy of `score_batch`
+    reading: Callable[[Any], dict[str, Any]] = plain_reading
     # (policy, batch, frozen, options) -> means over the whole batch that the loss needs as constants, in its `total`.
     statistics: Callable[[Scores, Any, dict[str, Scores], Any], Metrics] | None = None
     # (run, params, first batch, frozen parameters): raises StepZeroError before the first update.
     step_zero: Callable[..., None] | None = None
     headlines: tuple[str, ...] = ()  # the metrics that a line of the log shows; none named: all
-    changeable: tuple[
-        str, ...
-    ] = ()  # keys of config.<name> with which a run may go on though it began with others
+    # Keys of config.<name> with which a run may go on though it began with others.
+    changeable: tuple[str, ...] = ()
 
     def scores(
         self, model: ModelConfig, options: Any, others: dict[str, ModelConfig] | None = None

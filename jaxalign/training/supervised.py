@@ -15,7 +15,7 @@ from jaxalign.models.flops import step_flops
 from jaxalign.models.frozen import FrozenConfig, abstract_keep, keep
 from jaxalign.training.open import Run
 from jaxalign.training.reference import score_dataset
-from jaxalign.training.saved_model import SavedModel, find_model, fingerprint
+from jaxalign.training.saved_model import SavedModel, find_language_model, fingerprint
 from jaxalign.training.state import TrainState, abstract_train_state, make_state
 from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS, Program, Trainer
 
@@ -40,10 +40,7 @@ def build_trainer(stage: "Stage", run: Run) -> Trainer:
     """
     options = run.config.options
     run, frozen = load_frozen(stage.frozen(options), run)
-    if not frozen.params and run.config.frozen != FrozenConfig():
-        raise ConfigError(
-            f"config.frozen is {run.config.frozen}, but this run holds no frozen model; leave it as it is by default"
-        )
+    check_frozen(run, held=bool(frozen.params))
     train_step = stage.step(run.config, run.model, frozen.configs, total_steps=run.updates)
     objective = stage.objective(run.model, options, frozen.configs)
     evaluate_batch = jax.jit(objective)
@@ -84,6 +81,14 @@ def build_trainer(stage: "Stage", run: Run) -> Trainer:
     )
 
 
+def check_frozen(run: Run, *, held: bool) -> None:
+    """Raises ConfigError where config.frozen is set, and no frozen model is `held` that it could be of."""
+    if not held and run.config.frozen != FrozenConfig():
+        raise ConfigError(
+            f"config.frozen is {run.config.frozen}, but this run holds no frozen model; leave it as it is by default"
+        )
+
+
 def load_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> tuple[Run, FrozenModels]:
     """Loads the models that a loss reads; of those to be scored beforehand the data keep their scores alone.
 
@@ -96,7 +101,8 @@ def load_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> tuple[Run, Frozen
     digests = []
     for name, model in sorted(wanted.items()):
         if model.path:
-            found = find_language_model(model.path, model.key, run)
+            found = find_language_model(model.path, model.key)
+            check_same_tokenizer(found, model.path, model.key, run)
             loaded = found.load(run.mesh)
             configs[name] = dataclasses.replace(
                 found.config, dtype=run.model.dtype, attention=run.model.attention
@@ -109,19 +115,6 @@ def load_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> tuple[Run, Frozen
         else:
             params[name] = keep(loaded, run.config.frozen)
     return run, FrozenModels(params, configs, "-".join(digests))
-
-
-def find_language_model(path: str, key: str, run: Run) -> SavedModel:
-    """The language model in `path` that the config key names, with the tokenizer of the trained one.
-
-    Raises:
-      ConfigError: it is a reward model, or has other tokens. CheckpointError: it is missing or damaged.
-    """
-    found = find_model(path, key)
-    if found.scalar:
-        raise ConfigError(f"{key}={path!r} is a reward model; name a language model")
-    check_same_tokenizer(found, path, key, run)
-    return found
 
 
 def check_same_tokenizer(found: SavedModel, path: str, key: str, run: Run) -> None:

@@ -92,6 +92,20 @@ def test_model_flops_are_six_a_parameter_and_token_and_the_pairs():
     assert dpo.model_flops == pytest.approx(step.model_flops * 4 / 3)  # and the reference forward
 
 
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_a_rollout_reads_each_prompt_once_and_needs_logits_from_its_last_token_on(stage):
+    values = tiny(stage)
+    values.batch_size = 32
+    model, (rollout, *_) = steps_of(values)
+    E, P, N = 32, 256, values[stage].sampling.max_new_tokens
+    k = values[stage].get("group_size", 1)
+    head = model.vocab_size * model.embed_dim
+    layers = (active_params(model) - head) * (E // k * P + E * N)
+    pairs = E // k * P * (P + 1) / 2 + E * (N * P + N * (N + 1) / 2)
+    attention = 2 * model.num_layers * model.num_heads * model.head_dim * pairs
+    assert rollout.model_flops == pytest.approx(2 * (layers + head * E * (1 / k + N) + attention), rel=1e-12)
+
+
 def test_ppo_counts_what_lies_beside_each_program():
     """Whichever program runs, a run holds policy, critic, both their optimizers, reference and reward model."""
     _, steps = steps_of(tiny("ppo"))

@@ -23,11 +23,11 @@ from jaxalign.data import DataConfig, PairBatch, PromptBatch, Records, dataset_f
 from jaxalign.losses import running_moments
 from jaxalign.models import ModelConfig, Params, init_params
 from jaxalign.models.scoring import score_tokens
-from jaxalign.rl.rollout import OnPolicyState, score_completions
+from jaxalign.rl.rollout import score_completions
 from jaxalign.sampling.generate import Completions
 from jaxalign.stages import default_config, distill, dpo, grpo, parse_config, ppo, rloo
 from jaxalign.training import loop
-from jaxalign.training.open import Run
+from jaxalign.training.open import Run, count_updates
 from jaxalign.training.optimizer import make_optimizer, make_schedule
 from jaxalign.training.saved_model import find_model, save_model
 
@@ -146,6 +146,7 @@ def open_run(stage: str, workdir: pathlib.Path, mesh: jax.sharding.Mesh, setting
     values = default_config(stage)
     values.update(settings)
     config = parse_config(values)
+    updates = count_updates(config, config.num_steps)
     folder = workdir / "reference"
     save_model(folder, init_params(jax.random.key(3), MODEL), MODEL, Letters(), scalar=False, meta={})
     prompts = Records([{"prompt": PROMPT}], "prompts")
@@ -159,8 +160,8 @@ def open_run(stage: str, workdir: pathlib.Path, mesh: jax.sharding.Mesh, setting
         train=dataset_from_records([prompts], DataConfig(max_length=4), Letters(), "prompt"),
         held_out=None,
         steps=config.num_steps,
-        optimizer=make_optimizer(config.optimizer, config.num_steps),
-        schedule=make_schedule(config.optimizer, config.num_steps),
+        optimizer=make_optimizer(config.optimizer, updates),
+        schedule=make_schedule(config.optimizer, updates),
     )
 
 
@@ -304,12 +305,11 @@ def test_rloo_follows_the_gradient_of_the_objective(settings: dict[str, str]) ->
     options = rloo.RLOOConfig(reward_function="unused", group_size=E, kl_coef=BETA, **settings)
     weight = jnp.asarray(E * np.exp(log_probabilities(policy)), jnp.float32)[:, None]
     prompts, completions = all_completions()
-    state = OnPolicyState(None, None, None, running_moments.init(), None, None, None, None)
 
     @jax.jit
     def rloo_gradient(policy: Params) -> Params:
         scored = score_completions(policy, None, reference, None, prompts, completions, model=MODEL)
-        rollout, _, _ = rloo.credit(scored, jnp.asarray(REWARDS, jnp.float32), completions, state, options)
+        rollout, _, _ = rloo.credit(scored, jnp.asarray(REWARDS, jnp.float32), completions, {}, options)
         rollout = rollout.replace(advantages=rollout.advantages * weight)
         total = rloo.STAGE.total(MODEL, options)(policy, rollout, {})
         loss = rloo.STAGE.objective(MODEL, options)

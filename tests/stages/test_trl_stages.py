@@ -17,9 +17,8 @@ from test_stage_invariance import everything, opened
 
 from jaxalign import parallel
 from jaxalign.data import PromptBatch
-from jaxalign.losses import running_moments
 from jaxalign.models.hf import config_from_hf
-from jaxalign.rl.rollout import OnPolicyState, score_completions
+from jaxalign.rl.rollout import score_completions
 from jaxalign.sampling.generate import Completions, SamplingConfig
 from jaxalign.stages import grpo, kto, rloo
 
@@ -191,7 +190,6 @@ def compare_on_policy(stage, options, cls, advantages_of, **settings):
     policy, params = make_llama(3, TEMPERATURE, near=old)
     reference, ref_params = make_llama(4, TEMPERATURE, near=old)
     prompts, completions, scores = sampled()
-    state = OnPolicyState(None, None, None, running_moments.init(), None, None, None, None)
     needs = stage.STAGE.reference(options)
 
     @jax.jit
@@ -205,7 +203,7 @@ def compare_on_policy(stage, options, cls, advantages_of, **settings):
             model=CONFIG,
             temperature=TEMPERATURE,
         )
-        rollout, _, _ = stage.STAGE.credit(scored, jnp.asarray(scores), arrays[1], state, options)
+        rollout, _, _ = stage.STAGE.credit(scored, jnp.asarray(scores), arrays[1], {}, options)
         total = stage.STAGE.total(CONFIG, options)(params, rollout, {})
         loss = stage.STAGE.objective(CONFIG, options)
         return jax.value_and_grad(lambda x: loss(x, rollout, total, {})[0])(params)
