@@ -49,6 +49,7 @@ def test_a_name_is_found_from_an_empty_folder_by_an_installed_package(installed,
     assert "--config.model.init_from=my/sft" in shown.stdout and "--config.stage=dpo" in shown.stdout
 
 
+@pytest.mark.slow
 def test_a_name_is_found_from_an_empty_folder_by_a_checkout(tmp_path):
     shown = jaxalign(tmp_path, "train", "--config=sft:llama3_1_8b", "--print-config")
     assert shown.returncode == 0, shown.stderr
@@ -223,6 +224,7 @@ def test_the_studies_take_their_parts_as_ever(name, stage):
         assert longer.num_steps == (60 if stage == "ppo" else 0)
 
 
+@pytest.mark.slow
 def test_a_smoke_test_runs(tmp_path):
     texts = [f"the {a} {b} sees the {c} {d}." for a in ("red", "old") for b in "ox cat".split()
              for c in ("blue", "new") for d in "fox dog hen".split()]  # fmt: skip

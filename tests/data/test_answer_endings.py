@@ -111,6 +111,7 @@ def test_transformers_reads_the_same_token(folder):
     assert ours[len(ours) - len(want) :] == want
 
 
+@pytest.mark.slow
 def test_scores_of_rollouts_are_those_of_training_rows(folder):
     """The whole path of PPO's scores, by a reward model with random weights."""
     tokenizer = load_tokenizer(folder)

@@ -111,6 +111,7 @@ def test_logits_of_ten_thousand_stay_finite(kind, beta):
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, beta", KINDS)
 def test_chunks_and_masked_slices_change_nothing(kind, beta):
     """Slices of the rows with a global normalizer add up, values and gradients of the head alike."""

@@ -34,6 +34,7 @@ def test_a_dense_model_multiplies_all_but_its_norms_and_its_lookup(name, publish
 TINY = ModelConfig(vocab_size=50, num_layers=3, embed_dim=16, num_heads=4, head_dim=4, mlp_dim=24)
 
 
+@pytest.mark.slow
 def test_a_model_that_uses_all_of_its_experts_multiplies_all_of_its_matrices():
     config = dataclasses.replace(TINY, num_experts=5, experts_per_token=5)
     norms = config.embed_dim * (2 * config.num_layers + 1)

@@ -51,6 +51,7 @@ def outputs(params, config):
     return np.asarray(run(params), np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("kind", MODELS)
 def test_rounded_models_say_nearly_the_same(kind, mesh):

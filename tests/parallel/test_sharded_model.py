@@ -60,6 +60,7 @@ def on_one_device():
     return jax.device_get(loss(random_params(CONFIG), *batch()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 1, 4), (1, 2, 2, 2), (2, 1, 1, 1, 4)],
@@ -102,6 +103,7 @@ def test_every_parameter_lies_where_the_table_says():
     assert {x.dtype for x in jax.tree.leaves(abstract)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_sharded_initialisation_draws_the_same_numbers_and_splits_them():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     config = ModelConfig(vocab_size=48, num_layers=2, embed_dim=32, mlp_dim=64)

@@ -119,6 +119,7 @@ def test_a_table_is_gathered_once_and_its_gradient_reduce_scattered(numbers):
     ]
 
 
+@pytest.mark.slow
 def test_sampling_gathers_parameters_before_its_loop():
     config = ModelConfig(
         vocab_size=V, num_layers=3, embed_dim=D, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64

@@ -230,6 +230,7 @@ def test_only_the_optimum_is_within_tolerance(mesh: jax.sharding.Mesh, tmp_path:
     assert min(kl(other, best) for other in elsewhere) > TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whiten", [False, True])
 @pytest.mark.parametrize("estimator", ["k1", "k3", "exact"])  # k2 is biased, by design
 def test_ppo_follows_the_gradient_of_the_objective(estimator: str, whiten: bool) -> None:
@@ -294,6 +295,7 @@ def test_ppo_follows_the_gradient_of_the_objective(estimator: str, whiten: bool)
 GROUPS = [{}, {"importance": "token", "baseline": "mean", "loss_type": "dapo"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", GROUPS, ids=["rloo", "grpo"])
 def test_rloo_follows_the_gradient_of_the_objective(settings: dict[str, str]) -> None:
     """Over all completions in one group, each weighted by its probability, the expectation is exact.

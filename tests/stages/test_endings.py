@@ -83,6 +83,7 @@ def test_a_hangup_saves_and_until_then_no_second_run_begins(runs, compilation_ca
         pass
 
 
+@pytest.mark.slow
 def test_a_hangup_that_nohup_ignores_stops_nothing(runs, compilation_cache, tmp_path):
     child = start(runs, tmp_path, compilation_cache, "--config.num_steps=1000000", hangup="SIG_IGN")
     wait_for_step(2, tmp_path, child)

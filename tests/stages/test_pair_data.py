@@ -28,6 +28,7 @@ def test_a_ranking_of_three_is_its_three_pairs(stage, runs, tmp_path):
         assert ranked[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_orpo_learns_demonstrations_by_likelihood_alone(runs, tmp_path):
     """Pairs and demonstrations together: the likelihood term is the token mean over both, the odds as without."""
     both = f"{runs}/pairs.jsonl,{runs}/sft.jsonl"

@@ -14,6 +14,7 @@ def plain(runs, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_loss_is_that_without_plus_the_weighted_router_losses(runs, plain, tmp_path):
     run("pretrain", runs, tmp_path, **MOE, **ROUTER, num_steps=1)
     without, values = history(plain)[0][1], history(tmp_path)[0][1]

@@ -100,6 +100,7 @@ def test_a_run_that_has_done_more_than_is_asked_for_is_refused(runs, tmp_path):
     assert [step for step, _ in history(tmp_path)] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
     [

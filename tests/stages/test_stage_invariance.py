@@ -168,6 +168,7 @@ def problems(runs, tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)
 def test_the_layout_of_a_batch_changes_nothing(case, layout, problems, runs, tmp_path):

@@ -27,7 +27,7 @@ MESHES = {
 }
 # After the second step; for stages that sample also between the third rollout and the update on it.
 STOPS = [
-    pytest.param(stage, (2, 0), marks=() if stage in ("pretrain", "dpo", "kto") else pytest.mark.slow)
+    pytest.param(stage, (2, 0), marks=() if stage in ("pretrain", "dpo") else pytest.mark.slow)
     for stage in STAGES
 ] + [("ppo", (2, 1)), ("grpo", (2, 1)), ("distill", (2, 1))]
 
@@ -106,6 +106,7 @@ tiny.run("orpo", *map(pathlib.Path, sys.argv[2:4]), num_steps=40, checkpoint_eve
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(runs, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run("orpo", runs, whole, num_steps=40, checkpoint_every=20)

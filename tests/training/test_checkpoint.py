@@ -194,6 +194,7 @@ with Checkpointer(sys.argv[1], async_save=sys.argv[2] == "True") as checkpointer
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("async_save", [False, True])
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path, async_save):
     root = str(pathlib.Path(__file__).parents[2])

@@ -47,6 +47,7 @@ def whole(folder, completions):
     return ended(completions, folder / "whole.jsonl")
 
 
+@pytest.mark.slow
 def test_every_prompt_gets_its_completions_as_rows_to_train_on(folder, completions):
     rows = read(completions)
     assert [(r["row"], r["sample"]) for r in rows] == [(i, j) for i in range(5) for j in range(3)]
