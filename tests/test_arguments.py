@@ -42,6 +42,7 @@ def installed(tmp_path):
     return package.parent
 
 
+@pytest.mark.slow
 def test_a_name_is_found_from_an_empty_folder_by_an_installed_package(installed, tmp_path):
     (tmp_path / "empty").mkdir()
     shown = jaxalign(tmp_path / "empty", "train", "--config=dpo:root=my", "--print-config", path=installed)

@@ -61,6 +61,7 @@ def test_a_job_outlives_the_shell_that_started_it(fakes, worker):
     assert worker("stop").returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, 1, 75, 134])
 def test_the_exit_code_is_kept(fakes, worker, code):
     fakes.answer("jaxalign", "train", out="the last words\n", code=code)

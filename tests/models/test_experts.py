@@ -79,6 +79,7 @@ def test_gradient_reaches_every_expert_and_the_router():
     assert (np.abs(layer["router"]["kernel"]).max(1) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(100, 0, 333, 1, 200), (0, 0, 0, 0, 0), (700, 0, 0, 0, 0)])
 def test_the_kernel_of_experts_gives_each_group_its_matrix(sizes):
     """Against float64 NumPy, group by group; rows after the last group are 0 and move no gradient."""

@@ -174,6 +174,7 @@ def test_half_precision_is_finite_and_close(dtype, error):
     assert np.sqrt(np.square(got - want).mean() / np.square(want).mean()) < error
 
 
+@pytest.mark.slow
 def test_half_precision_gradients_are_float32_and_close():
     config, params = model()
     low = ModelConfig(**{**SIZES, **GQA, "dtype": "bfloat16"})
@@ -212,6 +213,7 @@ def test_parameter_count_is_the_sum_of_the_matrices(switches):
     assert count_params(params) == want
 
 
+@pytest.mark.slow
 def test_initial_weights_have_the_documented_spread():
     config = ModelConfig(embed_dim=64, mlp_dim=256, num_layers=3, init_std=0.05)
     params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), config)

@@ -70,6 +70,7 @@ def test_rounded_models_say_nearly_the_same(kind, mesh):
             assert sizes < {"bfloat16": 0.53, "int8": 0.36}[dtype]  # a scale for every 8 to 64 entries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_host_memory_changes_no_bit(dtype):
     config = MODELS["dense"]
@@ -98,6 +99,7 @@ def test_shapes_and_shardings_are_known_before_there_are_weights():
         assert up.values.addressable_shards[0].data.shape == (2, 32 // 4, 64 // 2)
 
 
+@pytest.mark.slow
 def test_vectors_and_routers_stay_as_they_are():
     config = MODELS["experts"]
     params = init_params(jax.random.key(0), config)

@@ -41,6 +41,7 @@ def params():
     return random_params(CONFIG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "dots", "dots_no_batch"])
 def test_values_and_gradients_equal_those_without_remat(remat):
     want, got = compiled("none")(params()), compiled(remat)(params())

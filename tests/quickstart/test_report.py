@@ -178,6 +178,7 @@ def test_the_plots_are_embedded_are_files_and_are_described_with_their_numbers(r
     assert "Reward model, name_reward: 4.000 at first, 3.125 at last" in alts["curves"]
 
 
+@pytest.mark.slow
 def test_the_plots_move_with_the_numbers_they_show(results, tmp_path):
     dpo = results["models"]["dpo"]
     changes = {  # of the ends of an interval alone, where a plot has intervals
@@ -199,6 +200,7 @@ def test_the_plots_move_with_the_numbers_they_show(results, tmp_path):
         assert differ == {name}
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_is_the_same_each_time(results, tmp_path):
     page = report(results, tmp_path)
     raw = (tmp_path / "report.html").read_bytes()

@@ -181,6 +181,7 @@ def test_pairs_of_tokens_are_drawn_with_the_probabilities_of_the_model(settings)
     assert chisquare(seen[kept], expected[kept]).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_eight_devices_sample_what_one_does(config, params, prompts):
     prompts = tuple(np.concatenate((x, x[:2])) for x in prompts)
     run = functools.partial(sample, stop_ids=(3, 7), max_new_tokens=16, temperature=0.9, top_p=0.95)

@@ -211,6 +211,7 @@ def check_optimal(params: Params, reference: Params, record_property: Callable[[
     assert reached <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_only_the_optimum_is_within_tolerance(mesh: jax.sharding.Mesh, tmp_path: pathlib.Path) -> None:
     ref_logp = log_probabilities(open_run("dpo", tmp_path, mesh, {"num_steps": 1}).load_init())
     best = optimum(ref_logp, BETA)

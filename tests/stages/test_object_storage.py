@@ -112,6 +112,7 @@ def test_a_run_that_was_copied_there_is_a_model(bucket, runs):
     same(params_of("gs://bucket/copy"), params_of(runs / "sft"))
 
 
+@pytest.mark.slow
 def test_model_data_and_reference_may_all_lie_there(bucket, runs, tmp_path):
     """DPO, as it reads most: a model with its tokenizer, data, and log-probabilities kept from an earlier start."""
     convert(ConvertRequest(str(runs / "sft"), "gs://bucket/sft", "jaxalign"))

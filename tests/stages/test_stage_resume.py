@@ -139,6 +139,7 @@ def test_checkpoint_every_counts_steps_and_not_phases(runs, tmp_path):
     assert saved == [4, 6]  # positions: two phases a step
 
 
+@pytest.mark.slow
 def test_other_data_or_another_reference_is_refused_on_resume(runs, tmp_path):
     for number, changes in enumerate(({}, {"dpo.precompute_reference": True})):
         workdir = tmp_path / str(number)

@@ -118,6 +118,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(kind, runs, tmp_path
     assert first["grad_norm"] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["ppo", "grpo", "rloo"])
 def test_a_rollout_that_scores_differently_is_refused(stage, runs, tmp_path, monkeypatch):
     def shifted(*args, **options):

@@ -62,6 +62,7 @@ def test_moving_average_by_hand():
     np.testing.assert_allclose(average["a"], [1.5, 3.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"gated_mlp": False, "tie_embeddings": False, "num_kv_heads": 2}])
 def test_flops_count_every_weight_matrix_and_every_visible_pair_once(changes):
     config = ModelConfig(

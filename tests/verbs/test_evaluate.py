@@ -46,6 +46,7 @@ def numbers(text: str) -> dict[str, list[str]]:
     return {line.split()[0]: line.split()[1:] for line in text.splitlines() if line and line[0] != " "}
 
 
+@pytest.mark.slow
 def test_means_over_the_answers(folder, tmp_path, capsys):
     out = tmp_path / "answers.jsonl"
     assert evaluate(folder, out, f"--reference={folder}/other") == 0
