@@ -139,6 +139,7 @@ sys.exit(main())
 SLEEP = "import sys, time\ndef get_config():\n    print('ready', flush=True)\n    time.sleep(600)\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "ends_with", "said"),
     [

@@ -132,6 +132,7 @@ def test_a_model_with_the_kernel_on_a_mesh(sizes, monkeypatch):
     np.testing.assert_allclose(np.asarray(got)[real], np.asarray(want)[real], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_blockwise_model_decodes_and_scores_like_the_reference():
     from jaxalign.sampling.generate import SamplingConfig, generate
 

@@ -111,6 +111,7 @@ def export_here(folder, params, config, scalar):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.filterwarnings("ignore")  # of transformers and torch
 def test_transformers_computes_the_same_logits(tmp_path, tie):

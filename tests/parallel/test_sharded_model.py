@@ -204,6 +204,7 @@ def test_mixture_of_experts_equals_one_device(sizes, rules):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.slow
 def test_no_layer_keeps_gathered_experts_and_their_gradients_are_scattered():
     """A device of fsdp 8 must not hold a layer's experts whole for the backward pass, nor sum their gradients whole."""
     sizes = {"num_experts": 8, "mlp_dim": 256, "num_layers": 6, "embed_dim": 64}

@@ -45,6 +45,7 @@ def test_greedy_is_the_argmax_of_the_full_forward_at_every_step(config, params, 
 CUT = {"temperature": 0.7, "top_k": 9, "top_p": 0.95, "min_p": 0.01}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"temperature": 0.7}, CUT], ids=str)
 def test_reported_logp_is_the_score_of_the_joined_sequence(config, params, prompts, settings):
     P = prompts[0].shape[1]

@@ -18,6 +18,7 @@ def first_prompt(prompts):
     return np.asarray(prompts[0][0])[np.asarray(prompts[2][0]) > 0].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 0.8, "top_k": 9, "min_p": 0.01}])
 def test_streams_row_zero_of_generate(config, params, prompts, settings):
     sampling = SamplingConfig(max_new_tokens=24, **settings)

@@ -185,6 +185,7 @@ def test_pretraining_text_is_mixed_in_with_its_weight(runs, tmp_path):
     assert values["loss"] == pytest.approx(values["loss/policy_avg"] + 0.5 * values["ptx/nll"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_critic_starts_from_the_reward_model_or_from_zero_values(runs, tmp_path):
     for init in ("reward", "policy"):
         workdir = tmp_path / init

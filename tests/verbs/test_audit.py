@@ -291,6 +291,7 @@ def test_verb_ends_with_1_on_a_problem(folder, capsys):
     assert "did you mean 'eval_fraction'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_weights_are_read(folder, tokenizer, monkeypatch):
     model = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, embed_dim=8, mlp_dim=8, max_length=32)
     with parallel.use_mesh(parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])):
