@@ -14,8 +14,8 @@ MISSING = "–"
 TOLERANCE = 1e-6  # A rounded end of an interval may pass the mean by as much.
 # What is measured, how more and less of it are said of two models, and its unit.
 _PHRASES = {
-    "score": ("Judge score", "scores higher than", "scores lower than", ""),
-    "kl": ("KL from SFT", "is farther from SFT than", "is nearer to SFT than", " nats"),
+    "score": ("Score", "clearly scores higher than", "clearly scores lower than", ""),
+    "kl": ("Distance from SFT", "is clearly farther from SFT than", "is clearly nearer to SFT than", " nats"),
 }
 
 
@@ -79,12 +79,41 @@ def comparison(key: str, name_a: str, a: Interval, name_b: str, b: Interval) -> 
     """One sentence on two models' "score" or "kl"; it ranks them only if the intervals do not touch."""
     quantity, more, less, unit = _PHRASES[key]
     if not is_whole(a, b):
-        return f"{quantity}: {name_a} and {name_b} are not compared, for an interval is missing."
+        return f"{quantity}: {name_a} and {name_b} are not compared, for a range is missing."
     if order(a, b) == 0:
-        return f"{quantity}: {name_a} {shown(a.mean)}, {name_b} {shown(b.mean)}{unit}; the intervals overlap."
+        return f"{quantity}: {name_a} {shown(a.mean)}, {name_b} {shown(b.mean)}{unit}; no clear difference."
     relation = more if order(a, b) > 0 else less
-    values = f"{shown(a.mean)} against {shown(b.mean)}{unit}"
-    return f"{name_a} {relation} {name_b} ({values}; the intervals do not touch)."
+    return f"{name_a} {relation} {name_b} ({shown(a.mean)} against {shown(b.mean)}{unit})."
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """The answer in one sentence: which model scores highest, as far as the intervals tell."""
+    values = {model: measured(results, model, "score") for model in MODELS}
+    whole = {model: value for model, value in values.items() if is_whole(value)}
+    if len(whole) < 2:
+        return "No two models were measured, so there is nothing to compare."
+    best = max(whole, key=lambda model: whole[model].mean)
+    equals = [model for model in whole if model != best and order(whole[best], whole[model]) == 0]
+    score = f"{shown(whole[best].mean)} of 1"
+    if equals:
+        others = _listed([f"{MODELS[model]} ({shown(whole[model].mean)})" for model in equals])
+        return f"{MODELS[best]} scores {score} here, with no clear difference to {others}."
+    if best == "sft" or "sft" not in whole:
+        return f"{MODELS[best]} answers best here: {score}."
+    return f"{MODELS[best]} answers best here: {score}, against {shown(whole['sft'].mean)} for SFT."
+
+
+def verdict(results: Mapping[str, Any], model: str) -> str:
+    """What there is to say of one model beside SFT, in a line or two."""
+    if model == "sft":
+        return "Where PPO, GRPO and DPO start, and what all are compared with."
+    mine, sft = measured(results, model, "score"), measured(results, "sft", "score")
+    if not is_whole(mine, sft):
+        return "Not compared with SFT: a number is missing."
+    word = {1: "Clearly better than SFT", -1: "Clearly worse than SFT", 0: "No clear difference to SFT"}
+    rate = measured(results, model, "win_rate")
+    won = f": wins {_of_100(rate.mean)} of 100 questions, a draw counting half" if is_whole(rate) else ""
+    return f"{word[order(mine, sft)]}{won}."
 
 
 def findings(results: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -112,7 +141,7 @@ def _parts(results: Mapping[str, Any], model: str) -> str:
         a, b = measured(results, model, axis), measured(results, "sft", axis)
         if is_whole(a, b):
             orders[order(a, b)].append(axis)
-    texts = {1: "higher on", -1: "lower on", 0: "intervals that overlap on"}
+    texts = {1: "more", -1: "less", 0: "no clear difference in"}
     parts = [f"{texts[sign]} {_listed(axes)}" for sign, axes in orders.items() if axes]
     return f"Part by part: {'; '.join(parts)}." if parts else ""
 
@@ -121,25 +150,35 @@ def _listed(words: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
+def _of_100(share: float) -> str:
+    return shown(100.0 * share, 0)
+
+
 def _win_rate(results: Mapping[str, Any], model: str) -> str:
     rate = measured(results, model, "win_rate")
     if not is_whole(rate):
         return ""
-    return f"Question by question its win rate is {percent(rate.mean)}; {_position(rate, 0.5, 'one half')}."
+    where = ("half of them is within that range", "clearly more than half", "clearly fewer than half")
+    return f"It wins {_of_100(rate.mean)} of 100 questions ({_range(rate)}): {where[_side(rate, 0.5)]}."
 
 
 def _reward_model(values: Mapping[str, Any]) -> str:
     accuracy = interval(values.get("accuracy"), "reward_model.accuracy")
     limit = number(values.get("bayes_accuracy"), "reward_model.bayes_accuracy")
     if not is_whole(accuracy) or math.isnan(limit):
-        return "Its accuracy and the limit set by the noise are not compared, for a number is missing."
+        return "It is not compared with the best possible, for a number is missing."
+    where = ("it is as good as that, as far as these pairs can tell", "it did better, by luck")
+    side = (*where, "it is clearly worse than that")[_side(accuracy, limit)]
     return (
-        f"It agrees with {percent(accuracy.mean)} of the held-out labels; {_position(accuracy, limit, 'the limit')}: "
-        f"because of the noise no scorer can expect more than {percent(limit)}."
+        f"It tells the chosen answer in {_of_100(accuracy.mean)} of 100 new pairs ({_range(accuracy)}). "
+        f"The choices are noisy, so that nobody can expect more than {_of_100(limit)}: {side}."
     )
 
 
-def _position(value: Interval, point: float, name: str) -> str:
-    """Where an interval of shares lies: "the interval, 74.0 % to 81.5 %, is above one half"."""
-    where = "is above" if value.low > point else "is below" if value.high < point else "contains"
-    return f"the interval, {percent(value.low)} to {percent(value.high)}, {where} {name}"
+def _range(value: Interval) -> str:
+    return f"{_of_100(value.low)} to {_of_100(value.high)}"
+
+
+def _side(value: Interval, point: float) -> int:
+    """0 if an interval contains a point, 1 if it lies above it, -1 if below."""
+    return int(value.low > point) - int(value.high < point)

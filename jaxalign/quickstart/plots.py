@@ -1,8 +1,13 @@
-"""The plots of a quickstart's report, drawn with Agg: the same results give the same bytes."""
+"""The charts of a quickstart's report: SVG for the page, which follows its colours, and PNG files to pass on.
+
+The same results give the same bytes.
+"""
 
 import io
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,14 +32,27 @@ from jaxalign.storage import write_whole
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; every model has a marker of its own too.
 COLOURS = {
-    "pretrained": "#6B6B6B",
-    "sft": "#0072B2",
-    "ppo": "#D55E00",
-    "grpo": "#000000",
-    "dpo": "#009E73",
-    "orpo": "#B0568A",
-    "reward": "#A67500",
+    "pretrained": "#6b6b6b",
+    "sft": "#0072b2",
+    "ppo": "#d55e00",
+    "grpo": "#111111",  # not black, which SVG leaves unsaid
+    "dpo": "#009e73",
+    "orpo": "#b0568a",
+    "reward": "#a67500",
 }
+# The same hues, light enough for a dark page.
+DARK_COLOURS = {
+    "pretrained": "#a8a8a8",
+    "sft": "#56b4e9",
+    "ppo": "#ff8a3d",
+    "grpo": "#ffffff",
+    "dpo": "#2fcb9c",
+    "orpo": "#e093be",
+    "reward": "#e5b33c",
+}
+INK, AXIS, LINE = "#1c2330", "#8a8a8a", "#dfe3e8"
+# What a colour of a chart is called by the style of the page, which has another one for it in the dark.
+VARIABLES = {colour: name for name, colour in COLOURS.items()} | {INK: "ink", AXIS: "axis", LINE: "line"}
 MARKERS = {"pretrained": "o", "sft": "s", "ppo": "^", "grpo": "<", "dpo": "D", "orpo": "v"}
 CURVES = {
     "pretrain": ("Pretraining", "pretrained"),
@@ -42,71 +60,109 @@ CURVES = {
     "reward": ("Reward model", "reward"),
     **{model: (MODELS[model], model) for model in ALIGNED},
 }
+TITLES = {"score": "Score, of 1", "helpful": "Helpful", "honest": "Honest", "harmless": "Harmless"}
+# What the metrics of the curves are, by their names in metrics.jsonl.
+QUANTITIES = {
+    "loss": "loss, nats a token",
+    "accuracy": "share of pairs told right",
+    "objective/scores": "mean reward",
+    "rewards/margins": "margin, chosen over rejected",
+    "log_odds_chosen": "log odds, chosen over rejected",
+}
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
-    "font.size": 11,
-    "axes.titlesize": 12,
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#8A8A8A",
+    "axes.edgecolor": AXIS,
+    "xtick.color": AXIS,
+    "ytick.color": AXIS,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
+    "grid.color": LINE,
     "legend.frameon": False,
     "text.parse_math": False,  # names of metrics are shown as they are
+    "svg.fonttype": "none",
+    "svg.hashsalt": "jaxalign",
 }
-_INCHES, _DPI = 7.2, 160
+_WIDTH, _DPI = 3.4, 200  # inches: 326 points, so that text is of the page's size on a narrow screen
+
+Draw = Callable[[Figure], str]
 
 
 class Plot(NamedTuple):
-    """A PNG file and its text for those who do not see it."""
+    """A chart as a PNG file, as SVG, and in words for those who do not see it."""
 
     path: Path
+    svg: str
     alt: str
 
 
-def write_plots(results: Mapping[str, Any], folder: str | Path) -> dict[str, Plot]:
-    """Writes scores.png, win_rate.png, frontier.png and curves.png into `folder`, which is made if missing."""
-    draw: dict[str, tuple[Callable[[Figure, Mapping[str, Any]], str], float]] = {
-        "scores": (_scores, 5.6),
-        "win_rate": (_win_rate, 2.7),
-        "frontier": (_frontier, 4.6),
-        "curves": (_curves, 9.2),
-    }
+def write_plots(results: Mapping[str, Any], folder: str | Path) -> dict[str, list[Plot]]:
+    """Draws all charts, by the section of the page they belong to, and writes them to `folder`, made if missing."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    plots = {}
-    for name, (function, height) in draw.items():
+    plots: dict[str, list[Plot]] = {}
+    for section, name, height, draw in _charts(results):
         with matplotlib.rc_context(_STYLE):
-            figure = Figure(figsize=(_INCHES, height), layout="constrained")
+            figure = Figure(figsize=(_WIDTH, height), layout="constrained")
             FigureCanvasAgg(figure)
-            alt = function(figure, results)
-            plots[name] = Plot(folder / f"{name}.png", alt)
-            # Without the version of matplotlib, so that the bytes depend on the pixels alone.
-            file = io.BytesIO()
-            figure.savefig(file, dpi=_DPI, metadata={"Software": None})
-            write_whole(plots[name].path, file.getvalue())
+            alt = draw(figure)
+            path = folder / f"{name}.png"
+            # Without version and date, so that the bytes depend on the picture alone.
+            png, svg = io.BytesIO(), io.BytesIO()
+            figure.savefig(png, dpi=_DPI, metadata={"Software": None})
+            figure.set_layout_engine("none")  # it has done its work, which is slow
+            figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        write_whole(path, png.getvalue())
+        plots.setdefault(section, []).append(Plot(path, _for_page(svg.getvalue().decode()), alt))
     return plots
 
 
-def _scores(figure: Figure, results: Mapping[str, Any]) -> str:
-    panels = figure.subplots(2, 2, sharex=True, sharey=True)
-    texts = []
-    for axes, key in zip(panels.flat, ("score", *AXES), strict=True):
-        values = {model: measured(results, model, key) for model in MODELS}
-        _intervals(axes, values)
-        axes.set(title=key, xlim=(-0.03, 1.03))
-        texts.append(f"{key}: {_listed(values, shown)}")
-    return "Mean judge score and its parts with 95 % intervals. " + ". ".join(texts) + "."
+def _charts(results: Mapping[str, Any]) -> Iterator[tuple[str, str, float, Draw]]:
+    """Section, name of the file, height in inches, and what draws it."""
+    yield "score", "score", 2.3, partial(_parts, results=results, key="score")
+    for key in AXES:
+        yield "parts", key, 2.3, partial(_parts, results=results, key=key)
+    yield "win_rate", "win_rate", 2.1, partial(_win_rate, results=results)
+    yield "frontier", "frontier", 3.2, partial(_frontier, results=results)
+    for stage in CURVES:
+        yield "curves", f"curve_{stage}", 2.1, partial(_curve, results=results, stage=stage)
+
+
+def _for_page(svg: str) -> str:
+    """An SVG element that takes the page's width and colours, and whose names cannot meet those of another one."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
+    for colour, name in VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg.strip()
+
+
+def _parts(figure: Figure, results: Mapping[str, Any], key: str) -> str:
+    values = {model: measured(results, model, key) for model in MODELS}
+    axes = figure.subplots()
+    _intervals(axes, values)
+    axes.set(title=TITLES[key], xlim=(-0.03, 1.03))
+    return f"{TITLES[key]}, with 95 % intervals: {_listed(values, shown)}."
 
 
 def _win_rate(figure: Figure, results: Mapping[str, Any]) -> str:
     values = {model: measured(results, model, "win_rate") for model in MODELS if model != "sft"}
     axes = figure.subplots()
     _intervals(axes, values)
-    axes.axvline(0.5, color="#333333", linewidth=1, linestyle="--")
-    axes.set(xlim=(-0.03, 1.03), xlabel="share of questions won against SFT, ties counting one half")
+    axes.axvline(0.5, color=INK, linewidth=1, linestyle="--")
+    axes.set(xlim=(-0.03, 1.03), title="Questions won against SFT, share")
     return f"Win rate against SFT with 95 % intervals: {_listed(values, percent)}."
 
 
@@ -131,7 +187,7 @@ def _point(
         "marker": MARKERS[model],
         "markersize": 6,
         "elinewidth": 1.5,
-        "capsize": 5,
+        "capsize": 4,
     }
     axes.errorbar([x], [y], **spread, **style, linestyle="none", zorder=3)
 
@@ -144,47 +200,52 @@ def _frontier(figure: Figure, results: Mapping[str, Any]) -> str:
         axes.axhspan(sft.low, sft.high, color=COLOURS["sft"], alpha=0.15, linewidth=0)
         axes.axhline(sft.mean, color=COLOURS["sft"], linewidth=1, linestyle="--", label="SFT")
     for model in ALIGNED:
-        points = (results.get("frontier") or {}).get(model) or []
-        where = f"frontier.{model}"
-        kl, score = (np.array([number(p.get(key), where) for p in points]) for key in ("kl", "score"))
-        # A sampled KL near zero can come out below it.
+        path = _path(results, model)
         style: dict[str, Any] = {
             "color": COLOURS[model],
             "marker": MARKERS[model],
-            "markerfacecolor": "white",
+            "markersize": 5,
+            "markerfacecolor": "none",
         }
+        # A sampled KL near zero can come out below it.
+        kl, score = (np.array([point[side] for point in path]) for side in range(2))
         axes.plot(np.maximum(kl, 0.0), score, **style, linewidth=1.5, label=MODELS[model])
         final_kl, final_score = measured(results, model, "kl"), measured(results, model, "score")
         _point(axes, model, final_kl.mean, final_score.mean, final_kl, final_score)
-        path = " then ".join(f"{shown(s)} at {shown(k)} nats" for k, s in zip(kl, score, strict=True))
-        texts.append(f"{MODELS[model]}: {path or 'no points'}")
+        steps = " then ".join(f"{shown(s)} at {shown(k)} nats" for k, s in path)
+        texts.append(f"{MODELS[model]}: {steps or 'no points'}")
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0.0)), np.square))
     axes.set_xlim(left=0.0)
-    axes.set(xlabel="KL from SFT, nats a sequence (square-root scale)", ylabel="judge score")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, borderaxespad=0.2)
-    return f"Judge score against KL from SFT during training. {'. '.join(texts)}."
+    axes.set(xlabel="distance from SFT, nats (root scale)", ylabel="score, of 1")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, columnspacing=1.0)
+    return f"Score against distance from SFT (KL) during training. {'. '.join(texts)}."
 
 
-def _curves(figure: Figure, results: Mapping[str, Any]) -> str:
-    texts = []
-    panels = figure.subplots(-(-len(CURVES) // 2), 2).flat
-    for axes in panels[len(CURVES) :]:
-        axes.remove()
-    for axes, (stage, (label, colour)) in zip(panels, CURVES.items(), strict=False):
-        curve = (results.get("curves") or {}).get(stage) or {}
-        # The font lacks most of Unicode, and matplotlib warns of each glyph that it cannot draw.
-        name = str(curve.get("name", "")).encode("ascii", "replace").decode()
-        points = [[number(v, f"curves.{stage}") for v in point] for point in curve.get("points") or []]
-        axes.plot(*np.array(points or [[math.nan, math.nan]]).T, color=COLOURS[colour], linewidth=1.8)
-        axes.set_title(f"{label}: {name}" if name else label)
-        axes.set_xlabel("step")
-        values = [value for _, value in points if math.isfinite(value)]
-        texts.append(
-            f"{label}, {name}: {shown(values[0], 3)} at first, {shown(values[-1], 3)} at last"
-            if values
-            else f"{label}: no points"
-        )
-    return f"Training curves. {'. '.join(texts)}."
+def _path(results: Mapping[str, Any], model: str) -> list[tuple[float, float]]:
+    """(KL, score) during training. The last point is the final model's, measured on all questions instead of some."""
+    where = f"frontier.{model}"
+    points = (results.get("frontier") or {}).get(model) or []
+    path = [(number(p.get("kl"), where), number(p.get("score"), where)) for p in points]
+    final = measured(results, model, "kl").mean, measured(results, model, "score").mean
+    if path and not any(map(math.isnan, final)):
+        path[-1] = final
+    return path
+
+
+def _curve(figure: Figure, results: Mapping[str, Any], stage: str) -> str:
+    label, model = CURVES[stage]
+    curve = (results.get("curves") or {}).get(stage) or {}
+    # The font lacks most of Unicode, and matplotlib warns of each glyph that it cannot draw.
+    name = str(curve.get("name", "")).encode("ascii", "replace").decode()
+    name = QUANTITIES.get(name, name)
+    points = [[number(v, f"curves.{stage}") for v in point] for point in curve.get("points") or []]
+    axes = figure.subplots()
+    axes.plot(*np.array(points or [[math.nan, math.nan]]).T, color=COLOURS[model], linewidth=1.8)
+    axes.set(title=f"{label}: {name}" if name else label, xlabel="step")
+    values = [value for _, value in points if math.isfinite(value)]
+    if not values:
+        return f"{label}: no points."
+    return f"{label}, {name}: {shown(values[0], 3)} at first, {shown(values[-1], 3)} at last."
 
 
 def _listed(values: Mapping[str, Interval], text: Callable[[float], str]) -> str:

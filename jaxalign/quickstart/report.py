@@ -1,6 +1,5 @@
 """The report of a quickstart: one HTML file that needs nothing else, and its main table in a terminal."""
 
-import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -17,14 +16,16 @@ from jaxalign.quickstart.findings import (
     MODELS,
     Interval,
     findings,
+    headline,
     interval,
     measured,
     number,
     percent,
     shown,
+    verdict,
 )
-from jaxalign.quickstart.page import GUIDE, KINDS, LIMITS, PAGE, STAGES
-from jaxalign.quickstart.plots import COLOURS, Plot, write_plots
+from jaxalign.quickstart.page import GUIDE, KINDS, LIMITS, PAGE, PAPERS, STAGES
+from jaxalign.quickstart.plots import Plot, write_plots
 from jaxalign.storage import write_whole
 
 
@@ -42,8 +43,8 @@ COLUMNS = (
     Column("helpful", "Helpful", 1.0, 2),
     Column("honest", "Honest", 1.0, 2),
     Column("harmless", "Harmless", 1.0, 2),
-    Column("win_rate", "Win rate vs SFT, %", 100.0, 1),
-    Column("kl", "KL from SFT, nats", 1.0, 2),
+    Column("win_rate", "Won vs SFT, %", 100.0, 1),
+    Column("kl", "Distance from SFT, nats", 1.0, 2),
     Column("loss", "Loss, answers", 1.0, 3),
     Column("corpus_loss", "Loss, corpus", 1.0, 3),
     Column("length", "Tokens", 1.0, 1),
@@ -53,7 +54,7 @@ NARROW = ("score", "win_rate", "kl", "length")  # shown in a narrower terminal
 
 
 def write_report(results: Mapping[str, Any], path: str | Path) -> None:
-    """Writes the report to the file `path`, and its plots as PNG files to the folder `plots` beside it.
+    """Writes the report to the file `path`, and its charts as PNG files to the folder `plots` beside it.
 
     `results` is what results.json holds; null, NaN and missing values are shown as a dash. The same results
     give the same bytes. Raises DataError for a value of another type or a model that the report does not know.
@@ -61,19 +62,21 @@ def write_report(results: Mapping[str, Any], path: str | Path) -> None:
     _check(results)
     path = Path(path)
     plots = write_plots(results, path.parent / "plots")
-    figures = {name: _figure(plot) for name, plot in plots.items()}
     page = PAGE.format(
+        answer=escape(headline(results)),
         lead=_lead(results),
+        methods="".join(_method(results, model) for model in MODELS if model != "pretrained"),
+        examples="".join(_example(example) for example in results.get("examples") or []) or "<p>None.</p>",
         stages=_stages(),
+        papers=", ".join(_paper(*paper) for paper in PAPERS.items()),
         findings=_definitions(findings(results)),
         table=_main_table(results),
         guide=_definitions(GUIDE.items()),
         kinds=_kind_table(results),
         reward_model=_reward_model(results.get("reward_model") or {}),
-        examples="".join(_example(example) for example in results.get("examples") or []) or "<p>None.</p>",
         limits=LIMITS,
         timing=_timing(results.get("seconds") or {}),
-        **figures,
+        **{section: _charts(charts) for section, charts in plots.items()},
     )
     # A model may write half of a character, which UTF-8 cannot hold.
     write_whole(path, page.encode(errors="backslashreplace"))
@@ -88,7 +91,10 @@ def print_results(results: Mapping[str, Any], console: Console | None = None) ->
     table = Table(box=SIMPLE_HEAD, title="Held-out questions: means and 95 % intervals", title_justify="left")
     table.add_column("Model", no_wrap=True)
     for column in columns:
-        table.add_column(column.title.replace(", ", ",\n").replace(" vs", "\nvs"), justify="right")
+        table.add_column(
+            column.title.replace(", ", ",\n").replace(" vs", "\nvs").replace(" from", "\nfrom"),
+            justify="right",
+        )
     for model, label in MODELS.items():
         values = ((column, measured(results, model, column.key)) for column in columns)
         table.add_row(label, *("\n".join(filter(None, _texts(*value, "–"))) for value in values))
@@ -138,7 +144,7 @@ def _stages() -> str:
     """The paths from text to the aligned models, an arrow between the boxes."""
 
     def box(key: str, text: str) -> str:
-        return f'<span class="stage" style="--c:{COLOURS[key]}">{escape(text)}</span>'
+        return f'<span class="stage" style="--c:var(--{key})">{escape(text)}</span>'
 
     rows = (
         "<i>→</i>".join(box(*stage) for stage in path) + f"<small>{escape(note)}</small>"
@@ -170,22 +176,35 @@ def _kind_table(results: Mapping[str, Any]) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table that scrolls in a narrow window. The head is text, the cells are HTML."""
-    heads = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
+    """A table whose rows become lists in a narrow window: each cell knows its heading. Heads are text, cells HTML."""
+    names = [escape(text) for text in head]
+    heads = "".join(f'<th scope="col">{name}</th>' for name in names)
     body = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        f'<tr><th scope="row">{first}</th>'
+        + "".join(f'<td data-of="{name}">{cell}</td>' for name, cell in zip(names[1:], cells, strict=True))
+        + "</tr>"
         for first, *cells in rows
     )
-    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _name(model: str) -> str:
-    return f'<span class="model" style="--c:{COLOURS[model]}">{MODELS[model]}</span>'
+    return f'<span class="model" style="--c:var(--{model})">{MODELS[model]}</span>'
 
 
-def _figure(plot: Plot) -> str:
-    data = base64.b64encode(plot.path.read_bytes()).decode("ascii")
-    return f'<div class="wide"><img src="data:image/png;base64,{data}" alt="{escape(plot.alt)}"></div>'
+def _method(results: Mapping[str, Any], model: str) -> str:
+    mean, ends = _texts(COLUMNS[0], measured(results, model, "score"))
+    said = escape(verdict(results, model))
+    return f"<div>{_name(model)}<b>{mean}</b><small>{ends or MISSING}</small><p>{said}</p></div>"
+
+
+def _paper(name: str, number: str) -> str:
+    return f'<a href="https://arxiv.org/abs/{number}">{escape(name)}</a>'
+
+
+def _charts(plots: Iterable[Plot]) -> str:
+    figures = (f'<figure role="img" aria-label="{escape(plot.alt)}">{plot.svg}</figure>' for plot in plots)
+    return f'<div class="charts">{"".join(figures)}</div>'
 
 
 def _reward_model(values: Mapping[str, Any]) -> str:
@@ -198,15 +217,13 @@ def _reward_model(values: Mapping[str, Any]) -> str:
 
     limit, ratio, correlation = map(plain, ("bayes_accuracy", "ratio", "gold_correlation"))
     cards = (
-        ("of the noisy held-out labels predicted", *spread("accuracy")),
-        ("at best, by any scorer, in expectation", percent(limit), "the limit of the noise"),
-        ("of what the noise allows", percent(ratio), "the first over the second"),
-        ("agreement with the judge", *spread("gold_accuracy")),
-        ("correlation with the judge's score", shown(correlation), "1 would be perfect"),
+        (*spread("accuracy"), "of new pairs: it prefers the answer that was chosen"),
+        (percent(limit), "the most that anybody could expect", "because the choices are noisy"),
+        (percent(ratio), "of that most", "what it reached, in share of what can be reached"),
+        (*spread("gold_accuracy"), "of new pairs: it prefers the answer that is truly better"),
+        (shown(correlation), "1 would be perfect", "how far its scores go up and down with the judge's"),
     )
-    boxes = (
-        f"<div><b>{value}</b><span>{text}</span><small>{note}</small></div>" for text, value, note in cards
-    )
+    boxes = (f"<div><b>{value}</b><small>{note}</small><p>{text}</p></div>" for value, note, text in cards)
     return f'<div class="cards">{"".join(boxes)}</div>'
 
 
@@ -227,7 +244,7 @@ def _answer(model: str, answer: Mapping[str, Any], kind: str) -> str:
     body = MISSING if text is None else f"<bdi>{escape(str(text))}</bdi>" if text else "<i>(empty)</i>"
     score = shown(number(answer.get("score"), f"examples: {kind}: {model}.score"))
     head = f"<p>{_name(model)} <span class='score'>{score}</span></p>"
-    return f'<div class="answer" style="--c:{COLOURS[model]}">{head}<div class="text">{body}</div></div>'
+    return f'<div class="answer" style="--c:var(--{model})">{head}<div class="text">{body}</div></div>'
 
 
 def _timing(seconds: Mapping[str, Any]) -> str:

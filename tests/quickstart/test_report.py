@@ -1,6 +1,5 @@
 """The report holds the numbers it was given, keeps hostile text as text, and says no more than the intervals."""
 
-import base64
 import copy
 import html.parser
 import io
@@ -14,11 +13,18 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from jaxalign.errors import DataError
-from jaxalign.quickstart.findings import Interval, comparison, findings, interval, shown
+from jaxalign.quickstart.findings import (
+    Interval,
+    comparison,
+    findings,
+    headline,
+    interval,
+    shown,
+    verdict,
+)
 from jaxalign.quickstart.report import print_results, write_report
 
 NAMES = ("pretrained", "sft", "ppo", "dpo", "orpo", "grpo")
-APART = "the intervals do not touch)."
 KINDS = ("fact", "followup", "format", "unknown", "harmful")
 HOSTILE = """</div><script>alert(1)</script><img src=x onerror='alert("2")'> &lt; {lead} \u202e \ud800 日本"""
 
@@ -80,10 +86,17 @@ def results() -> dict:
     }
 
 
+@pytest.fixture
+def without_charts(monkeypatch):
+    """Drawing takes seconds."""
+    sections = ("score", "parts", "win_rate", "frontier", "curves")
+    monkeypatch.setattr("jaxalign.quickstart.report.write_plots", lambda *_: dict.fromkeys(sections, []))
+
+
 class Page(html.parser.HTMLParser):
     """The tags, attributes, tables and text of a page; checks that every tag is closed in its turn."""
 
-    VOID = ("meta", "img")
+    VOID = ("meta",)
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -129,7 +142,7 @@ def sentences(results: dict) -> dict[str, str]:
     return dict(findings(results))
 
 
-def test_every_number_is_in_its_row(results, tmp_path):
+def test_every_number_is_in_its_row(results, tmp_path, without_charts):
     page = report(json.loads(json.dumps(results)), tmp_path)
     for name, label in zip(NAMES, ("Pretrained", "SFT", "PPO", "DPO", "ORPO", "GRPO"), strict=True):
         values = results["models"][name]
@@ -160,32 +173,42 @@ def test_every_number_is_in_its_row(results, tmp_path):
             assert f"{name} on {kind}" in page.text
 
 
-def test_the_plots_are_embedded_are_files_and_are_described_with_their_numbers(results, tmp_path):
+CHARTS = ("score", "helpful", "honest", "harmless", "win_rate", "frontier")
+STAGES = ("pretrain", "sft", "reward", "ppo", "grpo", "dpo", "orpo")
+
+
+def described(page: Page) -> dict[str, str]:
+    """What each chart says to those who do not see it."""
+    charts = (*CHARTS, *(f"curve_{stage}" for stage in STAGES))
+    return dict(zip(charts, page.values("aria-label"), strict=True))
+
+
+def test_the_charts_are_in_the_page_are_files_and_are_described_with_their_numbers(results, tmp_path):
     page = report(results, tmp_path)
-    files = {name: tmp_path / f"plots/{name}.png" for name in ("scores", "win_rate", "frontier", "curves")}
-    embedded = []
-    for source in page.values("src"):
-        head, data = source.split(",")
-        assert head == "data:image/png;base64"
-        embedded.append(base64.b64decode(data, validate=True))
-        pixels = imread(io.BytesIO(embedded[-1]), format="png")
-        assert pixels.shape[1] > 1000 and np.ptp(pixels[..., :3]) > 0.5  # neither small nor blank
-    assert sorted(embedded) == sorted(path.read_bytes() for path in files.values())
-    alts = dict(zip(files, page.values("alt"), strict=True))
-    assert "honest: Pretrained 0.23 (0.21 to 0.25), SFT 0.37" in alts["scores"]
-    assert "ORPO 72.3 % (70.3 % to 74.3 %)" in alts["win_rate"]
-    assert "DPO: 0.28 at 0.00 nats then 0.35 at 0.71 nats" in alts["frontier"]
-    assert "Reward model, name_reward: 4.000 at first, 3.125 at last" in alts["curves"]
+    said = described(page)
+    assert page.tags.count("svg") == len(said)
+    assert {path.stem for path in (tmp_path / "plots").iterdir()} == set(said)
+    for name in said:
+        pixels = imread(tmp_path / f"plots/{name}.png")
+        assert pixels.shape[1] > 600 and np.ptp(pixels[..., :3]) > 0.5  # neither small nor blank
+    assert "Pretrained 0.23 (0.21 to 0.25), SFT 0.37" in said["honest"]
+    assert "ORPO 72.3 % (70.3 % to 74.3 %)" in said["win_rate"]
+    # The last point is the final model's own, on all questions.
+    assert (
+        "DPO: 0.28 at 0.00 nats then 0.35 at 0.71 nats then 0.42 at 1.42 nats then 0.62 at 4.68 nats"
+        in (said["frontier"])
+    )
+    assert said["curve_reward"] == "Reward model, name_reward: 4.000 at first, 3.125 at last."
 
 
 @pytest.mark.slow
-def test_the_plots_move_with_the_numbers_they_show(results, tmp_path):
+def test_the_charts_move_with_the_numbers_they_show(results, tmp_path):
     dpo = results["models"]["dpo"]
     changes = {  # of the ends of an interval alone, where a plot has intervals
-        "scores": lambda r: r["models"]["dpo"].update(honest=[dpo["honest"][0], 0.1, 0.9]),
+        "honest": lambda r: r["models"]["dpo"].update(honest=[dpo["honest"][0], 0.1, 0.9]),
         "win_rate": lambda r: r["models"]["dpo"].update(win_rate=[dpo["win_rate"][0], 0.1, 0.9]),
         "frontier": lambda r: r["models"]["dpo"].update(kl=[dpo["kl"][0], 3.0, 6.0]),
-        "curves": lambda r: r["curves"]["reward"]["points"].append([20, 0.5]),
+        "curve_reward": lambda r: r["curves"]["reward"]["points"].append([20, 0.5]),
     }
     write_report(results, tmp_path / "a/report.html")
     for name, change in changes.items():
@@ -204,9 +227,17 @@ def test_the_plots_move_with_the_numbers_they_show(results, tmp_path):
 def test_the_page_needs_nothing_else_and_is_the_same_each_time(results, tmp_path):
     page = report(results, tmp_path)
     raw = (tmp_path / "report.html").read_bytes()
-    without_images = re.sub(rb"base64,[^\"]*", b"", raw)
-    assert not re.search(rb"https?:|//[a-z]|url\(|@import|<(script|link|iframe|object)\b", without_images)
-    assert not {"href", "srcset", "action"} & {key for _, key, _ in page.attributes}
+    # Links to papers are for the reader to follow; nothing is fetched.
+    without_links = re.sub(rb'<a href="https://arxiv.org/abs/[0-9.]+">', b"", raw)
+    assert len(raw) - len(without_links) > 300
+    assert not re.search(
+        rb"https?:|//[a-z]|url\([^#]|@import|<(script|link|iframe|object|img)\b", without_links
+    )
+    assert not {"src", "srcset", "action"} & {key for _, key, _ in page.attributes}
+    names = [value for _, key, value in page.attributes if key == "id"]
+    assert len(set(names)) == len(names) or all(
+        name[0] in "mp" for name in names
+    )  # markers and clips, by content
     assert str(tmp_path).encode() not in raw
     report(results, tmp_path / "again")
     assert (tmp_path / "again/report.html").read_bytes() == raw
@@ -222,7 +253,7 @@ def test_hostile_text_stays_text(results, tmp_path):
     results["seconds"][HOSTILE] = 1.0
     page = report(results, tmp_path)
     assert page.tags[: len(clean.tags)].count("script") == page.tags.count("script") == 0
-    assert page.tags.count("img") == 4 and "onerror" not in {key for _, key, _ in page.attributes}
+    assert page.tags.count("img") == 0 and "onerror" not in {key for _, key, _ in page.attributes}
     kept = HOSTILE.replace("\ud800", "\\ud800")  # half of a character has no UTF-8
     assert page.text.count(kept) == 3 * len(KINDS) + 2
 
@@ -230,9 +261,9 @@ def test_hostile_text_stays_text(results, tmp_path):
 def test_points_that_are_not_finite_are_left_out_of_the_plots(results, tmp_path):
     results["curves"]["ppo"]["points"] = [[0, math.nan], [10, 0.5], [20, math.inf], [30, None]]
     results["frontier"]["dpo"] = [{"step": 0, "kl": math.nan, "score": 0.5}, {"step": 1, "score": 0.6}]
-    alt = " ".join(report(results, tmp_path).values("alt"))
-    assert "PPO, name_ppo: 0.500 at first, 0.500 at last" in alt
-    assert "DPO: 0.50 at – nats then 0.60 at – nats" in alt
+    said = described(report(results, tmp_path))
+    assert said["curve_ppo"] == "PPO, name_ppo: 0.500 at first, 0.500 at last."
+    assert "DPO: 0.50 at – nats then 0.62 at 4.68 nats" in said["frontier"]
 
 
 def test_missing_values_are_dashes(results, tmp_path):
@@ -255,28 +286,28 @@ def test_missing_values_are_dashes(results, tmp_path):
     assert [cell.strip() for cell in row(page, "ORPO", 1)[1:]] == ["–"] * 5
     assert "nan" not in page.text.lower() and "None" not in page.text
     assert "A fast run shows that every stage works" in page.text
-    assert "(empty)" in page.text and "PPO: no points" in " ".join(page.values("alt"))
+    assert "(empty)" in page.text and "PPO: no points" in described(page)["frontier"]
     said = sentences(results)
-    assert said["PPO and SFT"] == "Judge score: PPO and SFT are not compared, for an interval is missing."
+    assert said["PPO and SFT"] == "Score: PPO and SFT are not compared, for a range is missing."
     assert "for a number is missing" in said["Reward model"]
 
 
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
     [
-        ([0.85, 0.83, 0.87], [0.58, 0.56, 0.60], f"A scores higher than B (0.85 against 0.58; {APART}"),
-        ([0.58, 0.56, 0.60], [0.85, 0.83, 0.87], f"A scores lower than B (0.58 against 0.85; {APART}"),
-        ([0.60, 0.50, 0.70], [0.65, 0.55, 0.75], "Judge score: A 0.60, B 0.65; the intervals overlap."),
-        ([0.60, 0.50, 0.625], [0.65, 0.625, 0.75], "Judge score: A 0.60, B 0.65; the intervals overlap."),
-        ([0.65, 0.625, 0.75], [0.60, 0.50, 0.625], "Judge score: A 0.65, B 0.60; the intervals overlap."),
-        ([0.60, 0.10, 0.90], [0.80, 0.79, 0.81], "Judge score: A 0.60, B 0.80; the intervals overlap."),
+        ([0.85, 0.83, 0.87], [0.58, 0.56, 0.60], "A clearly scores higher than B (0.85 against 0.58)."),
+        ([0.58, 0.56, 0.60], [0.85, 0.83, 0.87], "A clearly scores lower than B (0.58 against 0.85)."),
+        ([0.60, 0.50, 0.70], [0.65, 0.55, 0.75], "Score: A 0.60, B 0.65; no clear difference."),
+        ([0.60, 0.50, 0.625], [0.65, 0.625, 0.75], "Score: A 0.60, B 0.65; no clear difference."),
+        ([0.65, 0.625, 0.75], [0.60, 0.50, 0.625], "Score: A 0.65, B 0.60; no clear difference."),
+        ([0.60, 0.10, 0.90], [0.80, 0.79, 0.81], "Score: A 0.60, B 0.80; no clear difference."),
     ],
 )  # fmt: skip
 def test_a_comparison_ranks_only_intervals_that_do_not_touch(a, b, expected):
     assert comparison("score", "A", Interval(*a), "B", Interval(*b)) == expected
 
 
-def test_the_findings_follow_the_intervals_both_ways(results, tmp_path):
+def test_the_findings_follow_the_intervals_both_ways(results, tmp_path, without_charts):
     models = results["models"]
     models["dpo"] |= {
         "score": [0.85, 0.83, 0.87],
@@ -290,29 +321,55 @@ def test_the_findings_follow_the_intervals_both_ways(results, tmp_path):
     models["ppo"] |= {"score": [0.8, 0.7, 0.9], "kl": [6.0, 5.0, 7.0], "win_rate": [0.52, 0.48, 0.56]}
     said = sentences(results)
     assert said["DPO and SFT"] == (
-        "DPO scores higher than SFT (0.85 against 0.58; the intervals do not touch). "
-        "Part by part: higher on helpful; lower on harmless; intervals that overlap on honest. "
-        "Question by question its win rate is 78.0 %; the interval, 74.0 % to 81.0 %, is above one half."
+        "DPO clearly scores higher than SFT (0.85 against 0.58). "
+        "Part by part: more helpful; less harmless; no clear difference in honest. "
+        "It wins 78 of 100 questions (74 to 81): clearly more than half."
     )
-    assert "the interval, 48.0 % to 56.0 %, contains one half" in said["PPO and SFT"]
+    assert "52 of 100 questions (48 to 56): half of them is within that range" in said["PPO and SFT"]
     assert said["PPO and DPO"] == (
-        "Judge score: PPO 0.80, DPO 0.85; the intervals overlap. "
-        "PPO is farther from SFT than DPO (6.00 against 4.00 nats; the intervals do not touch)."
+        "Score: PPO 0.80, DPO 0.85; no clear difference. "
+        "PPO is clearly farther from SFT than DPO (6.00 against 4.00 nats)."
+    )
+    assert verdict(results, "dpo") == (
+        "Clearly better than SFT: wins 78 of 100 questions, a draw counting half."
     )
     models["sft"]["score"], models["dpo"]["score"] = models["dpo"]["score"], models["sft"]["score"]
     models["dpo"] |= {"win_rate": [0.3, 0.2, 0.4], "kl": [6.5, 5.5, 7.5]}
     page = report(results, tmp_path)
     said = sentences(results)
-    assert said["DPO and SFT"].startswith("DPO scores lower than SFT (0.58 against 0.85; ")
-    assert "20.0 % to 40.0 %, is below one half" in said["DPO and SFT"]
-    assert said["PPO and DPO"].endswith("KL from SFT: PPO 6.00, DPO 6.50 nats; the intervals overlap.")
+    assert said["DPO and SFT"].startswith("DPO clearly scores lower than SFT (0.58 against 0.85). ")
+    assert "(20 to 40): clearly fewer than half" in said["DPO and SFT"]
+    assert said["PPO and DPO"].endswith("Distance from SFT: PPO 6.00, DPO 6.50 nats; no clear difference.")
+    assert verdict(results, "dpo").startswith("Clearly worse than SFT: wins 30 of 100")
     assert all(text in page.text for text in said.values())
 
 
-@pytest.mark.parametrize(("limit", "where"), [(0.9, "is below"), (0.85, "contains"), (0.8, "is above")])
+def test_the_answer_comes_first_and_names_a_best_model_only_where_one_is(results, tmp_path, without_charts):
+    scores = {"pretrained": 0.1, "sft": 0.4, "ppo": 0.7, "grpo": 0.5, "dpo": 0.6, "orpo": 0.3}
+    for name, score in scores.items():
+        results["models"][name]["score"] = [score, score - 0.04, score + 0.04]
+    assert headline(results) == "PPO answers best here: 0.70 of 1, against 0.40 for SFT."
+    page = report(results, tmp_path)
+    places = [page.text.index(text) for text in (headline(results), "Answers side by side", "All numbers")]
+    assert places == sorted(places) and page.text.index("Where PPO, GRPO and DPO start") < places[1]
+    results["models"]["dpo"]["score"] = [0.65, 0.61, 0.69]
+    results["models"]["grpo"]["score"] = [0.64, 0.60, 0.68]
+    assert headline(results) == (
+        "PPO scores 0.70 of 1 here, with no clear difference to GRPO (0.64) and DPO (0.65)."
+    )
+    results["models"] = {"sft": {"score": [0.4, 0.3, 0.5]}}
+    assert headline(results).startswith("No two models were measured")
+
+
+@pytest.mark.parametrize(
+    ("limit", "where"), [(0.9, "clearly worse than"), (0.85, "as good as that"), (0.8, "better, by luck")]
+)
 def test_the_reward_model_is_placed_against_the_limit(results, limit, where):
     results["reward_model"]["bayes_accuracy"] = limit
-    assert f"the interval, 82.1 % to 87.9 %, {where} the limit" in sentences(results)["Reward model"]
+    said = sentences(results)["Reward model"]
+    assert (
+        where in said and "85 of 100 new pairs (82 to 88)" in said and f"more than {100 * limit:.0f}:" in said
+    )
 
 
 def test_the_terminal_table_fits_and_holds_the_same_numbers(results):
