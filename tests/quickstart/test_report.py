@@ -90,7 +90,7 @@ def results() -> dict:
 def without_charts(monkeypatch):
     """Drawing takes seconds."""
     sections = ("score", "parts", "win_rate", "frontier", "curves")
-    monkeypatch.setattr("jaxalign.quickstart.report.write_plots", lambda *_: dict.fromkeys(sections, []))
+    monkeypatch.setattr("jaxalign.quickstart.report.write_plots", lambda *_: {key: [] for key in sections})
 
 
 class Page(html.parser.HTMLParser):
