@@ -18,9 +18,8 @@ from jaxalign.fields import nearest
 
 def own_configs() -> dict[str, pathlib.Path]:
     """The config files that come with jaxalign, by name."""
-    package = pathlib.Path(__file__).parent
-    # They lie beside the package in a checkout, and are a part of it once installed.
-    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    # In a checkout this is a link to the folder beside the package, so that both can be imported in the same way.
+    folder = pathlib.Path(__file__).parent / "configs"
     return {file.stem: file for file in sorted(folder.glob("[!_]*.py"))}
 
 

@@ -55,7 +55,7 @@ def to_path(path: str | os.PathLike) -> Path:
     try:
         fsspec.get_filesystem_class("gcs")
     except ImportError:
-        raise ConfigError(f"{text}: {SCHEME} needs more packages: pip install 'jaxalign[gcs]'") from None
+        raise ConfigError(f"{text}: {SCHEME} needs more packages: pip install '.[gcs]' in jaxalign's checkout") from None
     return epath.Path(text)
 
 
