@@ -105,6 +105,11 @@ class Dataset:
         source, index = self._find(number)
         return source.where(index)
 
+    def source_of(self, number: int) -> int:
+        """Which of the sources a record is from."""
+        source, _ = self._find(number)
+        return next(i for i, each in enumerate(self.sources) if each is source)
+
     def _find(self, number: int) -> tuple[Records, int]:
         index = number
         for source in self.sources:
