@@ -67,7 +67,7 @@ class Config(Checked, at="config"):
     # samples, of others none.
     log_samples: int | None = field(None, at_least=0)
     # wandb, trackio, mlflow, separated by commas: where metrics go beside metrics.jsonl and TensorBoard.
-    trackers: str | tuple[str, ...] = ""
+    trackers: str = ""
     checkpoint_every: int = field(0, at_least=0)  # steps; 0: at the end only
     keep_checkpoints: int = field(1, at_least=1)
     # Seconds without a finished step after which a run ends itself; 0: never.
@@ -99,8 +99,7 @@ class Config(Checked, at="config"):
     @property
     def tracker_names(self) -> tuple[str, ...]:
         """The trackers, one by one."""
-        names = (self.trackers,) if isinstance(self.trackers, str) else self.trackers
-        return tuple(name.strip() for each in names for name in each.split(",") if name.strip())
+        return tuple(name.strip() for name in self.trackers.split(",") if name.strip())
 
     @staticmethod
     def leave_out(values: ConfigDict, given: set[str]) -> list[str]:

@@ -195,6 +195,7 @@ def train(
             "seconds": round(time.monotonic() - began, 2),
             "train": recorder.last,
             "eval": {plain_name(name, EVAL): x for name, x in final.items()},
+            "eval_sets": [name for name in run.eval_sets if name],
             "data": str(run.train.report),
         }
         if jax.process_index() == 0:
@@ -327,8 +328,3 @@ def _signals() -> Iterator[list[int]]:
 
     with handled([*restart_signals(), signal.SIGINT], handle):
         yield asked
-
-
-def summarize(summary: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a summary worth a table: final evaluation, or else the last training metrics."""
-    return summary["eval"] or {k: v for k, v in summary["train"].items() if not k.startswith("perf/")}

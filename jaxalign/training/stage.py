@@ -75,6 +75,9 @@ class Stage:
     step_zero: Callable[..., None] | None = None
     headlines: tuple[str, ...] = ()  # the metrics that a line of the log shows; none named: all
     log_samples: int = 0  # config.log_samples, where it is not set
+    # Commands for what people do next with the model, as the end of a run tells them: {run} is its folder, {beside} the
+    # one that it lies in, words in capitals are for the reader to fill in.
+    afterwards: tuple[str, ...] = ()
     # Keys of config.<name> with which a run may go on though it began with others.
     changeable: tuple[str, ...] = ()
 

@@ -207,7 +207,8 @@ class _Worker:
         self._thread.start()
 
     def send(self, call: Callable[[Tracker], None] | None, *, failed: bool = False) -> None:
-        self._queue.put((call, failed))
+        if self._thread.is_alive():
+            self._queue.put((call, failed))
 
     def wait(self, deadline: float) -> None:
         self._thread.join(max(0.0, deadline - time.monotonic()))

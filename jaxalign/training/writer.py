@@ -12,6 +12,7 @@ import jax
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from jaxalign.errors import DataError
 from jaxalign.storage import Lines, Path, temporary_folder, to_path
@@ -72,7 +73,9 @@ class MetricWriter:
                 own = kind == EVAL and part in self._sets
                 runs.setdefault(f"{kind}/{part}" if own else kind, {})[rest if own else name] = value
             for run, tags in runs.items():
-                self._events.add(run, step, *(summary.scalar(tag, value) for tag, value in tags.items()))
+                self._events.add(
+                    run, step, [Summary.Value(tag=tag, simple_value=x) for tag, x in tags.items()]
+                )
         if self._trackers is not None:
             self._trackers.log(int(step), {f"{kind}/{name}": value for name, value in scalars.items()})
 
@@ -84,7 +87,7 @@ class MetricWriter:
             *(json.dumps({"step": int(step)} | dict(sample), ensure_ascii=False) for sample in samples)
         )
         if self._events is not None:
-            self._events.add(EVAL, step, summary.text("samples", _markdown(samples)))
+            self._events.add(EVAL, step, summary.text("samples", _markdown(samples)).value)
         if self._trackers is not None:
             self._trackers.log_samples(int(step), samples)
 
@@ -137,11 +140,10 @@ class TensorBoard:
         self._hidden: int | None = None
         self._uploaded: dict[str, int] = {}  # bytes of the files on an object store
 
-    def add(self, run: str, step: int, *summaries: Any) -> None:
-        """Writes tensorboardX summaries for a step of a run."""
+    def add(self, run: str, step: int, values: Sequence[Any]) -> None:
+        """Writes the values of a summary for a step of a run."""
         writer = self._writer(run)
-        for each in summaries:
-            writer.write_event(Event(wall_time=time.time(), step=int(step), summary=each))
+        writer.write_event(Event(wall_time=time.time(), step=int(step), summary=Summary(value=values)))
         writer.flush()
 
     def hide_after(self, step: int) -> None:

@@ -12,11 +12,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from tiny import STAGES, assert_same_bits, baseline_changes, final_state, history, run
+from tiny import ON_POLICY, STAGES, assert_same_bits, baseline_changes, final_state, history, run
 
 from jaxalign.errors import CheckpointError
 from jaxalign.training.loop import Stopped
-from jaxalign.training.writer import read_metrics
+from jaxalign.training.writer import SAMPLES, read_metrics
 
 MESHES = {
     "data8": {"mesh.data": 8},
@@ -48,6 +48,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(stage, place, runs, baseline, tmp_pat
     assert history(tmp_path) == history(whole)
     assert history(tmp_path, "eval") == history(whole, "eval")
     assert [step for step, _ in history(whole, "eval")] == [2, 4]
+    assert [step for step, _ in history(whole)] == [1, 3, 4]
+    for path in (tmp_path, whole):
+        assert (path / SAMPLES).exists() == (stage in ON_POLICY)
+    if stage in ON_POLICY:
+        assert (tmp_path / SAMPLES).read_bytes() == (whole / SAMPLES).read_bytes()
     assert summary["eval"] == history(whole, "eval")[-1][1]
 
 
