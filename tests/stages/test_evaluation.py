@@ -114,6 +114,7 @@ def read_samples(workdir):
     return [json.loads(line) for line in (workdir / SAMPLES).read_text().split("\n")[:-1]]
 
 
+@pytest.mark.slow
 def test_answers_to_held_out_prompts_are_those_of_the_model_and_change_no_training(runs, tmp_path):
     changes = {"num_steps": 2, "eval_every": 1, "data.eval": str(runs / "sft.jsonl")}
     run("sft", runs, tmp_path / "off", **changes)
