@@ -61,7 +61,7 @@ class Config(Checked, at="config"):
     num_microbatches: int = field(1, at_least=1)
     # "skip": leave the update out, and count it.
     on_nonfinite: str = field("stop", choices=("stop", "skip"))
-    log_every: int = field(10, at_least=1)  # steps
+    log_every: int = field(10, at_least=1)  # steps that a line of metrics.jsonl is about
     eval_every: int = field(0, at_least=0)  # steps; 0: at the end only
     # Held-out prompts whose answers are kept at each evaluation, in samples.jsonl; 0: none; not set: 4 of a stage that
     # samples, of others none.

@@ -54,7 +54,7 @@ FAMILIES = [
     ("sft", "sft", "nll"),
     pytest.param("orpo", "pairs", "nll_loss", marks=pytest.mark.slow),  # two sums to divide by
     pytest.param("reward", "rankings", "accuracy", marks=pytest.mark.slow),
-    pytest.param("kto", "unpaired", "rewards/chosen", marks=pytest.mark.slow),
+    pytest.param("kto", "unpaired", "logps/chosen", marks=pytest.mark.slow),
 ]
 
 
@@ -99,7 +99,9 @@ def test_a_share_of_several_sources_is_measured_by_source(runs, tmp_path):
 @pytest.mark.slow
 def test_of_a_stage_that_samples_too(runs, split, tmp_path):
     parts, _ = split(runs / "prompts.jsonl", 3, 9)
-    given = {"data.eval": ",".join(parts)} | set_reward_function("prompt_length_reward")
+    given = {"data.eval": ",".join(parts), "data.max_length": 48} | set_reward_function(
+        "prompt_length_reward"
+    )
     summary = run("ppo", runs, tmp_path, **STILL, **given)
     values = summary["eval"]
     assert summary["eval_sets"] == ["new-test", "old-test"]
@@ -164,7 +166,12 @@ def test_answers_of_a_stage_that_samples_are_its_evaluations(runs, tmp_path):
         json.loads(line) | {"answer": f"no {i}"} for i, line in enumerate((runs / "prompts.jsonl").open())
     ]
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:5]))
-    changes = {"num_steps": 2, "eval_every": 1, "data.eval": str(tmp_path / "held.jsonl")}
+    changes = {
+        "num_steps": 2,
+        "eval_every": 1,
+        "data.eval": str(tmp_path / "held.jsonl"),
+        "data.max_length": 48,
+    }
     changes |= {"grpo.reward_model": "", "grpo.reward_function": "tiny:reward_function"}
     for name, count in (("off", 0), ("on", None)):
         run("grpo", runs, tmp_path / name, log_samples=count, **changes)
