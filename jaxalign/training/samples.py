@@ -62,7 +62,7 @@ def make_sampler(run: Run, count: int) -> Callable[[Params], Samples]:
     Raises:
       ConfigError: see `count_samples`.
     """
-    asked = list(_choose(run, count)) if count else []
+    asked = list(choose_prompts(run, count)) if count else []
     if not asked:
         return lambda params: []
     slots, new = max(len(x.ids) for x in asked), SAMPLING.max_new_tokens
@@ -133,7 +133,7 @@ def spell(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
     return "".join(out)
 
 
-def _choose(run: Run, count: int) -> Iterator[Asked]:
+def choose_prompts(run: Run, count: int) -> Iterator[Asked]:
     """The first prompts of each evaluation set, in the order of the data; each record's once."""
     assert run.held_out is not None
     longest = run.model.max_length // 2 if run.model.positions == "learned" else None
