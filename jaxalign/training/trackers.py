@@ -23,7 +23,9 @@ from jaxalign.storage import Path, read_json, write_whole
 FILE_NAME = "trackers.json"  # in a run's folder: the id of the run with each tracker
 PROJECT = "jaxalign"
 AXIS = "train/global_step"  # the horizontal axis, by the name that transformers' Trainer gives it
-SECONDS = 60.0  # that the end of a run waits for a tracker
+SECONDS = (
+    20.0  # that the end of a run waits for trackers: less than the 30 that Kubernetes gives a pod to end
+)
 
 Values = Mapping[str, float]
 Samples = Sequence[Mapping[str, Any]]
@@ -187,7 +189,7 @@ class Trackers:
             worker.send(lambda tracker: tracker.log_samples(step, samples))
 
     def close(self, *, failed: bool = False) -> None:
-        """Ends the run with each tracker, once all has arrived or a minute has passed."""
+        """Ends the run with each tracker, once all has arrived or `SECONDS` have passed."""
         for worker in self._workers:
             worker.send(None, failed=failed)
         deadline = time.monotonic() + SECONDS

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.data.kinds import PROMPTS, TEXT
-from jaxalign.storage import to_path
 from jaxalign.training.config import Config
 from jaxalign.training.saved_model import MODEL
 
@@ -33,11 +32,9 @@ def result_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 def next_steps(config: Config, workdir: str) -> list[str]:
     """Three commands for what people do next with a model: as its stage says, and as its kind allows."""
     stage, options = config.stage, config.options
-    run, beside = str(to_path(workdir)), str(to_path(workdir).parent)
-    own = [
-        command.format(run=shlex.quote(run), beside=shlex.quote(beside).rstrip("/"))
-        for command in stage.afterwards
-    ]
+    run = workdir.rstrip("/")
+    beside = run.rpartition("/")[0] or "."
+    own = [command.format(run=shlex.quote(run), beside=shlex.quote(beside)) for command in stage.afterwards]
     convert = shlex.join(["jaxalign", "convert", f"--from={run}", f"--out={run}-hf", "--to=hf"])
     if stage.scalar:
         return [*own, convert]
@@ -51,10 +48,10 @@ def next_steps(config: Config, workdir: str) -> list[str]:
 
 def closing_lines(config: Config, workdir: str) -> list[str]:
     """Where everything lies, and `next_steps`."""
-    run = to_path(workdir)
+    run = workdir.rstrip("/")
     return [
-        f"The model is {run / MODEL}; beside it lie checkpoints, metrics.jsonl and TensorBoard's files "
-        f"(tensorboard --logdir={shlex.quote(str(run))}).",
+        f"The model is {run}/{MODEL}; beside it lie checkpoints, metrics.jsonl and TensorBoard's files "
+        f"(tensorboard --logdir={shlex.quote(run)}).",
         "What to do next:",
         *(f"  {command}" for command in next_steps(config, workdir)),
     ]
