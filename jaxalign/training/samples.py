@@ -1,6 +1,7 @@
 """What a model answers to a few held-out prompts while it is trained, to be read."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -161,7 +162,8 @@ def _cut(item: Item) -> tuple[np.ndarray, np.ndarray | None]:
     """The prompt of an item, and the answer that is learned first: the preferred one, or the first turn."""
     if not item.mask.any():
         return item.ids, None
-    best = item.examples[item.pairs[0][0]]
+    wins = Counter(better for better, _ in item.pairs)
+    best = item.examples[wins.most_common(1)[0][0]]
     start = best.prompt_length
     if start <= 1:  # a text: nothing but its beginning stands before what is learned
         start = min(TEXT_PROMPT, max(1, len(best.ids) // 2))

@@ -24,8 +24,6 @@ from jaxalign.training.open import open_run
 from jaxalign.training.samples import choose_prompts
 from jaxalign.training.writer import SAMPLES
 
-STILL = {"num_steps": 1, "optimizer.learning_rate": 1e-12}
-
 
 def evaluate(stage, runs, workdir, devices=1, **changes):
     """The evaluation of the model that a run starts from."""
@@ -98,17 +96,14 @@ def test_a_share_of_several_sources_is_measured_by_source(runs, tmp_path):
 @pytest.mark.slow
 def test_of_a_stage_that_samples_too(runs, split, tmp_path):
     parts, _ = split(runs / "prompts.jsonl", 3, 9)
-    given = {"data.eval": ",".join(parts), "data.max_length": 48} | set_reward_function(
-        "prompt_length_reward"
-    )
-    summary = run("ppo", runs, tmp_path, **STILL, **given)
-    values = summary["eval"]
-    assert summary["eval_sets"] == ["new-test", "old-test"]
-    for part, path in zip(summary["eval_sets"], parts, strict=True):
+    given = {"data.eval": ",".join(parts), "data.max_length": 48}
+    given |= {"grpo.reward_model": "", "grpo.reward_function": "tiny:prompt_length_reward"}
+    found = evaluate("grpo", runs, tmp_path, **given)
+    for part, path in zip(("new-test", "old-test"), parts, strict=True):
         lengths = [len(json.loads(line)["prompt"]) for line in pathlib.Path(path).read_text().splitlines()]
-        assert values[f"{part}/objective/scores"] == pytest.approx(np.mean(lengths), rel=1e-6)
-    mean = (3 * values["new-test/objective/scores"] + 9 * values["old-test/objective/scores"]) / 12
-    assert values["objective/scores"] == pytest.approx(mean, rel=1e-6)
+        assert found[f"eval/{part}/objective/scores"] == pytest.approx(np.mean(lengths), rel=1e-6)
+    mean = (3 * found["eval/new-test/objective/scores"] + 9 * found["eval/old-test/objective/scores"]) / 12
+    assert found["eval/objective/scores"] == pytest.approx(mean, rel=1e-6)
 
 
 def read_samples(workdir):
