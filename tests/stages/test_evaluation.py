@@ -13,7 +13,6 @@ from tiny import (
     make_config,
     reward_function,
     run,
-    set_reward_function,
 )
 
 import jaxalign
