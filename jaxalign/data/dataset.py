@@ -4,7 +4,7 @@ import hashlib
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from jaxalign.data.invalid import RULES, BadRow, Invalid
 from jaxalign.data.items import Item, add_mismatched
 from jaxalign.data.overlap import KEYS, drop_shared, hold_out
 from jaxalign.data.packing import AnyBatch, Rows, build_rows
+from jaxalign.data.public.advice import advise
 from jaxalign.data.public.recipes import open_source
 from jaxalign.data.records import KINDS, known_kinds
 from jaxalign.data.report import EncodingReport, collect
@@ -132,14 +133,14 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple
     if config.eval:
         eval_sources = open_sources(config, kind, "eval")
         held = _encode(eval_sources, config, tokenizer, kind, invalid)
-        invalid.check([*sources, *eval_sources])
+        invalid.check([*sources, *eval_sources], partial(advise, kind=kind))
         if config.overlap != "allow":
             encoded = _keep_apart(encoded, held, sources, eval_sources, config)
         return (
             _pack(sources, encoded, config, tokenizer, kind, invalid=invalid),
             _pack(eval_sources, held, config, tokenizer, kind, "eval", invalid=invalid),
         )
-    invalid.check(sources)
+    invalid.check(sources, partial(advise, kind=kind))
     if not config.eval_fraction:
         return _pack(sources, encoded, config, tokenizer, kind, invalid=invalid), None
     parts = [hold_out(records, config.eval_fraction) for records in encoded]
@@ -187,7 +188,7 @@ def dataset_from_records(
     _check(config, kind, len(sources), config.weights if part == "train" else ())
     invalid = Invalid(config.invalid)
     encoded = _encode(sources, config, tokenizer, kind, invalid)
-    invalid.check(sources)
+    invalid.check(sources, partial(advise, kind=kind))
     return _pack(sources, encoded, config, tokenizer, kind, part, invalid=invalid)
 
 

@@ -14,11 +14,11 @@ import datasets.exceptions
 
 from jaxalign.data.files import Shards, formats, kind_of, open_file
 from jaxalign.errors import DataError
+from jaxalign.hub import QUICKSTART, way_to
 from jaxalign.storage import Path as AnyPath
 from jaxalign.storage import is_remote, local_copy, to_path
 
 HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first answer
-QUICKSTART = "quickstart"  # the folder that `jaxalign quickstart` makes, and that configs name
 # The beginning of a file's name that says which split it is of, as the hub has them.
 _SPLIT = re.compile(r"(train|training|test|valid|validation|val|dev|eval)([-_.]|$)", re.IGNORECASE)
 # Beside the data in folders of the hub, of Spark and of our own.
@@ -100,6 +100,14 @@ class Records(Sequence):
         return rows, index if self.numbers is None else self.numbers[index]
 
 
+class Places(list[str]):
+    """Where each of some rows is from, as `Records.origin` of rows that were read already."""
+
+    def where(self, index: int) -> str:
+        """`file:row`."""
+        return self[index]
+
+
 def read_records(
     source: str,
     *,
@@ -133,7 +141,7 @@ def read_records(
     elif is_remote(source):
         raise DataError(f"{source}: no such file or folder; check the path, and that you may read the bucket")
     elif kind_of(source) or path.parts[:1] == (QUICKSTART,) or source.startswith((".", "/", "~")):
-        raise DataError(f"{source}: no such file or folder (looked from {Path.cwd()}); {_way_to(path)}")
+        raise DataError(f"{source}: no such file or folder (looked from {Path.cwd()}); {way_to(source)}")
     else:
         rows = _read_hub(source, split, take, hub_options or {})
     if take is not None and isinstance(rows, datasets.Dataset):
@@ -164,12 +172,6 @@ def _exists(source: str) -> bool:
 def is_pattern(source: str) -> bool:
     """Whether a source that is no path stands for all files whose names look like it."""
     return any(mark in source for mark in "*?[") and not to_path(source).exists()
-
-
-def _way_to(path: AnyPath) -> str:
-    if QUICKSTART in path.parts:
-        return "`jaxalign quickstart` makes it; or check the path"
-    return "check the path"
 
 
 def _matching(pattern: str) -> list[AnyPath]:

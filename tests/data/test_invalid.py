@@ -1,6 +1,7 @@
 """Rows that cannot be used: all named at once, or left out, counted, and written down."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -109,7 +110,7 @@ def test_both_parts_are_written_down_once(tmp_path, tokenizer):
     assert [row.index for row in train.invalid] == [1, 3, 4]  # as text, a conversation needs no answer
     other = write(tmp_path / "b.jsonl", MIXED[:6])
     train, held_out = build_datasets(
-        replace(CONFIG, train=path, eval=other, invalid="drop"), tokenizer, "sft"
+        replace(CONFIG, train=path, eval=other, overlap="allow", invalid="drop"), tokenizer, "sft"
     )
     assert held_out is not None
     assert [row.where for row in held_out.invalid] == [f"{other}:{i}" for i in (2, 4, 5)]
@@ -166,3 +167,28 @@ def test_a_source_of_another_kind_is_not_read_to_its_end(tmp_path, tokenizer):
 )
 def test_reasons_leave_out_what_differs_from_row_to_row(problem, reason):
     assert reason_of(problem) == reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "advice"),
+    [
+        ("sft", {"prompt": "p", "chosen": " c", "rejected": " r"}, "are preference pairs, for DPO, ORPO and reward"),
+        ("preference", {"prompt": "p", "completion": " c"}, "are demonstrations, .*, and this reads preference pairs"),
+        ("text", {"prompt": "p", "completion": " c", "label": True}, "are completions with labels, for KTO, and this"),
+        ("sft", {"promt": "p", "completion": " c"}, "is 'promt' meant for prompt? Rename it"),
+        ("preference", {"info": {"post": "p", "subreddit": "s", "title": "t"}, "choice": 1, "summaries":
+            [{"text": "a"}, {"text": "b"}]}, "looks like summarize_from_feedback: name the source as summarize_from"),
+        ("sft", {"a": "b"}, ""),
+    ],
+)  # fmt: skip
+def test_a_row_of_another_kind_is_known(tmp_path, tokenizer, kind, row, advice):
+    path = write(tmp_path / "a.jsonl", [row])
+    with pytest.raises(DataError) as found:
+        build_dataset(replace(CONFIG, train=path), tokenizer, kind)
+    first, last = str(found.value).splitlines()
+    assert first.startswith(f"{path}:1: missing ")
+    if advice:
+        assert re.match(rf"1 of 1 row cannot be used\. (Rows like )?{path}:1:? ", last)
+        assert re.search(advice.replace("?", r"\?"), last)
+    else:
+        assert last == "1 of 1 row cannot be used"
