@@ -13,7 +13,7 @@ from jaxalign.data import train_sentencepiece
 # What other programs take for the end of a line stands in texts, as does half of nothing: NUL.
 PROMPTS = ["who is\u2028the ox", "the \u0085 cat", "one\r\ntwo\u0000"]
 ROWS = [
-    {"prompt": prompt, "completion": text, "finished": "true"}
+    {"prompt": prompt, "completion": text}
     for prompt in PROMPTS
     for text in ("short", 'a "longer\u2029 one", it is')
 ]
@@ -75,7 +75,7 @@ def test_label_reads_every_format_alike(tmp_path):
             "prompt": prompt,
             "chosen": ROWS[1]["completion"],
             "rejected": "short",
-            "chosen_score": 23.0,
+            "chosen_score": 22.0,
             "rejected_score": 5.0,
         }
         for prompt in PROMPTS
