@@ -1,9 +1,10 @@
 """Where records come from: files, folders and patterns of files, saved `datasets` folders and hub names."""
 
+import contextlib
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,12 @@ class Records(Sequence):
         except Unusable as reason:
             return Dropped(str(reason))
         return row
+
+    def readable(self) -> Iterator[Any]:
+        """The rows that can be read, before any adapter has seen them."""
+        for index in range(len(self)):
+            with contextlib.suppress(DataError):
+                yield self.rows[index]
 
     def raw(self, index: int) -> Any:
         """Record `index` as its file has it: a row, or the text of one that cannot be read."""
