@@ -75,11 +75,11 @@ class Invalid:
         """Whether row `index` ends the reading of a source: no row so far could be used, and none will be wanted."""
         return self.rule == "stop" and index + 1 == _ENOUGH == self._counts[id(records)]
 
-    def check(self, sources: Sequence[Records], advise: Callable[[BadRow], str] | None = None) -> None:
+    def check(self, sources: Sequence[Records], advise: Callable[[BadRow, bool], str] | None = None) -> None:
         """Refuses bad rows, as the rule says, when all `sources` have been read.
 
         Args:
-          advise: what may be done about a row, or "".
+          advise: (row, whether no row of all can be used) -> what may be done, or "".
 
         Raises:
           DataError: names the first of them with what is wrong with each, and counts all by reason.
@@ -87,7 +87,8 @@ class Invalid:
         try:
             self._check(sources)
         except DataError as error:
-            advice = advise(self.rows[0]) if advise and self.rows else ""
+            every = self._reasons.total() >= sum(map(len, sources))
+            advice = advise(self.rows[0], every) if advise and self.rows else ""
             raise DataError(f"{error}{advice and f'. {advice}'}") from None
 
     def _check(self, sources: Sequence[Records]) -> None:
@@ -100,8 +101,8 @@ class Invalid:
         most = next((s for s in sources if self._counts[id(s)] > MOST_DROPPED * len(s)), None)
         if self.rule == "stop" and self._reasons:
             way_out = (
-                f"; mend them, or leave them out with config.data.invalid='drop', which counts them and lists them in "
-                f"{DROPPED_FILE}"
+                "; mend such rows, or leave them out with config.data.invalid='drop', which counts them and lists them "
+                f"in {DROPPED_FILE}"
             )
             raise DataError(self._describe(self.rows, total) + ("" if most else way_out))
         if self.rule == "drop" and self._must_fit:

@@ -60,9 +60,8 @@ def collect(encoded: Sequence[Sequence[Item]], kind: str, name: str) -> tuple[li
         supervised=sum(int(item.mask.sum()) for item in items),
     )
     if not items:
-        raise DataError(
-            f"{name}: no record is left ({report}); raise config.data.max_length or take other data"
-        )
+        longer = "raise config.data.max_length or " if any("too long" in r for r in report.dropped) else ""
+        raise DataError(f"{name}: no record is left ({report}); {longer}take other data")
     if kind != PROMPTS and report.supervised == 0:
         raise DataError(f"{name}: no token is supervised ({report}); check the completions")
     return items, report

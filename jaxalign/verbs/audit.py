@@ -290,8 +290,13 @@ def _part_problems(part: dict[str, Any], kind: str) -> list[str]:
         ),
         (
             lost <= MOST_DROPPED * (records["read"] - held_out),
-            f"{lost} of {records['read'] - held_out} records dropped, most of them as {worst!r}; raise "
-            "config.data.max_length, set config.data.overlong='truncate', or take other data",
+            f"{lost} of {records['read'] - held_out} records dropped, most of them as {worst!r}; "
+            + (
+                "raise config.data.max_length, set config.data.overlong='truncate', or "
+                if "too long" in worst
+                else ""
+            )
+            + "take other data",
         ),
         (
             part["unknown"]["share"] <= MOST_UNKNOWN,

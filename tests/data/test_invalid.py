@@ -53,7 +53,7 @@ def test_all_bad_rows_of_all_sources_are_named_at_once(tmp_path, tokenizer):
     )
     assert lines[-1] == (
         "5 of 12 rows cannot be used: 2 messages[].content is empty or only whitespace, 1 not valid JSON: Expecting "
-        "value: line N column N, 1 messages has no assistant turn, 1 a list, not a JSON object; mend them, or leave "
+        "value: line N column N, 1 messages has no assistant turn, 1 a list, not a JSON object; mend such rows, or leave "
         "them out with config.data.invalid='drop', which counts them and lists them in dropped.jsonl"
     )
 
@@ -67,7 +67,7 @@ def test_one_bad_row_is_named_as_it_always_was(tmp_path, tokenizer):
         first == f"{path}:6: messages[1].content is empty or only whitespace (''); fill it or remove the row"
     )
     assert last.startswith(
-        "1 of 6 rows cannot be used; mend them, or leave them out with config.data.invalid='drop'"
+        "1 of 6 rows cannot be used; mend such rows, or leave them out with config.data.invalid='drop'"
     )
 
 

@@ -22,15 +22,19 @@ _KINDS = {
 }
 
 
-def advise(bad: BadRow, kind: str) -> str:
-    """What may be done about a row that lacks fields; "" where nothing is known."""
+def advise(bad: BadRow, every: bool, *, kind: str) -> str:
+    """What may be done about a row that lacks fields; "" where nothing is known.
+
+    Args:
+      every: no row of all can be used. Only then are they taken for texts or prompts, which many rows could be.
+    """
     if kind not in _KINDS:  # pairs or demonstrations: what is neither is hardly anything else
         return ""
     missing = re.match(r"missing ([\w, ]+)", bad.problem)
     row = bad.records.raw(bad.index)
     if missing is None or not isinstance(row, Mapping):
         return ""
-    for others in ((PAIRS, UNPAIRED, DEMONSTRATIONS), None, (TEXT, PROMPTS)):
+    for others in ((PAIRS, UNPAIRED, DEMONSTRATIONS), None, (TEXT, PROMPTS) if every else ()):
         # What has the fields of another kind is called so, before it is taken for a dataset or for misspelt.
         if others is None:
             found = _advise_recipe(bad, row, kind) or _advise_name(bad, row, missing[1].split(", "))
