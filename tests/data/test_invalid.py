@@ -53,8 +53,8 @@ def test_all_bad_rows_of_all_sources_are_named_at_once(tmp_path, tokenizer):
     )
     assert lines[-1] == (
         "5 of 12 rows cannot be used: 2 messages[].content is empty or only whitespace, 1 not valid JSON: Expecting "
-        "value: line N column N, 1 messages has no assistant turn, 1 a list, not a JSON object; mend such rows, or leave "
-        "them out with config.data.invalid='drop', which counts them and lists them in dropped.jsonl"
+        "value: line N column N, 1 messages has no assistant turn, 1 a list, not a JSON object; mend such rows, or "
+        "leave them out with config.data.invalid='drop', which counts them and lists them in dropped.jsonl"
     )
 
 
