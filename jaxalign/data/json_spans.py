@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from jaxalign.data.fields import CONTEXT, TEACHING
 from jaxalign.errors import DataError
 
 # Possessive: a string is passed over in one go, however long it is.
@@ -17,6 +16,11 @@ _TEXT = re.compile(rb"\S")
 _OF_A_ROW = frozenset(
     "messages conversations conversation prompt completion completions chosen rejected responses history contents "
     "context_messages tools tool_calls".split()
+)
+# What a file may say of itself beside its rows, and no row is meant by it.
+_OF_A_FILE = frozenset(
+    "version name dataset split count total size num_rows num_examples license description comment source url homepage "
+    "citation author authors date created created_at updated updated_at language lang format schema type id title".split()
 )
 Data = Any  # bytes, or a file mapped into memory
 
@@ -120,8 +124,7 @@ def list_of_rows(data: Data, start: int, name: str) -> int | None:
         )
     beside = [field for field in fields if field != lists[0]]
     for field in beside:
-        means = field.lower() in CONTEXT | TEACHING
-        if means or data[fields[field][0]] in b"[{":
+        if field.lower() not in _OF_A_FILE:
             raise DataError(
                 f"{name}: the field {field!r} stands beside the list of rows {lists[0]!r}, and no row would have it; "
                 "write it into the rows, or remove it"
