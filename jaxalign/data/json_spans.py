@@ -20,7 +20,7 @@ _OF_A_ROW = frozenset(
 # What a file may say of itself beside its rows, and no row is meant by it.
 _OF_A_FILE = frozenset(
     "version name dataset split count total size num_rows num_examples license description comment source url homepage "
-    "citation author authors date created created_at updated updated_at language lang format schema type id title".split()
+    "citation author authors date created created_at updated language lang format schema type id title".split()
 )
 Data = Any  # bytes, or a file mapped into memory
 
