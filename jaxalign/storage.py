@@ -76,6 +76,16 @@ def write_whole(path: Path, data: bytes) -> None:
     partial.replace(path)
 
 
+def json_line(value: Any) -> str:
+    """A value as a line of a JSONL file, in its own characters; halves of one, which UTF-8 cannot hold, are escaped."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value, default=str)
+    return f"{text}\n"
+
+
 def claim(path: Path, facts: dict[str, Any], way_out: str) -> dict[str, Any]:
     """Writes JSON-able `facts` where nothing is yet, so that a later start can tell whether it continues this one.
 

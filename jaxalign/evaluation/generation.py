@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxalign.data import DataConfig, build_dataset, load_tokenizer
+from jaxalign.data.invalid import BadRow
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.intervals import Interval, mean_interval
 from jaxalign.models import ModelConfig, Params
@@ -29,6 +31,8 @@ class Measured:
     stopped: float  # share of answers that ended by themselves
     prompts: list[Any]
     texts: list[str]
+    left_out: Counter[str] = dataclasses.field(default_factory=Counter)  # prompts, by reason
+    invalid: tuple[BadRow, ...] = ()  # those among them that could not be used
 
 
 def measure_answers(
@@ -37,19 +41,19 @@ def measure_answers(
     base: Params | None,
     config: ModelConfig,
     tokenizer_path: str | os.PathLike,
-    prompts: str,
+    prompts: DataConfig,
     rewards: Rewards,
     *,
     sampling: SamplingConfig,
     prompt_slots: int,
-    take: int = 0,
     seed: int = 0,
     batch_size: int = 64,
     keep: Callable[[Sequence[Any], Answers], None] | None = None,
 ) -> Measured:
-    """Samples one answer to each prompt in the file `prompts`; call inside `parallel.use_mesh`.
+    """Samples one answer to each prompt; call inside `parallel.use_mesh`.
 
     Args:
+      prompts: names them as its held-out data.
       reference, base: the models that KL and perplexity are measured by, of the architecture of the first.
       keep: is given prompts and answers before they are judged, which may fail.
 
@@ -63,7 +67,7 @@ def measure_answers(
             "or set --temperature above 0"
         )
     tokenizer = load_tokenizer(tokenizer_path)
-    data = DataConfig(eval=prompts, take=take, max_length=prompt_slots, row_length=prompt_slots)
+    data = dataclasses.replace(prompts, max_length=prompt_slots, row_length=prompt_slots)
     dataset = build_dataset(data, tokenizer, "prompt", "eval")
     key = jax.random.key(seed)
     answers: Answers = answer(
@@ -99,4 +103,6 @@ def measure_answers(
         stopped=float(answers.stopped.mean()),
         prompts=asked,
         texts=answers.texts,
+        left_out=dataset.report.dropped,
+        invalid=dataset.invalid,
     )

@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 
+from jaxalign.data.invalid import DROPPED_FILE, write_dropped
 from jaxalign.data.loader import rows_of_epochs
-from jaxalign.errors import CheckpointError, ConfigError
+from jaxalign.errors import CheckpointError, ConfigError, amount
 from jaxalign.models import count_params
 from jaxalign.parallel import processes
 from jaxalign.signals import handled, restart_signals
@@ -50,6 +51,7 @@ CHANGEABLE = tuple(
         *("num_steps", "num_epochs", "num_microbatches", "model.attention", "model.remat"),
         "frozen.offload",
         *("model.init_from", "data.train", "data.eval", "data.tokenizer", "data.chat_template"),
+        "data.invalid",
     )
 )
 
@@ -101,6 +103,7 @@ def train(
         if jax.process_index() == 0:
             text = json.dumps(settings(config), indent=1) + "\n"
             write_whole(run.workdir / SETTINGS, text.encode())
+            write_dropped(run.workdir / DROPPED_FILE, run.invalid)
         writer = stack.enter_context(_writer(run))
         writer.truncate_after(step)
         progress = stack.enter_context(
@@ -221,12 +224,16 @@ def _introduction(trainer: Trainer, step: int) -> str:
     rows, batch_size = run.train.rows, run.rows_per_step
     lines = [
         f"{run.config.stage.name}: {size:,} parameters on {devices}; data: {run.train.report}; packed into "
-        f"{len(rows):,} rows, {rows.efficiency:.0%} full; "
-        f"{run.steps - step:,} of {run.steps:,} steps to go, {batch_size} rows each, "
+        f"{amount(len(rows), 'row')}, {rows.efficiency:.0%} full; "
+        f"{run.steps - step:,} of {amount(run.steps, 'step')} to go, {amount(batch_size, 'row')} each, "
         f"{run.epochs:.3g} epochs in all"
     ]
     if run.epochs_to_fill and (left := rows_of_epochs(rows, run.epochs_to_fill) % batch_size):
-        lines.append(f"the last batch holds {left} rows and {batch_size - left} empty ones")
+        lines.append(f"the last batch holds {amount(left, 'row')} and {batch_size - left} empty ones")
+    if run.invalid:
+        lines.append(
+            f"{amount(len(run.invalid), 'row')} left out as invalid: see {run.workdir / DROPPED_FILE}"
+        )
     packed = run.config.data.packing and rows.kind != "prompt"
     if packed and rows.efficiency < 0.8 and rows.crowded > 0.5:
         lines.append(

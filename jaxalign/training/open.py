@@ -24,6 +24,7 @@ from jaxalign.data import (
     make_loader,
     train_batches,
 )
+from jaxalign.data.invalid import DROPPED_FILE, BadRow, write_dropped
 from jaxalign.data.kinds import TEXT
 from jaxalign.data.loader import rows_of_epochs
 from jaxalign.data.sets import find_sets
@@ -138,10 +139,17 @@ class Run:
         assert self.held_out is not None
         return self.batches(self.held_out, self.eval_sets[name])
 
+    @property
+    def invalid(self) -> tuple[BadRow, ...]:
+        """Rows of both parts of the data that could not be used and were left out."""
+        return self.train.invalid + (() if self.held_out is None else self.held_out.invalid)
+
     def text_batches(self, names: str | tuple[str, ...], batch_size: int) -> tuple[Callable[[int], Any], str]:
         """Batches of pretraining text by number, for a loss that mixes it in, and the text's fingerprint."""
         data = dataclasses.replace(self.config.data, train=names, weights=())
         dataset = build_dataset(data, self.tokenizer, TEXT)
+        if jax.process_index() == 0:
+            write_dropped(self.workdir / f"text_{DROPPED_FILE}", dataset.invalid)
         batches = train_batches(dataset.rows, batch_size, self.config.seed, **self.share)
         return lambda number: self.put(batches[number]), dataset.fingerprint
 

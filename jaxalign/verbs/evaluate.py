@@ -2,33 +2,33 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from jaxalign import parallel
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, amount
 from jaxalign.evaluation import Interval
 from jaxalign.evaluation.generation import Measured, measure_answers
 from jaxalign.fields import like
 from jaxalign.rewards import load_rewards
 from jaxalign.sampling.answers import Answers
 from jaxalign.sampling.generate import SamplingConfig
-from jaxalign.storage import to_path, write_whole
+from jaxalign.storage import json_line, to_path, write_whole
 from jaxalign.training.saved_model import RUNTIME_KEYS, SavedModel, find_language_model
 from jaxalign.verbs.generate import completion_row
-from jaxalign.verbs.requests import Request, flag
+from jaxalign.verbs.requests import flag
+from jaxalign.verbs.rows import SOURCES, RowsRequest, write_beside
 from jaxalign.verbs.sampling import MODEL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateRequest(Request):
+class EvaluateRequest(RowsRequest):
     """Sample an answer to every prompt; print mean reward, KL from the reference, perplexity under the base, length."""
 
     model: str = flag(MODEL, show="SRC")
-    prompts: str = flag("rows with a field prompt, text or messages", show="FILE")
+    prompts: str = flag(SOURCES, show="SRC")
     reward: str = flag("a reward function, module:function or FILE.py:function", show="MODULE:FUNCTION")
     reference: str = flag("measure KL from this model, named as --model", default="", show="SRC")
     base: str = flag(
@@ -44,8 +44,11 @@ class EvaluateRequest(Request):
 
 def run(request: EvaluateRequest) -> int:
     """Prints the numbers."""
-    for line in report_lines(evaluate(request)):
+    measured = evaluate(request)
+    for line in report_lines(measured):
         print(line)
+    if measured.invalid and request.out:
+        print(write_beside(to_path(request.out), measured.invalid))
     return 0
 
 
@@ -56,7 +59,8 @@ def evaluate(request: EvaluateRequest) -> Measured:
     base = _beside(model, request, "--base", request.base) if request.base else reference
     rewards = load_rewards((request.reward,), key="--reward")
     mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
-    with parallel.use_mesh(mesh):
+    keys = {"eval": "--prompts", "max_length": "--prompt-slots"}
+    with request.named(**keys), parallel.use_mesh(mesh):
         models = {m.path: m for m in (model, reference, base) if m is not None}
         params = {path: m.load(mesh) for path, m in models.items()}
         return measure_answers(
@@ -65,11 +69,10 @@ def evaluate(request: EvaluateRequest) -> Measured:
             base and params[base.path],
             model.config,
             model.path,
-            request.prompts,
+            request.data_config(request.prompts, take=request.take),
             rewards,
             sampling=SamplingConfig(max_new_tokens=request.max_new_tokens, temperature=request.temperature),
             prompt_slots=request.prompt_slots,
-            take=request.take,
             seed=request.seed,
             keep=functools.partial(write_answers, path=request.out) if request.out else None,
         )
@@ -93,7 +96,8 @@ def report_lines(measured: Measured) -> list[str]:
 
     perplexity = "perplexity  {:9.2f}   of the answers, a token, under the base model"
     return [
-        f"{len(measured.texts)} prompts",
+        amount(len(measured.texts), "prompt"),
+        *(f"{'left out':<12}{count:9,}   {reason}" for reason, count in sorted(measured.left_out.items())),
         show("reward", measured.score),
         *([show("KL", measured.kl) + "   nats a sequence, from the reference"] if measured.kl else []),
         *([perplexity.format(measured.perplexity)] if measured.perplexity is not None else []),
@@ -109,7 +113,7 @@ def report_lines(measured: Measured) -> list[str]:
 def write_answers(prompts: Sequence[Any], answers: Answers, path: str) -> None:
     """One JSON line an answer, as `generate` writes them: {"prompt", "completion", "finished"}."""
     lines = (
-        json.dumps(completion_row(prompt, text) | {"finished": bool(finished)}, ensure_ascii=False) + "\n"
+        json_line(completion_row(prompt, text) | {"finished": bool(finished)})
         for prompt, text, finished in zip(prompts, answers.texts, answers.stopped, strict=True)
     )
     write_whole(to_path(path), "".join(lines).encode())

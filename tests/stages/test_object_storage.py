@@ -211,9 +211,10 @@ def test_only_process_0_writes(bucket, monkeypatch):
 
 
 def test_errors_name_the_path_that_was_given(bucket, runs):
-    bucket.put("bucket/bad.jsonl", b'{"text": "a"}\n\n')
-    with pytest.raises(DataError, match=r"^gs://bucket/bad.jsonl:2: blank line"):
-        read_records("gs://bucket/bad.jsonl")
+    bucket.put("bucket/bad.jsonl", b'{"text": "a"}\n{\n')
+    for source in ("gs://bucket/bad.jsonl", "gs://bucket/ba*.jsonl"):
+        with pytest.raises(DataError, match=r"^gs://bucket/bad.jsonl:2: not valid JSON"):
+            list(read_records(source))
     for source in ("gs://bucket/none.jsonl", "sharegpt:gs://bucket/none.jsonl"):
         with pytest.raises(DataError, match=r"^gs://bucket/none.jsonl: no such file or folder"):
             open_source(source, "sft")
