@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import sys
 import textwrap
 import traceback
@@ -75,7 +76,8 @@ def _run(verb: str, argv: list[str]) -> int:
         )
         return 1
     except Stopped as stopped:
-        print(f"jaxalign {verb}: {stopped}; run the same command to go on", file=sys.stderr)
+        command = shlex.join(["jaxalign", verb, *argv])
+        print(f"jaxalign {verb}: {stopped}; this goes on:\n  {command}", file=sys.stderr)
         return signals.TRY_AGAIN
 
 

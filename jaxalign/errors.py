@@ -11,6 +11,11 @@ def shorten(value: Any, limit: int = 60) -> str:
     return repr(text) if isinstance(value, str) else text
 
 
+def amount(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`, `1,000 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class JaxalignError(Exception):
     """Base of every deliberate error; the command line prints it without a traceback."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from jaxalign.errors import ConfigError
 from jaxalign.storage import is_remote
 
+QUICKSTART = "quickstart"  # the folder that `jaxalign quickstart` makes, and that config files name
 _SECONDS = 5  # for an answer of the hub, before its cache is asked
 
 
@@ -14,6 +15,12 @@ def is_hub_name(path: str) -> bool:
     """Whether `path` reads as "organisation/name" and can be no path of this machine."""
     parts = re.fullmatch(r"([\w.-]+)/[\w.-]+", path)
     return parts is not None and not pathlib.Path(parts[1]).exists()
+
+
+def way_to(path: str) -> str:
+    """What to do about a path that does not exist, for errors."""
+    made = QUICKSTART in pathlib.PurePath(path).parts
+    return "`jaxalign quickstart` makes it; or check the path" if made else "check the path"
 
 
 def is_foreign(path: str) -> bool:
@@ -34,6 +41,8 @@ def download(name: str, patterns: Sequence[str], key: str) -> pathlib.Path:
     Raises:
       ConfigError: neither the hub nor its cache has it; names the config `key` that gave the name.
     """
+    if pathlib.PurePath(name).parts[0] == QUICKSTART:
+        raise ConfigError(f"{key}={name!r}: no such path (looked from {pathlib.Path.cwd()}); {way_to(name)}")
     import huggingface_hub  # slow to import, and most runs need nothing of it
 
     try:

@@ -55,7 +55,9 @@ def to_path(path: str | os.PathLike) -> Path:
     try:
         fsspec.get_filesystem_class("gcs")
     except ImportError:
-        raise ConfigError(f"{text}: {SCHEME} needs more packages: pip install '.[gcs]' in jaxalign's checkout") from None
+        raise ConfigError(
+            f"{text}: {SCHEME} needs more packages: pip install '.[gcs]' in jaxalign's checkout"
+        ) from None
     return epath.Path(text)
 
 
@@ -74,6 +76,16 @@ def write_whole(path: Path, data: bytes) -> None:
         # The name may reach the disk before the content does, and a power cut come between them.
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def json_line(value: Any) -> str:
+    """A value as a line of a JSONL file, in its own characters; halves of one, which UTF-8 cannot hold, are escaped."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value, default=str)
+    return f"{text}\n"
 
 
 def claim(path: Path, facts: dict[str, Any], way_out: str) -> dict[str, Any]:

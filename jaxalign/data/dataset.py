@@ -4,21 +4,23 @@ import hashlib
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Any
 
 import numpy as np
 
 from jaxalign.data.batch import ARRAYS
 from jaxalign.data.encode import OVERLONG, encode_records
+from jaxalign.data.invalid import RULES, BadRow, Invalid
 from jaxalign.data.items import Item, add_mismatched
 from jaxalign.data.overlap import KEYS, drop_shared, hold_out
 from jaxalign.data.packing import AnyBatch, Rows, build_rows
+from jaxalign.data.public.advice import advise
 from jaxalign.data.public.recipes import open_source
 from jaxalign.data.records import KINDS, known_kinds
 from jaxalign.data.report import EncodingReport, collect
-from jaxalign.data.sources import Records
-from jaxalign.errors import ConfigError, DataError
+from jaxalign.data.sources import Records, split_names
+from jaxalign.errors import ConfigError, DataError, amount
 from jaxalign.fields import Checked, field
 from jaxalign.text.templates import load_template
 from jaxalign.text.tokenizer import Tokenizer
@@ -46,6 +48,9 @@ class DataConfig(Checked, at="config.data"):
     split: str = ""  # of a folder or hub dataset; "": the one that fits, as its recipe says, or "train"
     # Records of each source to read, a hub dataset being streamed; 0 reads all.
     take: int = field(0, at_least=0, says=": must be 0 or more")
+    # What becomes of rows that cannot be used: "stop" lists them and refuses; "drop" leaves them out, up to half of a
+    # source, counts them and lists them in dropped.jsonl.
+    invalid: str = field("stop", choices=RULES, says=f": write one of {', '.join(RULES)}")
     # Of rows and messages, left out on purpose though they mean something.
     ignore_fields: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()  # each training source's share of rows; () is each row once per epoch
@@ -77,6 +82,7 @@ class Dataset:
     rows: Rows
     report: EncodingReport
     sources: tuple[Records, ...]
+    invalid: tuple[BadRow, ...] = ()  # rows that could not be used and were left out
 
     @cached_property
     def fingerprint(self) -> str:
@@ -105,6 +111,11 @@ class Dataset:
         source, index = self._find(number)
         return source.where(index)
 
+    def source_of(self, number: int) -> int:
+        """Which of the sources a record is from."""
+        source, _ = self._find(number)
+        return next(i for i, each in enumerate(self.sources) if each is source)
+
     def _find(self, number: int) -> tuple[Records, int]:
         index = number
         for source in self.sources:
@@ -122,26 +133,29 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple
     """
     sources = open_sources(config, kind, "train")
     _check(config, kind, len(sources), config.weights)
-    encoded = _encode(sources, config, tokenizer, kind)
+    invalid = Invalid(config.invalid)
+    encoded = _encode(sources, config, tokenizer, kind, invalid)
     if config.eval:
         eval_sources = open_sources(config, kind, "eval")
-        held = _encode(eval_sources, config, tokenizer, kind)
+        held = _encode(eval_sources, config, tokenizer, kind, invalid)
+        invalid.check([*sources, *eval_sources], partial(advise, kind=kind))
         if config.overlap != "allow":
             encoded = _keep_apart(encoded, held, sources, eval_sources, config)
         return (
-            _pack(sources, encoded, config, tokenizer, kind),
-            _pack(eval_sources, held, config, tokenizer, kind, "eval"),
+            _pack(sources, encoded, config, tokenizer, kind, invalid=invalid),
+            _pack(eval_sources, held, config, tokenizer, kind, "eval", invalid=invalid),
         )
+    invalid.check(sources, partial(advise, kind=kind))
     if not config.eval_fraction:
-        return _pack(sources, encoded, config, tokenizer, kind), None
+        return _pack(sources, encoded, config, tokenizer, kind, invalid=invalid), None
     parts = [hold_out(records, config.eval_fraction) for records in encoded]
     if not any(held for _, held in parts):
         raise DataError(
             f"config.data.eval_fraction={config.eval_fraction}: holds out none of "
-            f"{sum(map(len, encoded))} records; raise it"
+            f"{amount(sum(map(len, encoded)), 'record')}; raise it"
         )
     return (
-        _pack(sources, [kept for kept, _ in parts], config, tokenizer, kind),
+        _pack(sources, [kept for kept, _ in parts], config, tokenizer, kind, invalid=invalid),
         _pack(sources, [held for _, held in parts], config, tokenizer, kind, "eval", sparse=True),
     )
 
@@ -155,7 +169,7 @@ def open_sources(config: DataConfig, kind: str, part: str) -> list[Records]:
     """The records that `config.data.<part>` names."""
     key = f"config.data.{part}"
     names = getattr(config, part)
-    names = tuple(names.split(",")) if isinstance(names, str) else tuple(names)
+    names = split_names(names) if isinstance(names, str) else tuple(names)
     if not all(names) or not names:
         raise ConfigError(f"{key}={getattr(config, part)!r}: names no data; write a file, folder or hub name")
     try:
@@ -177,7 +191,10 @@ def dataset_from_records(
     Weights apply to the training part; held-out data is always taken once.
     """
     _check(config, kind, len(sources), config.weights if part == "train" else ())
-    return _pack(sources, _encode(sources, config, tokenizer, kind), config, tokenizer, kind, part)
+    invalid = Invalid(config.invalid)
+    encoded = _encode(sources, config, tokenizer, kind, invalid)
+    invalid.check(sources, partial(advise, kind=kind))
+    return _pack(sources, encoded, config, tokenizer, kind, part, invalid=invalid)
 
 
 def abstract_batch(
@@ -207,7 +224,7 @@ def fit_prompts(prompts: Dataset) -> Dataset:
 
 
 def _encode(
-    sources: Sequence[Records], config: DataConfig, tokenizer: Tokenizer, kind: str
+    sources: Sequence[Records], config: DataConfig, tokenizer: Tokenizer, kind: str, invalid: Invalid
 ) -> list[list[list[Item]]]:
     template = load_template(config.chat_template) if config.chat_template else None
     encoded: list[list[list[Item]]] = []
@@ -221,6 +238,7 @@ def _encode(
             overlong=config.overlong,
             group_length=config.row_length,
             first_row=sum(map(len, encoded)),
+            invalid=invalid,
         )
         encoded.append(records)
     return encoded
@@ -273,8 +291,9 @@ def _pack(
     part: str = "train",
     *,
     sparse: bool = False,
+    invalid: Invalid | None = None,
 ) -> Dataset:
-    """`sparse`: sources of which nothing is there are left out."""
+    """`sparse`: sources of which nothing is there are left out. `invalid` has what was left out of them."""
     collected = [
         collect(records, kind, source.name)
         for source, records in zip(sources, encoded, strict=True)
@@ -300,7 +319,13 @@ def _pack(
         weights=tuple(config.weights) if part == "train" else (),
         pad_id=tokenizer.pad_id,
     )
-    return Dataset(rows, reduce(operator.add, [report for _, report in collected]), tuple(sources))
+    report = replace(
+        reduce(operator.add, [report for _, report in collected]),
+        blank=sum(source.blank for source in sources),
+    )
+    # By identity: records compare by all their rows.
+    bad = [] if invalid is None else [row for row in invalid.rows if any(row.records is s for s in sources)]
+    return Dataset(rows, report, tuple(sources), tuple(bad))
 
 
 def _check_labels(items: Sequence[Sequence[Item]], sources: Sequence[Records]) -> None:

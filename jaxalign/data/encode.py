@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from jaxalign.data.invalid import Invalid, MustFit
 from jaxalign.data.items import Item, dropped, join
 from jaxalign.data.records import (
     Chat,
@@ -49,6 +50,7 @@ def encode_records(
     overlong: str = "drop",
     group_length: int | None = None,
     first_row: int = 0,
+    invalid: Invalid | None = None,
 ) -> list[list[Item]]:
     """Check and encode every record of a source; of one that is dropped there is one item that says why.
 
@@ -59,6 +61,7 @@ def encode_records(
         appends nothing. A prompt is never cut: one that leaves no room for a completion is dropped.
       group_length: most tokens of a pair or ranking together; a longer one is never cut but dropped.
       first_row: number given to the first record, where several sources make up one dataset.
+      invalid: takes note of records that cannot be used, which are then dropped; None: the first of them raises.
 
     Raises:
       ConfigError: a length or `overlong` cannot work.
@@ -69,12 +72,13 @@ def encode_records(
     if max_length < 2:
         raise ConfigError(f"config.data.max_length={max_length}: must be at least 2, a context and a target")
     encoded = []
-    for index, row in enumerate(records):
+    for index in range(len(records)):
         number = first_row + index
-        if isinstance(row, Dropped):
-            encoded.append([dropped(number, row.reason)])
-            continue
         try:
+            row = records.read(index)
+            if isinstance(row, Dropped):
+                encoded.append([dropped(number, row.reason)])
+                continue
             record = parse_record(row, kind)
             if isinstance(record, Text | Transcript):
                 items = encode_text(record, tokenizer, max_length, template)
@@ -87,8 +91,12 @@ def encode_records(
                     labels = zip(items[0].examples, record.desirable, strict=True)
                     items = [replace(e, desirable=float(label), note=items[0].note) for e, label in labels]
         except DataError as error:
-            raise DataError(f"{records.where(index)}: {error}") from None
+            if invalid is None:
+                raise DataError(f"{records.where(index)}: {error}") from None
+            items = [dropped(number, invalid.note(records, index, error))]
         encoded.append([replace(item, row=number) for item in items])
+        if invalid is not None and invalid.enough(records, index):
+            break
     return encoded
 
 
@@ -193,7 +201,7 @@ def fit(
       answered: its prompts have answers, of which room is left for a token at least.
 
     Raises:
-      DataError, without the place: it does not fit, and `overlong` is "error".
+      MustFit, without the place: it does not fit, and `overlong` is "error".
     """
     spans = []
     for start, end in pairwise((0, *item.cuts, len(item.ids))):
@@ -218,7 +226,7 @@ def fit(
 
 def _leave_out(reason: str, length: int, room: int, overlong: str) -> Item:
     if overlong == "error":
-        raise DataError(
+        raise MustFit(
             f"{reason}: needs {length} tokens and has room for {room}; shorten or remove it, raise "
             "config.data.max_length or row_length, or set config.data.overlong to 'drop' or 'truncate'"
         )

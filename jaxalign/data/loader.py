@@ -76,12 +76,22 @@ def train_batches(
 
 
 def eval_batches(
-    rows: Rows, batch_size: int, *, parts: Sequence[int] = (0,), num_parts: int = 1
+    rows: Rows,
+    batch_size: int,
+    *,
+    of: range | None = None,
+    parts: Sequence[int] = (0,),
+    num_parts: int = 1,
 ) -> Iterator[Any]:
-    """Every row once, in order; empty rows (segment 0, mask and weight 0) fill up the last batch."""
+    """Every row once, in order; empty rows (segment 0, mask and weight 0) fill up the last batch.
+
+    Args:
+      of: these rows alone.
+    """
     share = _share(batch_size, parts, num_parts)
-    for start in range(0, len(rows), batch_size):
-        indices = list(range(start, min(start + batch_size, len(rows))))
+    chosen = range(len(rows)) if of is None else of
+    for start in range(0, len(chosen), batch_size):
+        indices = list(chosen[start : start + batch_size])
         indices += [-1] * (batch_size - len(indices))
         yield collate(rows, [indices[i] for i in share])
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 
 from jaxalign.data.items import Item
 from jaxalign.data.kinds import PROMPTS
-from jaxalign.errors import DataError
+from jaxalign.errors import DataError, amount
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class EncodingReport:
     split: int = 0
     tokens: int = 0
     supervised: int = 0
+    blank: int = 0  # lines with nothing on them, which are no records
 
     def __add__(self, other: "EncodingReport") -> "EncodingReport":
         names = (f.name for f in fields(self))
@@ -30,10 +31,11 @@ class EncodingReport:
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
+        blank = f"; {amount(self.blank, 'blank line')} skipped" if self.blank else ""
         return (
-            f"{self.read} records: {self.kept} kept ({self.truncated} truncated, {self.split} split), "
+            f"{amount(self.read, 'record')}: {self.kept} kept ({self.truncated} truncated, {self.split} split), "
             f"{self.dropped.total()} dropped{f' ({reasons})' if reasons else ''}; "
-            f"{self.tokens} tokens, {self.supervised} supervised"
+            f"{self.tokens} tokens, {self.supervised} supervised{blank}"
         )
 
 
@@ -58,9 +60,8 @@ def collect(encoded: Sequence[Sequence[Item]], kind: str, name: str) -> tuple[li
         supervised=sum(int(item.mask.sum()) for item in items),
     )
     if not items:
-        raise DataError(
-            f"{name}: no record is left ({report}); raise config.data.max_length or take other data"
-        )
+        longer = "raise config.data.max_length or " if any("too long" in r for r in report.dropped) else ""
+        raise DataError(f"{name}: no record is left ({report}); {longer}take other data")
     if kind != PROMPTS and report.supervised == 0:
         raise DataError(f"{name}: no token is supervised ({report}); check the completions")
     return items, report

@@ -1,10 +1,10 @@
-"""Where records come from: JSONL, Parquet and Arrow files, saved `datasets` folders and hub names."""
+"""Where records come from: files, folders and patterns of files, saved `datasets` folders and hub names."""
 
-import json
-import mmap
+import contextlib
+import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,20 @@ import datasets
 import datasets.config
 import datasets.exceptions
 
+from jaxalign.data.files import Shards, formats, kind_of, open_file
 from jaxalign.errors import DataError
+from jaxalign.hub import QUICKSTART, way_to
+from jaxalign.storage import Path as AnyPath
 from jaxalign.storage import is_remote, local_copy, to_path
 
-SUFFIXES = (".jsonl", ".parquet", ".arrow")
 HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first answer
+# The beginning of a file's name that says which split it is of, as the hub has them.
+_SPLIT = re.compile(r"(train|training|test|valid|validation|val|dev|eval)([-_.]|$)", re.IGNORECASE)
+# Beside the data in folders of the hub, of Spark and of our own.
+_NO_DATA = re.compile(
+    r"[._].*|readme.*|license.*|.*\.(md|lock|crc|ya?ml|sha256|request\.json)|dataset_infos?\.json",
+    re.IGNORECASE,
+)
 
 
 class Unusable(Exception):
@@ -33,20 +42,33 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Records(Sequence):
-    """Rows with random access, and the name to blame them by."""
+    """Rows with random access, and the name to blame them by.
 
-    rows: Sequence[Mapping[str, Any] | Dropped]
+    A row may be a `DataError`, which says, without the place, why there is none.
+    """
+
+    rows: Sequence[Mapping[str, Any] | Dropped | DataError]
     name: str
-    numbers: Sequence[int] | None = None  # the row of the file behind each record; None: one for one
+    numbers: Sequence[int] | None = None  # the row of the source behind each record; None: one for one
     # What turns a row into our fields, one after the other, whenever it is asked for, so that memory does not grow with
     # the data. Each raises Unusable for a row to be dropped, and DataError, without the place, for a wrong one.
     adapters: tuple[Callable[[Mapping[str, Any]], Mapping[str, Any]], ...] = ()
+    origin: Sequence[Any] | None = None  # the rows of the file, which `numbers` count; None: `rows`
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Mapping[str, Any] | Dropped:
+        try:
+            return self.read(index)
+        except DataError as error:
+            raise DataError(f"{self.where(index)}: {error}") from None
+
+    def read(self, index: int) -> Mapping[str, Any] | Dropped:
+        """Record `index`; a DataError does not name the place."""
         row = self.rows[index]
+        if isinstance(row, DataError):
+            raise row
         if isinstance(row, Dropped):
             return row
         try:
@@ -54,13 +76,43 @@ class Records(Sequence):
                 row = adapt(row)
         except Unusable as reason:
             return Dropped(str(reason))
-        except DataError as error:
-            raise DataError(f"{self.where(index)}: {error}") from None
         return row
 
+    def readable(self) -> Iterator[Any]:
+        """The rows that can be read, before any adapter has seen them."""
+        for index in range(len(self)):
+            with contextlib.suppress(DataError):
+                yield self.rows[index]
+
+    def raw(self, index: int) -> Any:
+        """Record `index` as its file has it: a row, or the text of one that cannot be read."""
+        rows, number = self._origin(index)
+        try:
+            return rows[number]
+        except DataError:
+            return rows.text(number)
+
     def where(self, index: int) -> str:
-        """`file:row` of record `index`: 1-based, and for JSONL the line number an editor shows."""
-        return f"{self.name}:{(index if self.numbers is None else self.numbers[index]) + 1}"
+        """`file:row` of record `index`: counted from 1, or the line that an editor shows."""
+        rows, number = self._origin(index)
+        return rows.where(number) if hasattr(rows, "where") else f"{self.name}:{number + 1}"
+
+    @property
+    def blank(self) -> int:
+        """Lines of the file with nothing on them, which are no rows."""
+        return getattr(self.rows if self.origin is None else self.origin, "blank", 0)
+
+    def _origin(self, index: int) -> tuple[Any, int]:
+        rows = self.rows if self.origin is None else self.origin
+        return rows, index if self.numbers is None else self.numbers[index]
+
+
+class Places(list[str]):
+    """Where each of some rows is from, as `Records.origin` of rows that were read already."""
+
+    def where(self, index: int) -> str:
+        """`file:row`."""
+        return self[index]
 
 
 def read_records(
@@ -70,106 +122,148 @@ def read_records(
     take: int | None = None,
     hub_options: Mapping[str, str] | None = None,
 ) -> Records:
-    """Open a source of records and check that every row can be read.
+    """Open a source of records. What is wrong with a single row is said when that row is read.
 
     Args:
-      source: a .jsonl, .parquet or .arrow file, a folder written by `Dataset.save_to_disk`, or a name on
-        the Hugging Face hub.
-      split: which split of a folder or hub dataset.
+      source: a file of `files.SUFFIXES`, also compressed; a folder of such files of one format, or a pattern like
+        data/train-*.parquet, read in the order of their names, numbers in them as numbers; a folder written by
+        `Dataset.save_to_disk`; or a name on the Hugging Face hub.
+      split: which split of a folder or hub dataset; of a folder of files, those whose names begin with it, where
+        their names say so.
       take: read only the first `take` records; a hub dataset is then streamed instead of downloaded.
       hub_options: further arguments of `datasets.load_dataset` for a hub dataset.
 
-    Raises DataError, naming file and line, for a missing source, a malformed line or an empty source.
+    Raises DataError, naming the file, for a source that is missing, damaged or empty.
     """
     if take is not None and take < 1:
         raise DataError(f"{source}: take={take} reads nothing; give a positive number or leave it out")
     path = to_path(source)
     rows: Any
     if path.is_dir():
-        rows = _read_folder(local_copy(path), source, split)
+        rows = _read_folder(path, source, split, take)
     elif path.is_file():
-        rows = _read_file(local_copy(path), source, take)
+        rows = open_file(local_copy(path), source, take)
+    elif is_pattern(source):
+        rows = _read_files(_matching(source), source, take)
     elif is_remote(source):
         raise DataError(f"{source}: no such file or folder; check the path, and that you may read the bucket")
-    elif path.suffix.lower() in (*SUFFIXES, ".json") or source.startswith((".", "/", "~")):
-        raise DataError(f"{source}: no such file or folder (looked from {Path.cwd()}); check the path")
+    elif kind_of(source) or path.parts[:1] == (QUICKSTART,) or source.startswith((".", "/", "~")):
+        raise DataError(f"{source}: no such file or folder (looked from {Path.cwd()}); {way_to(source)}")
     else:
         rows = _read_hub(source, split, take, hub_options or {})
-    if take is not None and not isinstance(rows, JsonLines):
-        rows = rows[:take] if isinstance(rows, list) else rows.select(range(min(take, len(rows))))
+    if take is not None and isinstance(rows, datasets.Dataset):
+        rows = rows.select(range(min(take, len(rows))))
     if len(rows) == 0:
         raise DataError(f"{source}: holds no records; give a source with at least one")
     return Records(rows, source)
 
 
-class JsonLines(Sequence):
-    """The lines of a JSONL file, parsed when asked for, so that memory does not grow with the file."""
-
-    def __init__(self, path: Path, take: int | None = None, name: str = ""):
-        self._bytes = _map_file(path)
-        self._starts = [0]
-        while self._starts[-1] < len(self._bytes) and len(self._starts) - 1 != take:
-            end = self._bytes.find(b"\n", self._starts[-1])
-            self._starts.append(len(self._bytes) if end < 0 else end + 1)
-            _check_line(self._line(len(self) - 1), f"{name or path}:{len(self)}")
-
-    def _line(self, index: int) -> bytes:
-        return self._bytes[self._starts[index] : self._starts[index + 1]]
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return json.loads(self._line(index))
+def split_names(names: str) -> tuple[str, ...]:
+    """Sources separated by commas. A path that exists is one source, whatever is in its name."""
+    parts = names.split(",")
+    found = []
+    while parts:
+        whole = next((n for n in range(len(parts), 1, -1) if _exists(",".join(parts[:n]))), 1)
+        name = ",".join(parts[:whole])
+        found.append(name if to_path(name).exists() else name.strip())
+        parts = parts[whole:]
+    return tuple(found)
 
 
-def _map_file(path: Path) -> bytes | mmap.mmap:
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            return b""  # an empty file cannot be mapped
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+def _exists(source: str) -> bool:
+    """Whether there is such a path, by itself or behind the name of a recipe."""
+    behind = re.fullmatch(r"\s*[\w.-]+(/[\w.-]+)?:(?!//)(.+)", source)
+    return any(place and to_path(place).exists() for place in (source, behind and behind[2]))
 
 
-def _check_line(line: bytes, where: str) -> None:
-    if not line.strip():
-        raise DataError(f"{where}: blank line; remove it")
-    try:
-        row = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 ({error}); save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON: {error}; fix or remove the line") from None
-    if not isinstance(row, dict):
+def is_pattern(source: str) -> bool:
+    """Whether a source that is no path stands for all files whose names look like it."""
+    return any(mark in source for mark in "*?[") and not to_path(source).exists()
+
+
+def _matching(pattern: str) -> list[AnyPath]:
+    parts = to_path(pattern).parts
+    first = next(i for i, part in enumerate(parts) if any(mark in part for mark in "*?["))
+    head = pattern[: pattern.index(parts[first])] if first else ""
+    found = [path for path in to_path(head or ".").glob("/".join(parts[first:])) if path.is_file()]
+    if not found:
+        raise DataError(f"{pattern}: matches no file (looked from {Path.cwd()}); check the pattern")
+    return found
+
+
+def _read_files(paths: Sequence[AnyPath], name: str, take: int | None) -> Shards:
+    """Files of one format, in the order of their names."""
+    by_kind: dict[str, str] = {}
+    for path in paths:
+        by_kind.setdefault(kind_of(path.name), str(path))
+    if len(by_kind) > 1:
+        shown = ", ".join(by_kind[kind] for kind in sorted(by_kind))
         raise DataError(
-            f'{where}: a {type(row).__name__}, not a JSON object; write the record as {{"field": value}}'
+            f"{name}: files of several kinds ({shown}); name one kind by a pattern, such as "
+            f"{Path(name).parent if is_pattern(name) else name}/*{max(by_kind)}"
         )
+    parts = []
+    left = take
+    for path in sorted(paths, key=lambda path: _natural(str(path))):
+        if left == 0:
+            break
+        part = open_file(local_copy(path), str(path), left)
+        left = None if left is None else left - len(part)
+        parts.append(part)
+    return Shards(parts)
 
 
-def _read_file(path: Path, name: str, take: int | None) -> Any:
-    match path.suffix.lower():
-        case ".jsonl":
-            return JsonLines(path, take, name)
-        case ".parquet":
-            reader = datasets.Dataset.from_parquet
-        case ".arrow":
-            reader = datasets.Dataset.from_file
-        case suffix:
-            raise DataError(f"{name}: cannot read '{suffix}' files; write one of {', '.join(SUFFIXES)}")
-    try:
-        return reader(str(path))
-    except Exception as error:  # pyarrow and datasets share no base class for a damaged file
-        raise DataError(f"{name}: not a readable {path.suffix} file: {error}; write it again") from error
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key by which 2 comes before 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _read_folder(path: Path, name: str, split: str) -> datasets.Dataset:
+def _read_folder(path: AnyPath, name: str, split: str, take: int | None) -> Any:
+    if any((path / file).is_file() for file in ("state.json", "dataset_dict.json")):
+        return _load_saved(local_copy(path), name, split)
+    children = [child for child in path.iterdir() if not _NO_DATA.fullmatch(child.name)]
+    files = [child for child in children if child.is_file()]
+    folders = sorted(child.name for child in children if child.is_dir())
+    if not files and folders:
+        inside = split if split in folders else folders[0]
+        if split not in folders and len(folders) > 1:
+            raise DataError(
+                f"{name}: holds folders and no data ({', '.join(folders[:10])}); name one of them"
+            )
+        return _read_folder(path / inside, f"{name.rstrip('/')}/{inside}", split, take)
+    strange = sorted(f"{folder}/" for folder in folders) + sorted(
+        f.name for f in files if not kind_of(f.name)
+    )
+    if strange or not files:
+        raise DataError(
+            f"{name}: a folder with {', '.join(strange[:10]) or 'no files'} in it, and not one written by "
+            f"Dataset.save_to_disk; a folder of data has files of {formats()}, and nothing else; name the files, or "
+            f"give a pattern such as {name.rstrip('/')}/*.jsonl"
+        )
+    return _read_files(_of_split(files, name, split), name, take)
+
+
+def _of_split(files: list[AnyPath], name: str, split: str) -> list[AnyPath]:
+    """Of files whose names say which split they are of, those of one split."""
+    mine = [file for file in files if re.match(rf"{re.escape(split)}([-_.]|$)", file.name, re.IGNORECASE)]
+    others = [file for file in files if file not in mine]
+    named = [file for file in others if _SPLIT.match(file.name)]
+    if not mine and not named:
+        return files
+    if not mine or len(named) < len(others):
+        shown = ", ".join(sorted(file.name for file in files)[:10])
+        raise DataError(
+            f"{name}: which of its files are of split {split!r}? It has {shown}; name the files, give a pattern, or "
+            f"another split as in {name}@test"
+        )
+    return mine
+
+
+def _load_saved(path: Path, name: str, split: str) -> datasets.Dataset:
     try:
         loaded = datasets.load_from_disk(str(path))
-    except FileNotFoundError:
-        raise DataError(
-            f"{name}: a folder, but not one written by Dataset.save_to_disk; name a file inside it instead"
-        ) from None
+    except Exception as error:  # pyarrow and datasets share no base class for a damaged folder
+        raise DataError(f"{name}: not a folder that can be read ({error}); write it again") from None
     if isinstance(loaded, datasets.Dataset):
         return loaded
     if split not in loaded:

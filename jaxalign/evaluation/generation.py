@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxalign.data import DataConfig, Dataset, Tokenizer, build_dataset
 from jaxalign.data.dataset import LONGEST, fit_prompts
+from jaxalign.data.kinds import PROMPTS
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.intervals import Interval, mean_interval, ratio_interval, win_rate
 from jaxalign.models import ModelConfig, Params
@@ -43,18 +44,15 @@ class Measured:
     stopped: float  # share of answers that ended by themselves
 
 
-def read_prompts(
-    prompts: str, tokenizer: Tokenizer, *, slots: int = 0, take: int = 0, ignore_fields: Sequence[str] = ()
-) -> Dataset:
-    """The prompts that a source holds, in rows of `slots` tokens, or of as many as the longest prompt has (0).
+def read_prompts(prompts: DataConfig, tokenizer: Tokenizer, *, slots: int = 0) -> Dataset:
+    """The prompts that `prompts` names as its held-out data, in rows of `slots` tokens, or as the longest needs (0).
 
     Prompts that are longer than `slots` are counted in the dataset's report.
     """
     length = slots or LONGEST
-    data = DataConfig(
-        eval=prompts, take=take, max_length=length, row_length=length, ignore_fields=tuple(ignore_fields)
+    dataset = build_dataset(
+        dataclasses.replace(prompts, max_length=length, row_length=length), tokenizer, PROMPTS, "eval"
     )
-    dataset = build_dataset(data, tokenizer, "prompt", "eval")
     return dataset if slots else fit_prompts(dataset)
 
 

@@ -5,6 +5,7 @@ from jaxalign.losses.dpo import DPOObjective, dpo_loss
 from jaxalign.losses.grpo import GRPOObjective, group_advantages, grpo_loss, grpo_normalizer
 from jaxalign.losses.kto import KTOObjective, kl_baseline, kto_loss
 from jaxalign.losses.metrics import (
+    Last,
     Max,
     Mean,
     Metrics,
@@ -25,6 +26,7 @@ __all__ = [
     "DPOObjective",
     "GRPOObjective",
     "KTOObjective",
+    "Last",
     "Max",
     "Mean",
     "Metrics",

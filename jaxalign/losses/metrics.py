@@ -1,6 +1,6 @@
 """Metrics that stay exact when a batch is split: each carries what merging it with its other slices needs."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +44,16 @@ class Std(NamedTuple):
     squares: jax.Array
 
 
-Metric = Mean | Difference | Max | Min | Std
+class Last(NamedTuple):
+    """What holds at a time, such as a learning rate: of several, the one that came last."""
+
+    value: jax.Array
+
+
+Metric = Mean | Difference | Max | Min | Std | Last
 Metrics = dict[str, Metric]
 
-_REDUCTIONS = {Mean: jnp.sum, Difference: jnp.sum, Max: jnp.max, Min: jnp.min}
+_REDUCTIONS = {Mean: "sum", Difference: "sum", Max: "max", Min: "min"}
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> Mean:
@@ -82,37 +88,48 @@ def normalized(mean: Mean, normalizer: jax.Array | None = None) -> jax.Array:
     """
     if normalizer is not None:
         require_float32(normalizer=normalizer)
-    denominator = mean.weight if normalizer is None else normalizer
-    return jnp.where(denominator == 0, 0.0, mean.total / jnp.where(denominator == 0, 1.0, denominator))
+    return _quotient(mean.total, mean.weight if normalizer is None else normalizer, jnp)
 
 
-def merge(stacked: Metrics) -> Metrics:
-    """Reduce metrics whose arrays are stacked over a leading axis, as `lax.scan` over slices gives them."""
-    return {name: _merged(metric) for name, metric in stacked.items()}
+def _quotient(total: Any, weight: Any, xp: Any) -> Any:
+    return xp.where(weight == 0, 0.0, total / xp.where(weight == 0, 1.0, weight))
 
 
-def _merged(metric: Metric) -> Metric:
+def merge(stacked: Metrics, xp: Any = jnp) -> Metrics:
+    """Reduce metrics whose arrays are stacked over a leading axis, as `lax.scan` over slices gives them.
+
+    Args:
+      xp: the module that computes: jax.numpy, or numpy for float64 on the host.
+    """
+    return {name: _merged(metric, xp) for name, metric in stacked.items()}
+
+
+def _merged(metric: Metric, xp: Any) -> Metric:
+    if isinstance(metric, Last):
+        return Last(metric.value[-1])
     if isinstance(metric, Std):
-        weight = jnp.sum(metric.weight, axis=0)
-        mean = normalized(Mean(jnp.sum(metric.mean * metric.weight, axis=0), weight))
+        weight = xp.sum(metric.weight, axis=0)
+        mean = _quotient(xp.sum(metric.mean * metric.weight, axis=0), weight, xp)
         # Chan, Golub and LeVeque 1983: sums of squares about zero would lose the digits of a small deviation.
-        between = jnp.sum(metric.weight * jnp.square(metric.mean - mean), axis=0)
-        return Std(weight, mean, jnp.sum(metric.squares, axis=0) + between)
-    return type(metric)(*(_REDUCTIONS[type(metric)](field, axis=0) for field in metric))
+        between = xp.sum(metric.weight * xp.square(metric.mean - mean), axis=0)
+        return Std(weight, mean, xp.sum(metric.squares, axis=0) + between)
+    return type(metric)(*(getattr(xp, _REDUCTIONS[type(metric)])(field, axis=0) for field in metric))
 
 
-def finalize(metrics: Metrics) -> dict[str, jax.Array]:
-    """The numbers to log; a metric that counted nothing is 0, never NaN."""
-    return {name: _final(metric) for name, metric in metrics.items()}
+def finalize(metrics: Metrics, xp: Any = jnp) -> dict[str, jax.Array]:
+    """The numbers to log; a metric that counted nothing is 0, never NaN. `xp` is as in `merge`."""
+    return {name: _final(metric, xp) for name, metric in metrics.items()}
 
 
-def _final(metric: Metric) -> jax.Array:
+def _final(metric: Metric, xp: Any) -> Any:
     if isinstance(metric, Mean):
-        return normalized(metric)
+        return _quotient(*metric, xp)
     if isinstance(metric, Difference):
         both = (metric.weight != 0) & (metric.less_weight != 0)
-        return jnp.where(both, normalized(Mean(*metric[:2])) - normalized(Mean(*metric[2:])), 0.0)
+        return xp.where(both, _quotient(*metric[:2], xp) - _quotient(*metric[2:], xp), 0.0)
     if isinstance(metric, Std):
-        return jnp.sqrt(metric.squares / jnp.maximum(metric.weight - 1, 1))
-    nothing = -jnp.inf if isinstance(metric, Max) else jnp.inf
-    return jnp.where(metric.value == nothing, 0.0, metric.value)
+        return xp.sqrt(metric.squares / xp.maximum(metric.weight - 1, 1))
+    if isinstance(metric, Last):
+        return metric.value
+    nothing = -xp.inf if isinstance(metric, Max) else xp.inf
+    return xp.where(metric.value == nothing, 0.0, metric.value)

@@ -31,9 +31,10 @@ from jaxalign.rl.rollout import (
 from jaxalign.sampling.generate import Completions, generate
 from jaxalign.training.open import Run, local_rows
 from jaxalign.training.optimizer import make_schedule
+from jaxalign.training.samples import Samples, count_samples, decode, describe_prompt, make_sample, shares
 from jaxalign.training.stage import LossFn, Stage
 from jaxalign.training.state import Update, make_state, make_update
-from jaxalign.training.supervised import check_frozen
+from jaxalign.training.supervised import check_frozen, name_sets
 from jaxalign.training.trainer import Program, Trainer
 
 Credit = Callable[..., tuple[Rollout, dict[str, Any], Metrics]]
@@ -76,6 +77,7 @@ class OnPolicyStage(Stage):
     reference: Callable[[Any], bool] = never
     # As `loss`, of a scalar model beside the policy; None: there is no critic.
     critic_loss: LossFn | None = None
+    log_samples: int = 4  # an evaluation samples anyway
 
     def build(self, run: Run) -> Trainer:
         """What the loop runs: a rollout and an update."""
@@ -183,6 +185,9 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
         critic_config=critic_config,
     )
 
+    wanted = shares(run, count_samples(run, stage.log_samples))
+    samples: Samples = []  # of the last evaluation
+
     def evaluate(state: OnPolicyState) -> dict[str, float]:
         # A fixed key: evaluations differ by the policy alone. And the policy is the one that is exported.
         policy = (
@@ -191,9 +196,16 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
         fixed = dataclasses.replace(
             state, policy=policy, key=jax.random.fold_in(jax.random.key(run.config.seed), 2)
         )
-        merged = [sampler(fixed, batch, run.held_out)[1] for batch in run.eval_batches()]
-        values = finalize(merge_ragged(merged))
-        return {f"eval/{name}": float(x) for name, x in values.items() if not name.startswith("perf/")}
+        samples.clear()
+        found, every = {}, []
+        for name in run.eval_sets:
+            mine = []
+            reader = Reader(run, name, wanted[name], samples)
+            for batch in run.eval_batches(name):
+                mine.append(sampler(fixed, batch, run.held_out, reader)[1])
+            found[name] = _measured(mine)
+            every += mine
+        return name_sets(found, _measured(every)) if every else {}
 
     return Trainer(
         run=run,
@@ -201,11 +213,47 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
         init=init,
         phases=(("rollout", sampler), ("update", learner)),
         evaluate=evaluate,
+        samples=lambda state: list(samples),
         params=lambda state: state.policy.params if state.average is None else state.average,
         headlines=stage.headlines,
         changeable=stage.changeable,
         fingerprint=models.digest,
     )
+
+
+def _measured(metrics: list[Metrics]) -> dict[str, float]:
+    values = finalize(merge_ragged(metrics))
+    return {name: float(x) for name, x in values.items() if not name.startswith("perf/")}
+
+
+@dataclasses.dataclass
+class Reader:
+    """Keeps the first answers of an evaluation, as they are sampled anyway, to be read."""
+
+    run: Run
+    name: str  # of the evaluation set
+    left: int  # prompts whose answers are still wanted
+    samples: Samples
+
+    def read(self, rows: jax.Array, completions: Completions, scores: jax.Array | None) -> None:
+        """Takes the first completion of each prompt of a rollout, until there are enough."""
+        if not self.left:
+            return
+        run, held_out = self.run, self.run.held_out
+        assert held_out is not None
+        k = run.config.options.samples_per_row
+        arrays = [rows, completions.tokens, completions.mask, completions.stopped]
+        found = [processes.fetch_whole(x)[::k] for x in arrays + ([] if scores is None else [scores])]
+        items = {item.row: item for item in held_out.rows.items}
+        for row, tokens, mask, stopped, *score in zip(*found, strict=True):
+            if row < 0 or not self.left:
+                continue
+            self.left -= 1
+            item = items[int(row)]
+            asked = describe_prompt(run, self.name, item, item.ids, None)
+            text = decode(run.tokenizer, tokens[mask > 0])
+            more = {"score": float(score[0])} if score else {}
+            self.samples.append(make_sample(asked, text, bool(stopped), **more))
 
 
 def make_rollout(
@@ -219,7 +267,10 @@ def make_rollout(
     exact = run.model.dtype == run.config.frozen.dtype == "float32"
 
     def rollout(
-        state: OnPolicyState, prompts: PromptBatch, dataset: Dataset = run.train
+        state: OnPolicyState,
+        prompts: PromptBatch,
+        dataset: Dataset = run.train,
+        reader: Reader | None = None,
     ) -> tuple[OnPolicyState, Metrics]:
         key, sample_key = jax.random.split(state.key)
         completions = generate(
@@ -244,6 +295,8 @@ def make_rollout(
             scores, more = call_functions(
                 models.functions, scores, run, dataset, rows, completions, step=int(state.policy.step)
             )
+        if reader is not None:
+            reader.read(rows, completions, scores)
         control = {"kl_coef": state.kl_coef, "moments": state.moments}
         episodes, control, metrics = credit(scored, scores, completions, control)
         if int(state.policy.step) == 0 and "objective/kl" in metrics:

@@ -19,6 +19,7 @@ from jaxalign.training import config as settings
 from jaxalign.training import loop
 from jaxalign.training.open import open_run
 from jaxalign.training.stage import Stage
+from jaxalign.training.trackers import check_trackers
 
 NAMES = ("pretrain", "sft", "reward", "ppo", "dpo", "orpo", "kto", "grpo", "rloo", "distill")
 
@@ -91,6 +92,8 @@ def train(
 
         with processes.fail_together():
             folder = to_path(workdir)
+            if jax.process_index() == 0:
+                check_trackers(config.tracker_names)
             mesh = parallel.make_mesh(config.mesh, devices or jax.devices())
             # A new folder is not made before the config and the data are known to be good.
             existed = os.path.isdir(folder)

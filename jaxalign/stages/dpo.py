@@ -68,6 +68,11 @@ def verify(run: Run, params: Params, batch: PairBatch, frozen: dict[str, Params]
         verify_reference(run, params, batch, frozen)
 
 
+HEADLINES = (
+    *("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected"),
+    *("grad_norm", "learning_rate", "skipped_steps"),
+)
+
 STAGE = Stage(
     "dpo",
     data=PAIRS,
@@ -76,4 +81,5 @@ STAGE = Stage(
     totals=pair_totals,
     frozen=reference_unless_free,
     step_zero=verify,
+    headlines=HEADLINES,
 )

@@ -79,4 +79,8 @@ STAGE = Stage(
     frozen=lambda options: {"reference": FrozenModel(precompute=options.precompute_reference)},
     statistics=log_ratio_of_mismatched,
     step_zero=verify_reference,
+    headlines=(
+        *("loss", "rewards/margins", "rewards/chosen", "rewards/rejected", "kl"),
+        *("grad_norm", "learning_rate", "skipped_steps"),
+    ),
 )

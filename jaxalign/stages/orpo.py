@@ -62,4 +62,14 @@ def loss(
     )
 
 
-STAGE = Stage("orpo", data=PAIRS_OR_DEMONSTRATIONS, options=ORPOConfig, loss=loss, totals=totals)
+STAGE = Stage(
+    "orpo",
+    data=PAIRS_OR_DEMONSTRATIONS,
+    options=ORPOConfig,
+    loss=loss,
+    totals=totals,
+    headlines=(
+        *("loss", "nll_loss", "log_odds_ratio", "rewards/accuracies", "rewards/margins"),
+        *("grad_norm", "learning_rate", "skipped_steps"),
+    ),
+)

@@ -22,7 +22,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.fields import field
 from jaxalign.losses import running_moments
 from jaxalign.losses.advantages import gae, inverse_std, token_rewards, whiten
-from jaxalign.losses.metrics import Mean, Metrics, masked_mean
+from jaxalign.losses.metrics import Last, Metrics, masked_mean
 from jaxalign.losses.ppo import PPOObjective, adaptive_kl, policy_loss, value_loss
 from jaxalign.models.scoring import Scores
 from jaxalign.rl.config import RewardedConfig
@@ -165,7 +165,7 @@ def assign_advantages(
     metrics: Metrics = {
         "objective/non_score_reward": masked_mean(non_score, each),
         "objective/rlhf_reward": masked_mean(shaped + non_score, each),
-        "kl_coef": Mean(kl_coef, jnp.ones(())),
+        "kl_coef": Last(kl_coef),
     }
     # The loss of PPO reads the reference in the rewards alone.
     rollout = plain_rollout(

@@ -43,4 +43,17 @@ def loss(
     )
 
 
-STAGE = Stage("pretrain", data=TEXT, options=PretrainConfig, loss=loss, totals=token_totals)
+HEADLINES = ("loss", "mean_token_accuracy", "grad_norm", "learning_rate", "skipped_steps")
+
+STAGE = Stage(
+    "pretrain",
+    data=TEXT,
+    options=PretrainConfig,
+    loss=loss,
+    totals=token_totals,
+    headlines=HEADLINES,
+    afterwards=(
+        "jaxalign train --config=sft --workdir={beside}/sft --config.model.init_from={run} "
+        "--config.data.train=CONVERSATIONS.jsonl",
+    ),
+)

@@ -81,5 +81,11 @@ STAGE = Stage(
     loss=loss,
     totals=pair_totals,
     scalar=True,
+    headlines=("loss", "accuracy", "margin", "mean_reward", "grad_norm", "learning_rate", "skipped_steps"),
+    afterwards=(
+        "jaxalign label --reward-model={run} --completions=COMPLETIONS.jsonl --out={beside}/pairs.jsonl",
+        "jaxalign train --config=ppo --workdir={beside}/ppo --config.model.init_from=SFT_MODEL "
+        "--config.ppo.reward_model={run} --config.data.train=PROMPTS.jsonl",
+    ),
     step_zero=verify_scores,
 )

@@ -8,7 +8,7 @@ The mask m comes with the batch: it is set where text is rendered, turn by turn,
 import dataclasses
 
 from jaxalign.data.kinds import DEMONSTRATIONS
-from jaxalign.stages.pretrain import loss, token_totals
+from jaxalign.stages.pretrain import HEADLINES, loss, token_totals
 from jaxalign.training.stage import Stage
 
 
@@ -19,4 +19,15 @@ class SFTConfig:
     z_loss: float = 0.0  # as config.pretrain.z_loss
 
 
-STAGE = Stage("sft", data=DEMONSTRATIONS, options=SFTConfig, loss=loss, totals=token_totals)
+STAGE = Stage(
+    "sft",
+    data=DEMONSTRATIONS,
+    options=SFTConfig,
+    loss=loss,
+    totals=token_totals,
+    headlines=HEADLINES,
+    afterwards=(
+        "jaxalign train --config=dpo --workdir={beside}/dpo --config.model.init_from={run} "
+        "--config.data.train=PAIRS.jsonl",
+    ),
+)

@@ -11,7 +11,7 @@ import jinja2
 import sentencepiece
 
 from jaxalign.errors import ConfigError
-from jaxalign.hub import download, is_hub_name
+from jaxalign.hub import download, is_hub_name, way_to
 from jaxalign.storage import to_path, write_whole
 from jaxalign.text.hf_tokenizer import JSON_NAME, HFTokenizer
 from jaxalign.text.templates import TEMPLATE_NAME, load_template
@@ -72,9 +72,18 @@ class SentencePieceTokenizer:
         self.path = to_path(path)
         self._given_template = template
         if not self.path.is_file():
-            raise ConfigError(f"config.data.tokenizer={path}: no such file; train one or correct the path")
+            raise ConfigError(
+                f"config.data.tokenizer={path}: no such file; train one, or {way_to(str(path))}"
+            )
+        model = self.path.read_bytes()
+        if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", model):
+            raise ConfigError(
+                f"config.data.tokenizer={path}: a vocabulary of tiktoken, which does not say how text is cut or which "
+                "tokens are special; name a folder with the tokenizer.json of the model, which transformers writes: "
+                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            )
         try:
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=self.path.read_bytes())
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise ConfigError(
                 f"config.data.tokenizer={path}: not a SentencePiece model ({error}); write it again"

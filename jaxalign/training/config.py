@@ -9,13 +9,14 @@ from ml_collections import ConfigDict
 from jaxalign.config import check_keys, freeze, thaw
 from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
-from jaxalign.fields import Checked, check, field
+from jaxalign.fields import Checked, check, field, nearest_hint
 from jaxalign.models import ModelConfig
 from jaxalign.models.attention import default_attention
 from jaxalign.models.config import ARCHITECTURE_KEYS, ATTENTION
 from jaxalign.models.frozen import FrozenConfig
 from jaxalign.parallel import MeshConfig
 from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.trackers import TRACKERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +61,13 @@ class Config(Checked, at="config"):
     num_microbatches: int = field(1, at_least=1)
     # "skip": leave the update out, and count it.
     on_nonfinite: str = field("stop", choices=("stop", "skip"))
-    log_every: int = field(10, at_least=1)  # steps
+    log_every: int = field(10, at_least=1)  # steps that a line of metrics.jsonl is about
     eval_every: int = field(0, at_least=0)  # steps; 0: at the end only
+    # Held-out prompts whose answers are kept at each evaluation, in samples.jsonl; 0: none; not set: 4 of a stage that
+    # samples, of others none.
+    log_samples: int | None = field(None, at_least=0)
+    # wandb, trackio, mlflow, separated by commas: where metrics go beside metrics.jsonl and TensorBoard.
+    trackers: str = ""
     checkpoint_every: int = field(0, at_least=0)  # steps; 0: at the end only
     keep_checkpoints: int = field(1, at_least=1)
     # Seconds without a finished step after which a run ends itself; 0: never.
@@ -78,11 +84,22 @@ class Config(Checked, at="config"):
             raise ConfigError(
                 f"config.num_epochs={self.num_epochs} must be positive, or set config.num_steps"
             )
+        for name in self.tracker_names:
+            if name not in TRACKERS:
+                raise ConfigError(
+                    f"config.trackers={self.trackers!r}: {name!r} is not one of {', '.join(TRACKERS)}"
+                    f"{nearest_hint(name, TRACKERS)}"
+                )
         if self.batch_size % self.num_microbatches:
             raise ConfigError(
                 f"config.batch_size={self.batch_size} is not divisible by "
                 f"config.num_microbatches={self.num_microbatches}"
             )
+
+    @property
+    def tracker_names(self) -> tuple[str, ...]:
+        """The trackers, one by one."""
+        return tuple(name.strip() for name in self.trackers.split(",") if name.strip())
 
     @staticmethod
     def leave_out(values: ConfigDict, given: set[str]) -> list[str]:

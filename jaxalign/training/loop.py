@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 
+from jaxalign.data.invalid import DROPPED_FILE, write_dropped
 from jaxalign.data.loader import rows_of_epochs
-from jaxalign.errors import CheckpointError, ConfigError
+from jaxalign.errors import CheckpointError, ConfigError, amount
 from jaxalign.models import count_params
 from jaxalign.parallel import processes
 from jaxalign.signals import handled, restart_signals
@@ -22,9 +23,10 @@ from jaxalign.training.open import TEMPLATE, Run, default_settings, describe, fl
 from jaxalign.training.progress import Progress
 from jaxalign.training.recorder import Recorder
 from jaxalign.training.saved_model import MODEL, save_model
+from jaxalign.training.trackers import Trackers
 from jaxalign.training.trainer import Trainer
 from jaxalign.training.watchdog import Watchdog
-from jaxalign.training.writer import FILE_NAME, MetricWriter, read_metrics
+from jaxalign.training.writer import EVAL, FILE_NAME, MetricWriter, plain_name, read_metrics
 
 SUMMARY = "summary.json"
 SETTINGS = "settings.json"  # every setting of the run as it goes on now, by the names of flags
@@ -36,10 +38,20 @@ StopAt = Callable[[int, int], bool]  # (step, phase) that has just ended -> stop
 CHANGEABLE = tuple(
     f"config.{key}"
     for key in (
-        *("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "on_nonfinite", "hang_timeout"),
+        *(
+            "log_every",
+            "log_samples",
+            "trackers",
+            "eval_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "on_nonfinite",
+            "hang_timeout",
+        ),
         *("num_steps", "num_epochs", "num_microbatches", "model.attention", "model.remat"),
         "frozen.offload",
         *("model.init_from", "data.train", "data.eval", "data.tokenizer", "data.chat_template"),
+        "data.invalid",
     )
 )
 
@@ -91,11 +103,17 @@ def train(
         if jax.process_index() == 0:
             text = json.dumps(settings(config), indent=1) + "\n"
             write_whole(run.workdir / SETTINGS, text.encode())
-        writer = stack.enter_context(MetricWriter(run.workdir))
+            write_dropped(run.workdir / DROPPED_FILE, run.invalid)
+        writer = stack.enter_context(_writer(run))
         writer.truncate_after(step)
-        mode = "silent" if quiet else "auto"
         progress = stack.enter_context(
-            Progress(run.steps, config.stage.name, shown=trainer.headlines, mode=mode)
+            Progress(
+                run.steps,
+                config.stage.name,
+                shown=trainer.headlines,
+                seconds=meta.get("seconds", 0.0),
+                mode="silent" if quiet else "auto",
+            )
         )
         asked = stack.enter_context(_signals())
         vote = processes.make_vote(run.mesh)
@@ -126,6 +144,13 @@ def train(
             values = trainer.evaluate(state) if run.held_out is not None else {}
             return values | (probe(step, trainer.params(state)) if probe else {})
 
+        def show_evaluation(values: dict[str, float], *, write: bool = True) -> None:
+            samples = trainer.samples(state)  # by every process
+            if write:
+                writer.write(step, values, kind=EVAL)
+                writer.write_samples(step, samples)
+            progress.evaluation(step, values)
+
         def stop_here() -> bool:
             wanted = vote(bool(asked))  # by every process, whatever stop_at says
             return wanted or (stop_at is not None and stop_at(step, phase))
@@ -151,7 +176,7 @@ def train(
             recorder.end(step, state)
             if config.eval_every and step % config.eval_every == 0 and step < run.steps:
                 recorder.flush(state)
-                writer.write(step, evaluate(), kind="eval")
+                show_evaluation(evaluate())
                 recorder.restart_clock()
             stop = stop_here()
             if stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
@@ -163,6 +188,8 @@ def train(
         recorder.flush(state)
         save()
         final = evaluate()
+        if final:
+            show_evaluation(final, write=jax.process_index() == 0 and not _evaluated(run.workdir, step))
         watchdog.at("writing the model", patient=True)
         _export(trainer, state)
         summary = {
@@ -170,18 +197,24 @@ def train(
             "steps": run.steps,
             "seconds": round(time.monotonic() - began, 2),
             "train": recorder.last,
-            "eval": final,
+            "eval": {plain_name(name, EVAL): x for name, x in final.items()},
+            "eval_sets": [name for name in run.eval_sets if name],
             "data": str(run.train.report),
         }
         if jax.process_index() == 0:
-            if final and not _evaluated(run.workdir, step):
-                writer.write(step, final, kind="eval")
             writer.flush()
             write_whole(run.workdir / SUMMARY, json.dumps(summary, indent=1).encode())
         processes.barrier()  # what is returned to any process is there for all
         if asked and jax.process_count() == 1:  # too late for this run, but more may be meant to follow it
             raise Stopped("stopped after the last step, with the model written")
     return summary
+
+
+def _writer(run: Run) -> MetricWriter:
+    names, trackers = run.config.tracker_names, None
+    if names and jax.process_index() == 0:
+        trackers = Trackers(names, run.workdir, settings(run.config))
+    return MetricWriter(run.workdir, sets=[name for name in run.eval_sets if name], trackers=trackers)
 
 
 def _introduction(trainer: Trainer, step: int) -> str:
@@ -191,12 +224,16 @@ def _introduction(trainer: Trainer, step: int) -> str:
     rows, batch_size = run.train.rows, run.rows_per_step
     lines = [
         f"{run.config.stage.name}: {size:,} parameters on {devices}; data: {run.train.report}; packed into "
-        f"{len(rows):,} rows, {rows.efficiency:.0%} full; "
-        f"{run.steps - step:,} of {run.steps:,} steps to go, {batch_size} rows each, "
+        f"{amount(len(rows), 'row')}, {rows.efficiency:.0%} full; "
+        f"{run.steps - step:,} of {amount(run.steps, 'step')} to go, {amount(batch_size, 'row')} each, "
         f"{run.epochs:.3g} epochs in all"
     ]
     if run.epochs_to_fill and (left := rows_of_epochs(rows, run.epochs_to_fill) % batch_size):
-        lines.append(f"the last batch holds {left} rows and {batch_size - left} empty ones")
+        lines.append(f"the last batch holds {amount(left, 'row')} and {batch_size - left} empty ones")
+    if run.invalid:
+        lines.append(
+            f"{amount(len(run.invalid), 'row')} left out as invalid: see {run.workdir / DROPPED_FILE}"
+        )
     packed = run.config.data.packing and rows.kind != "prompt"
     if packed and rows.efficiency < 0.8 and rows.crowded > 0.5:
         lines.append(
@@ -226,7 +263,7 @@ def _evaluated(workdir: Path, step: int) -> bool:
     # A run that was stopped between its last evaluation and its end has this line already.
     if not (workdir / FILE_NAME).is_file():
         return False
-    return any(line["step"] == step and line["kind"] == "eval" for line in read_metrics(workdir))
+    return any(line["step"] == step and line["kind"] == EVAL for line in read_metrics(workdir))
 
 
 def _start(trainer: Trainer, checkpointer: Checkpointer, loader: Any) -> tuple[Any, int, int, dict[str, Any]]:
@@ -298,8 +335,3 @@ def _signals() -> Iterator[list[int]]:
 
     with handled([*restart_signals(), signal.SIGINT], handle):
         yield asked
-
-
-def summarize(summary: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a summary worth a table: final evaluation, or else the last training metrics."""
-    return summary["eval"] or {k: v for k, v in summary["train"].items() if not k.startswith("perf/")}

@@ -1,6 +1,7 @@
 """A run: what a config file stands for once files have been opened and sizes are known."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -23,8 +24,10 @@ from jaxalign.data import (
     make_loader,
     train_batches,
 )
+from jaxalign.data.invalid import DROPPED_FILE, BadRow, write_dropped
 from jaxalign.data.kinds import TEXT
 from jaxalign.data.loader import rows_of_epochs
+from jaxalign.data.sets import find_sets
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, abstract_params, init_head, init_params
 from jaxalign.parallel import processes
@@ -114,18 +117,39 @@ class Run:
         """Passes over the packed rows that all steps make."""
         return self.epochs_to_fill or self.steps * self.rows_per_step / len(self.train.rows)
 
-    def batches(self, dataset: Dataset) -> Iterator[Any]:
-        """Every row of a dataset once, in order; empty rows fill up the last batch."""
-        return map(self.put, eval_batches(dataset.rows, self.rows_per_step, **self.share))
+    def epochs_after(self, steps: int) -> float:
+        """Passes over the packed rows that the first `steps` steps make."""
+        return min(steps * self.rows_per_step / len(self.train.rows), self.epochs)
 
-    def eval_batches(self) -> Iterator[Any]:
-        """Every held-out row once; see `batches`."""
-        return iter(()) if self.held_out is None else self.batches(self.held_out)
+    def batches(self, dataset: Dataset, of: range | None = None) -> Iterator[Any]:
+        """Every row of a dataset, or those `of` a range, once and in order; empty rows fill up the last batch."""
+        return map(self.put, eval_batches(dataset.rows, self.rows_per_step, of=of, **self.share))
+
+    @functools.cached_property
+    def eval_sets(self) -> dict[str, range]:
+        """The held-out rows of each evaluation set, by its name; "" is the name of a single one."""
+        if self.held_out is None:
+            return {}
+        named = self.config.data.eval or self.config.data.train
+        names = tuple(named.split(",")) if isinstance(named, str) else named
+        return find_sets(self.held_out, names) or {"": range(len(self.held_out.rows))}
+
+    def eval_batches(self, name: str) -> Iterator[Any]:
+        """Every held-out row of an evaluation set once; see `batches`."""
+        assert self.held_out is not None
+        return self.batches(self.held_out, self.eval_sets[name])
+
+    @property
+    def invalid(self) -> tuple[BadRow, ...]:
+        """Rows of both parts of the data that could not be used and were left out."""
+        return self.train.invalid + (() if self.held_out is None else self.held_out.invalid)
 
     def text_batches(self, names: str | tuple[str, ...], batch_size: int) -> tuple[Callable[[int], Any], str]:
         """Batches of pretraining text by number, for a loss that mixes it in, and the text's fingerprint."""
         data = dataclasses.replace(self.config.data, train=names, weights=())
         dataset = build_dataset(data, self.tokenizer, TEXT)
+        if jax.process_index() == 0:
+            write_dropped(self.workdir / f"text_{DROPPED_FILE}", dataset.invalid)
         batches = train_batches(dataset.rows, batch_size, self.config.seed, **self.share)
         return lambda number: self.put(batches[number]), dataset.fingerprint
 

@@ -1,5 +1,6 @@
-"""What a person sees of a run: a live bar on a terminal, a line now and then in a log, a table at the end."""
+"""What a person sees of a run: a live display on a terminal, a line now and then in a log, a table at the end."""
 
+import datetime
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,16 +16,22 @@ from jaxalign.errors import ConfigError
 
 MODES = ("auto", "live", "plain", "silent")
 PLAIN_INTERVAL = 10.0  # Seconds between lines of a log.
+# What stands at the head of a line, and counts that are shown once they are not 0.
+HEAD = ("epoch", "num_tokens", "perf/step_time", "perf/tokens_per_second")
+FAILURES = "skipped_steps"
 
 
 class Progress:
-    """Shows step, speed, time left and the last metrics; use as a context manager around the loop.
+    """Shows step, epoch, speed, time and metrics; use as a context manager around the loop.
 
-    Mode "live" redraws a bar in place; "plain" prints a line for the first and the last update and at most
-    every 10 seconds between; "silent" prints nothing; "auto" is live on a terminal, plain elsewhere, and
-    silent on every process but the first. Speed counts from the first update on, which leaves compilation and
-    resumed steps out; it is in tokens when `tokens_per_step` is given. Of the metrics those named `shown` are shown, or
-    all where that is empty. Raises ConfigError for another mode.
+    Mode "live" redraws a bar in place, with the last step and the last evaluation below it; "plain" prints a line for
+    the first and the last update and at most every 10 seconds between; in both an evaluation is a line of its own, at
+    once. "silent" prints nothing; "auto" is live on a terminal, plain elsewhere, and silent on every process but the
+    first. The time left follows from all steps since the start, with the evaluations and saves between them. Of the
+    metrics those named `shown` are shown, or all where that is empty. Raises ConfigError for another mode.
+
+    Args:
+      seconds: that the run took before this start.
     """
 
     def __init__(
@@ -32,11 +39,12 @@ class Progress:
         total_steps: int,
         description: str,
         *,
-        tokens_per_step: int | None = None,
         shown: Sequence[str] = (),
+        seconds: float = 0.0,
         mode: str = "auto",
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime.datetime] = datetime.datetime.now,
     ) -> None:
         if mode not in MODES:
             raise ConfigError(f"progress mode {mode!r}: use one of {', '.join(MODES)}")
@@ -47,12 +55,14 @@ class Progress:
         self._mode = mode
         self._total_steps = total_steps
         self._description = description
-        self._tokens_per_step = tokens_per_step
         self._shown = shown
-        self._clock = clock
+        self._clock, self._now = clock, now
+        self._began = clock() - seconds
         self._first: tuple[int, float] | None = None
         self._printed_at: float | None = None
         self._pending: str | None = None  # The last line, while it is not printed.
+        self._step: tuple[int, str, str] = (0, "", "")  # the last one, with its head and its values
+        self._evaluation = ""
         self._live = Live(console=self._console, refresh_per_second=4)
 
     def __enter__(self) -> "Progress":
@@ -66,42 +76,93 @@ class Progress:
         elif self._pending is not None:
             self._print(self._pending)
 
-    def update(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Shows `step` (the number of finished steps) with its metrics, floats or arrays of one element."""
+    def update(self, step: int, metrics: Mapping[str, Any]) -> bool:
+        """Takes `step` (the number of finished steps) with its metrics, floats or arrays of one element.
+
+        Returns:
+          Whether it is shown: the metrics of the next update are then those of the steps after this one.
+        """
         if self._mode == "silent":
-            return
+            return True
         now = self._clock()
         self._first = self._first or (step, now)
-        head = f"{self._description}  step {step}/{self._total_steps}{self._speed(step, now)}"
-        names = [name for name in self._shown if name in metrics] if self._shown else metrics
-        values = [f"{name} {float(metrics[name]):.4g}" for name in names]
+        head = "  ".join(
+            [f"{self._description}  step {step}/{self._total_steps}", *self._pace(step, metrics)]
+        )
+        values = "  ".join(self._values(metrics))
         if self._mode == "live":
-            rows = Table.grid(expand=True)
-            rows.add_row(Text(head))
-            rows.add_row(ProgressBar(total=self._total_steps, completed=step))
-            rows.add_row(Text("  ".join(values)))
-            self._live.update(rows)
-            return
-        self._pending = "  ".join([head, *values])
+            self._step = step, head, values
+            self._redraw()
+            return True
+        self._pending = f"{head}  {values}".rstrip()
         waited = self._printed_at is None or now - self._printed_at >= PLAIN_INTERVAL
         if waited or step >= self._total_steps:
             self._print(self._pending)
             self._printed_at, self._pending = now, None
+        return self._pending is None
 
-    def _speed(self, step: int, now: float) -> str:
+    def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Shows an evaluation after `step`: its metrics by their full names, as `eval/loss` and `eval/SET/loss`."""
+        if self._mode == "silent" or not metrics:
+            return
+        said = f"evaluation after step {step}  {'  '.join(self._evaluated(metrics))}"
+        self._print(f"{self._description}  {said}")
+        if self._mode == "live":
+            self._evaluation = said
+            self._redraw()
+
+    def _redraw(self) -> None:
+        step, head, values = self._step
+        rows = Table.grid(expand=True)
+        rows.add_row(Text(head))
+        rows.add_row(ProgressBar(total=self._total_steps, completed=step))
+        rows.add_row(Text(values))
+        if self._evaluation:
+            rows.add_row(Text(self._evaluation))
+        self._live.update(rows)
+
+    def _pace(self, step: int, metrics: Mapping[str, Any]) -> list[str]:
+        parts = []
+        if "epoch" in metrics:
+            parts.append(f"epoch {float(metrics['epoch']):.3g}")
+        if metrics.get("num_tokens"):
+            parts.append(f"{_short(float(metrics['num_tokens']))} tokens")
+        if "perf/tokens_per_second" in metrics:
+            parts.append(f"{_short(float(metrics['perf/tokens_per_second']))} tokens/s")
+        elif metrics.get("perf/step_time"):
+            parts.append(f"{1 / float(metrics['perf/step_time']):.3g} steps/s")
+        now = self._clock()
+        parts.append(f"{_duration(now - self._began)} elapsed")
         first_step, first_time = self._first or (step, now)
-        if step <= first_step or now <= first_time:
-            return ""
-        rate = (step - first_step) / (now - first_time)
-        per_second = (
-            f"{rate:.3g} steps/s"
-            if self._tokens_per_step is None
-            else f"{_short(rate * self._tokens_per_step)} tokens/s"
+        if step > first_step and now > first_time:
+            left = (self._total_steps - step) * (now - first_time) / (step - first_step)
+            parts.append(f"{_duration(left)} left")
+        return parts
+
+    def _values(self, metrics: Mapping[str, Any]) -> list[str]:
+        names = [name for name in self._shown if name in metrics] if self._shown else metrics
+        return [
+            f"{name} {float(metrics[name]):.4g}"
+            for name in names
+            if name not in HEAD and (float(metrics[name]) or not name.endswith(FAILURES))
+        ]
+
+    def _evaluated(self, metrics: Mapping[str, Any]) -> list[str]:
+        """All that is shown of all sets together, and of each set the first of it."""
+        plain = {name.removeprefix("eval/"): x for name, x in metrics.items()}
+        together = (
+            [name for name in self._shown if name in plain] or [x for x in plain if "/" not in x] or [*plain]
         )
-        return f"  {per_second}  {_duration((self._total_steps - step) / rate)} left"
+        apart = [name for name in plain if name.endswith(f"/{together[0]}")]
+        return [
+            f"{name} {float(plain[name]):.4g}"
+            for name in [*together, *apart]
+            if float(plain[name]) or not name.endswith(FAILURES)
+        ]
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        stamp = self._now().strftime("%Y-%m-%d %H:%M:%S")
+        self._console.print(f"{stamp}  {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def summary_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxalign.errors import NonFiniteError
-from jaxalign.losses.metrics import finalize
+from jaxalign.losses.metrics import Mean, Metrics
 from jaxalign.models.flops import step_flops
 from jaxalign.parallel.chips import peak_flops
 from jaxalign.parallel.processes import fetch_whole
@@ -14,14 +14,22 @@ from jaxalign.training.checkpoint import Checkpointer
 from jaxalign.training.flops import PAIRS, TOKENS
 from jaxalign.training.open import Run, describe
 from jaxalign.training.progress import Progress
+from jaxalign.training.window import Window, as_text, from_text
 from jaxalign.training.writer import MetricWriter
 
 SKIPPED = "skipped_steps"  # the metric that counts updates left out
 NONFINITE = "nonfinite"  # where, in a run's folder, the state before an update that failed is saved
+EPOCH, NUM_TOKENS = "epoch", "num_tokens"
+STEP_TIME, FIRST_STEP_TIME = "perf/step_time", "perf/first_step_time"
+TOKENS_PER_SECOND, MFU = "perf/tokens_per_second", "perf/mfu"
 
 
 class Recorder:
-    """Turns metrics into log lines one step late, so that the host never waits for the step just sent."""
+    """Turns metrics into log lines one step late, so that the host never waits for the step just sent.
+
+    A line says what all steps since the line before it were like, see `Window`. What is under way is part of a
+    checkpoint: a run that is killed and goes on writes the lines that it would have written.
+    """
 
     def __init__(
         self,
@@ -35,11 +43,15 @@ class Recorder:
         self.run, self.writer, self.progress = run, writer, progress
         # A scalar model is trained, which computes no logits.
         self.scalar = scalar
-        # What the run had measured when it was saved: of the last whole step, and of the one it stopped in.
+        # What the run had measured when it was saved: its last line, the steps since, and the step it stopped in.
         self.last = {name: float(x) for name, x in before.get("last", {}).items()}
-        self._earlier = {name: float(x) for name, x in before.get("step", {}).items()}
-        self._metrics: dict[str, Any] = {}
-        self._pending: tuple[int, dict, dict, dict, Any] | None = None
+        self._window = Window(before.get("window"))
+        self._earlier = from_text(before.get("step", {}))
+        self._tokens = float(before.get("tokens", 0))  # read by the steps that have been logged
+        self._shown = Window()  # since `progress` last showed something
+        self._metrics: Metrics = {}
+        self._pending: tuple[int, Metrics, Metrics, Any] | None = None
+        self._first = True
         self._flops = peak_flops(run.mesh)
         self.restart_clock()
 
@@ -47,32 +59,35 @@ class Recorder:
         """Leaves the time since the last step ended out of the next one's."""
         self._clock = time.monotonic()
 
-    def metrics(self) -> dict[str, dict[str, str]]:
-        """For a checkpoint: the `before` of the recorder that goes on. Strings, as JSON has no NaN."""
-        step = self._earlier | finalize(jax.device_get(self._metrics))
-        text = {"last": self.last, "step": step}
-        return {which: {name: repr(float(x)) for name, x in values.items()} for which, values in text.items()}
+    def metrics(self) -> dict[str, Any]:
+        """For a checkpoint: the `before` of the recorder that goes on."""
+        return {
+            "last": {name: repr(x) for name, x in self.last.items()},
+            "window": self._window.text(),
+            "step": as_text(self._earlier | jax.device_get(self._metrics)),
+            "tokens": repr(self._tokens),
+        }
 
     def begin(self, batch: Any) -> None:
         """Starts a step; `batch` is None when it goes on after its first phase."""
         self._metrics = {}
-        self._times: dict[str, float] = {}
+        self._times: Metrics = {}
         self._rows = None if batch is None else batch.rows
         self._phase_clock = time.monotonic()
 
-    def phase(self, name: str, metrics: dict[str, Any], *, wait: bool) -> None:
+    def phase(self, name: str, metrics: Metrics, *, wait: bool) -> None:
         """Takes the metrics of a phase of the step."""
         self._metrics |= metrics
         if wait:  # phases are timed apart, and a rollout has made the host wait anyway
             jax.block_until_ready(metrics)
             now = time.monotonic()
-            self._times[f"perf/{name}_time"] = now - self._phase_clock
+            self._times[f"perf/{name}_time"] = _per(now - self._phase_clock)
             self._phase_clock = now
 
     def end(self, step: int, state: Any) -> None:
         """Ends step number `step`, and logs the one before it; raises NonFiniteError."""
         done = self._pending
-        self._pending = (step, self._metrics, self._earlier, self._times, self._rows)
+        self._pending = (step, self._earlier | self._metrics, self._times, self._rows)
         self._metrics, self._earlier = {}, {}
         if done is not None:
             self._log(*done, state)
@@ -83,30 +98,43 @@ class Recorder:
             done, self._pending = self._pending, None
             self._log(*done, state)
 
-    def _log(self, step: int, metrics: dict, earlier: dict, times: dict, rows: Any, state: Any) -> None:
+    def _log(self, step: int, metrics: Metrics, times: Metrics, rows: Any, state: Any) -> None:
         metrics = jax.device_get(metrics)
         # From the end of one step to the end of the next: when a step is sent says nothing of when it is done.
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
-        values = {name: float(x) for name, x in finalize(metrics).items()}
-        values |= times | {"perf/step_time": elapsed}
-        if TOKENS in values:  # not when the run goes on in the middle of a step: it took more than `elapsed`
-            values["perf/tokens_per_second"] = values[TOKENS] / elapsed
-            if self._flops:
-                flops = step_flops(self.run.model, values[TOKENS], values[PAIRS], scalar=self.scalar)
-                values["perf/mfu"] = flops / elapsed / self._flops
-        values = {name: x for name, x in (earlier | values).items() if name not in (TOKENS, PAIRS)}
-        self._check_finite(step, values, rows, state)
-        self.last = values
-        self.progress.update(step, values)
+        tokens, pairs = (metrics.pop(name, None) for name in (TOKENS, PAIRS))
+        # The first step after a start compiles, or goes on in its middle: its times are those of no other.
+        metrics |= {FIRST_STEP_TIME: _per(elapsed)} if self._first else times | {STEP_TIME: _per(elapsed)}
+        if tokens is not None and pairs is not None:
+            number = float(tokens.total / tokens.weight)
+            self._tokens += number
+            if not self._first:
+                metrics[TOKENS_PER_SECOND] = _per(number, elapsed)
+            if not self._first and self._flops:
+                each = float(pairs.total / pairs.weight)
+                flops = step_flops(self.run.model, number, each, scalar=self.scalar)
+                metrics[MFU] = _per(flops / self._flops, elapsed)
+        self._first = False
+        self._check_finite(step, metrics, rows, state)
+        totals = {EPOCH: self.run.epochs_after(step), NUM_TOKENS: self._tokens}
+        self._window.add(metrics)
+        self._shown.add(metrics)
+        if self.progress.update(step, totals | self._shown.values()):
+            self._shown.clear()
         if step % self.run.config.log_every == 0 or step in (1, self.run.steps):
-            self.writer.write(step, values, kind="train")
+            self.last = totals | self._window.values()
+            self._window.clear()
+            self.writer.write(step, self.last, kind="train")
 
-    def _check_finite(self, step: int, values: dict[str, float], rows: Any, state: Any) -> None:
+    def _check_finite(self, step: int, metrics: Metrics, rows: Any, state: Any) -> None:
         # Of every model that a stage trains: critic/skipped_steps, for instance.
-        skipped = max(x for name, x in values.items() if name.endswith(SKIPPED))
+        skipped = max(float(x[0]) for name, x in metrics.items() if name.endswith(SKIPPED))
         if not skipped or self.run.config.on_nonfinite == "skip":
             return
+        one = Window()
+        one.add(metrics)
+        values = one.values()
         records = [] if rows is None else sorted({int(r) for r in fetch_whole(rows).ravel() if r >= 0})
         folder = self.run.workdir / NONFINITE
         with Checkpointer(folder) as saved:
@@ -121,3 +149,8 @@ class Recorder:
             f"saved in {folder}. Lower config.optimizer.learning_rate, look at those rows, or set "
             f"config.on_nonfinite='skip' to leave such updates out and count them"
         )
+
+
+def _per(amount: float, of: float = 1.0) -> Mean:
+    """An amount for so much of something else, such as tokens for seconds, that adds up over steps."""
+    return Mean(amount, of)

@@ -74,6 +74,10 @@ class Stage:
     # (run, params, first batch, frozen parameters): raises StepZeroError before the first update.
     step_zero: Callable[..., None] | None = None
     headlines: tuple[str, ...] = ()  # the metrics that a line of the log shows; none named: all
+    log_samples: int = 0  # config.log_samples, where it is not set
+    # Commands for what people do next with the model, as the end of a run tells them: {run} is its folder, {beside} the
+    # one that it lies in, words in capitals are for the reader to fill in.
+    afterwards: tuple[str, ...] = ()
     # Keys of config.<name> with which a run may go on though it began with others.
     changeable: tuple[str, ...] = ()
 
@@ -116,13 +120,27 @@ class Stage:
             params: Params, batch: Any, total: Totals, frozen: dict[str, Params]
         ) -> tuple[jax.Array, Metrics]:
             policy, fixed = score(params, batch, frozen)
-            if self.statistics is not None and whole:
-                constant = jax.lax.stop_gradient(policy)
-                total = total | finalize(self.statistics(constant, batch, fixed, options))
-            value, metrics = self._call_loss(policy, batch, fixed, options, total)
-            return add_router_losses(value, metrics, policy.router, batch, total, model)
+            return self._value(policy, batch, fixed, options, total, model, whole=whole)
 
         return objective
+
+    def evaluation(
+        self, model: ModelConfig, options: Any, others: dict[str, ModelConfig] | None = None
+    ) -> Callable[..., tuple[tuple[jax.Array, ...], Metrics]]:
+        """(params, batch, totals, frozen parameters) -> the loss for each of several totals, and metrics.
+
+        A batch of an evaluation set is part of that set's loss and of the loss over all sets, and is scored once.
+        """
+        score = self.scores(model, options, others)
+
+        def evaluate(
+            params: Params, batch: Any, totals: tuple[Totals, ...], frozen: dict[str, Params]
+        ) -> tuple[tuple[jax.Array, ...], Metrics]:
+            policy, fixed = score(params, batch, frozen)
+            found = [self._value(policy, batch, fixed, options, total, model) for total in totals]
+            return tuple(value for value, _ in found), found[0][1]
+
+        return evaluate
 
     def total(
         self,
@@ -187,6 +205,24 @@ class Stage:
     def programs(self, run: Any) -> list[Program]:
         """Every program that takes time or memory, with abstract arguments, for `jaxalign plan`."""
         return [update_program(self, run)]
+
+    def _value(
+        self,
+        policy: Scores,
+        batch: Any,
+        fixed: dict[str, Scores],
+        options: Any,
+        total: Totals,
+        model: ModelConfig,
+        *,
+        whole: bool = True,
+    ) -> tuple[jax.Array, Metrics]:
+        """Loss and metrics of what models say of a batch; see `objective`."""
+        if self.statistics is not None and whole:
+            constant = jax.lax.stop_gradient(policy)
+            total = total | finalize(self.statistics(constant, batch, fixed, options))
+        value, metrics = self._call_loss(policy, batch, fixed, options, total)
+        return add_router_losses(value, metrics, policy.router, batch, total, model)
 
     def _call_totals(self, batch: Any, options: Any) -> Totals:
         """What the totals function returns.

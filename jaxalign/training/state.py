@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxalign.losses.metrics import Max, Mean, Metrics, merge
+from jaxalign.losses.metrics import Last, Max, Mean, Metrics, merge
 from jaxalign.training.optimizer import opt_state_shardings
 
 Batch = Any
@@ -101,7 +101,7 @@ def make_update(
         hold = halt & (state.skipped + failed > 0)
         state, more = apply_gradients(state, value, grads, optimizer, hold=hold)
         more |= measure(batch) if measure else {}
-        return state, metrics | more | {"learning_rate": Mean(rate, rate * 0 + 1)}
+        return state, metrics | more | {"learning_rate": Last(rate)}
 
     return update
 

@@ -15,6 +15,7 @@ from jaxalign.models.flops import step_flops
 from jaxalign.models.frozen import FrozenConfig, abstract_keep, keep
 from jaxalign.training.open import Run
 from jaxalign.training.reference import score_dataset
+from jaxalign.training.samples import count_samples, make_sampler
 from jaxalign.training.saved_model import SavedModel, find_language_model, fingerprint
 from jaxalign.training.state import TrainState, abstract_train_state, make_state
 from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS, Program, Trainer
@@ -42,25 +43,39 @@ def build_trainer(stage: "Stage", run: Run) -> Trainer:
     run, frozen = load_frozen(stage.frozen(options), run)
     check_frozen(run, held=bool(frozen.params))
     train_step = stage.step(run.config, run.model, frozen.configs, total_steps=run.updates)
-    objective = stage.objective(run.model, options, frozen.configs)
-    evaluate_batch = jax.jit(objective)
+    evaluate_batch = jax.jit(stage.evaluation(run.model, options, frozen.configs))
     whole = jax.jit(stage.total(run.model, options))
     abstract = abstract_train_state(run.abstract_params(scalar=stage.scalar), run.optimizer, run.mesh)
 
     @functools.cache
-    def held_out_totals() -> dict[str, jax.Array]:
-        sums = [whole(None, batch, {}) for batch in run.eval_batches()]
-        return functools.reduce(add_trees, sums)
+    def held_out_totals() -> dict[str, dict[str, jax.Array]]:
+        return {
+            name: functools.reduce(add_trees, [whole(None, batch, {}) for batch in run.eval_batches(name)])
+            for name in run.eval_sets
+        }
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        losses, merged = [], None
-        for batch in run.eval_batches():
-            # Each batch's loss divides by the totals of them all: so they add up to the loss of all data.
-            value, metrics = evaluate_batch(state.params, batch, held_out_totals(), frozen.params)
-            losses.append(value)
-            merged = metrics if merged is None else merge_two(merged, metrics)
-        values = finalize(merged) | {"loss": sum(map(float, losses))} if merged is not None else {}
-        return {f"eval/{name}": float(x) for name, x in values.items()}
+        # Each batch's loss divides by the totals of its set, and of them all: so they add up to the loss of all data.
+        totals = held_out_totals()
+        if not totals:
+            return {}
+        pooled = functools.reduce(add_trees, totals.values())
+        found: dict[str, dict[str, float]] = {}
+        losses, every = [], []
+        for name, own in totals.items():
+            mine, merged = [], None
+            for batch in run.eval_batches(name):
+                (value, share), metrics = evaluate_batch(state.params, batch, (own, pooled), frozen.params)
+                mine.append(value)
+                losses.append(share)
+                merged = metrics if merged is None else merge_two(merged, metrics)
+            assert merged is not None  # a set has rows
+            every.append(merged)
+            found[name] = _floats(finalize(merged)) | {"loss": sum(map(float, mine))}
+        together = _floats(finalize(functools.reduce(merge_two, every))) | {"loss": sum(map(float, losses))}
+        return name_sets(found, together)
+
+    sample = make_sampler(run, count_samples(run, stage.log_samples, scalar=stage.scalar))
 
     def verify(state: TrainState, batch: Any) -> None:
         if stage.step_zero is not None:
@@ -72,6 +87,7 @@ def build_trainer(stage: "Stage", run: Run) -> Trainer:
         init=lambda: make_state(run.init_params(scalar=stage.scalar), run.optimizer, abstract),
         phases=(("update", lambda state, batch: train_step(state, batch, frozen.params)),),
         evaluate=evaluate,
+        samples=lambda state: sample(state.params),
         params=lambda state: state.params,
         scalar=stage.scalar,
         verify=verify,
@@ -148,6 +164,18 @@ def update_program(stage: "Stage", run: Run) -> Program:
         parameters=params["transformer"] if stage.scalar else params,
         passes=config.num_microbatches * (2 + len(frozen)),
     )
+
+
+def name_sets(found: dict[str, dict[str, float]], together: dict[str, float]) -> dict[str, float]:
+    """The values of an evaluation by their full names: `eval/loss` over all sets, and `eval/SET/loss` of several."""
+    out = {f"eval/{name}": x for name, x in together.items()}
+    for part, values in found.items() if len(found) > 1 else ():
+        out |= {f"eval/{part}/{name}": x for name, x in values.items()}
+    return out
+
+
+def _floats(values: dict[str, Any]) -> dict[str, float]:
+    return {name: float(x) for name, x in values.items()}
 
 
 @jax.jit

@@ -19,6 +19,10 @@ def _nothing(*_: Any) -> None:
     return None
 
 
+def _no_samples(*_: Any) -> list[dict[str, Any]]:
+    return []
+
+
 @dataclasses.dataclass(frozen=True)
 class Trainer:
     """A stage as the loop runs it.
@@ -31,8 +35,10 @@ class Trainer:
     abstract_state: State  # jax.ShapeDtypeStruct leaves with their shardings
     init: Callable[[], State]  # a fresh state, laid out as abstract_state says
     phases: tuple[tuple[str, Phase], ...]
-    evaluate: Callable[[State], dict[str, float]]
+    evaluate: Callable[[State], dict[str, float]]  # by full names: eval/loss, eval/SET/loss
     params: Callable[[State], Params]  # the weights that the stage is for
+    # What the model answers to some held-out prompts, as lines of samples.jsonl; asked for after `evaluate`.
+    samples: Callable[[State], list[dict[str, Any]]] = _no_samples
     scalar: bool = False  # those weights are a scalar model's
     verify: Callable[[State, Batch], None] = _nothing  # truths before the first update; raises StepZeroError
     headlines: tuple[str, ...] = ()  # the metrics that a line of the log shows; none named: all

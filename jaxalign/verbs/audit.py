@@ -16,10 +16,12 @@ from rich.console import Console
 
 from jaxalign.data import Dataset, Tokenizer, build_datasets
 from jaxalign.data.encode import encode_prompt
+from jaxalign.data.invalid import BadRow
 from jaxalign.data.items import Item
 from jaxalign.data.kinds import PROMPTS, TEXT
 from jaxalign.data.overlap import ALSO_IN_EVAL, HELD_OUT, KEYS, by_record, prompt_key, sequence_key
 from jaxalign.data.records import Chat, Prompt, Record, Turns, parse_record
+from jaxalign.errors import amount
 from jaxalign.stages import parse_config
 from jaxalign.storage import to_path, write_whole
 from jaxalign.text.templates import load_template
@@ -27,11 +29,13 @@ from jaxalign.text.tokenizer import unknown_id
 from jaxalign.training.config import Config
 from jaxalign.training.open import open_inputs
 from jaxalign.verbs.requests import ConfigRequest, flag
+from jaxalign.verbs.rows import write_beside
 
 MOST_UNKNOWN = 0.01  # share of tokens
 MOST_DROPPED = 0.5  # share of records
 CONTEXTS_CHECKED = 1000  # records, rendered once more
 BINS = 10
+SHOWN = 3  # rows that cannot be used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Audit:
     notes: list[str]
     tokenizer: Tokenizer
     train: Dataset
+    invalid: tuple[BadRow, ...] = ()  # rows of both parts that cannot be used and are left out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,8 @@ def run(request: AuditRequest) -> int:
     print_audit(found, Console(), request.show)
     if request.json:
         write_json(found, request.json)
+        if written := write_beside(to_path(request.json), found.invalid):
+            print(written)
     return 1 if found.problems else 0
 
 
@@ -88,7 +95,14 @@ def audit(config: Config) -> Audit:
         "overlap": {"rule": data.overlap, "train_records": _overlap(train, held_out, data.overlap_by)},
         "contexts": check_contexts(train, kind, tokenizer, template),
     }
-    return Audit(numbers, find_problems(numbers), find_notes(numbers), tokenizer, train)
+    invalid = train.invalid + (held_out.invalid if held_out else ())
+    notes = find_notes(numbers)
+    if invalid:
+        first = "; ".join(f"{row.where}: {row.problem}" for row in invalid[:SHOWN])
+        notes.append(
+            f"{amount(len(invalid), 'row')} left out by config.data.invalid='drop', the first at {first}"
+        )
+    return Audit(numbers, find_problems(numbers), notes, tokenizer, train, invalid)
 
 
 def measure(dataset: Dataset, kind: str, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
@@ -276,8 +290,13 @@ def _part_problems(part: dict[str, Any], kind: str) -> list[str]:
         ),
         (
             lost <= MOST_DROPPED * (records["read"] - held_out),
-            f"{lost} of {records['read'] - held_out} records dropped, most of them as {worst!r}; raise "
-            "config.data.max_length, set config.data.overlong='truncate', or take other data",
+            f"{lost} of {records['read'] - held_out} records dropped, most of them as {worst!r}; "
+            + (
+                "raise config.data.max_length, set config.data.overlong='truncate', or "
+                if "too long" in worst
+                else ""
+            )
+            + "take other data",
         ),
         (
             part["unknown"]["share"] <= MOST_UNKNOWN,

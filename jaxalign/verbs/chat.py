@@ -1,6 +1,7 @@
 """`jaxalign chat`: a conversation in the terminal, tokens as they come; with two models, side by side."""
 
 import dataclasses
+import io
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -98,6 +99,9 @@ def chat(request: ChatRequest, *, console: Console | None = None, lines: Any = N
         _reset(speakers, system)
         console.print(f"[dim]{HELP}[/]")
         for turn, text in enumerate(_messages(console, lines)):
+            if not _is_unicode(text):
+                console.print("[red]That is not Unicode text; type it again, or give it in UTF-8.[/]")
+                continue
             if text.startswith("/"):
                 system = _command(text, speakers, system, console)
                 continue
@@ -114,15 +118,31 @@ def chat(request: ChatRequest, *, console: Console | None = None, lines: Any = N
 
 def _messages(console: Console, lines: Any) -> Iterator[str]:
     source = lines if lines is not None else sys.stdin
+    if isinstance(source, io.TextIOWrapper):
+        source.reconfigure(errors="surrogateescape")  # bytes that are no UTF-8 are refused as a message
     while True:
         console.print("[bold]you:[/] ", end="")
-        line = source.readline()
+        line = source.readline().removeprefix("\ufeff")  # which some editors begin a file with
         if not source.isatty():  # nobody has typed it on the screen
-            console.print(line.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                line.rstrip("\n").encode(errors="replace").decode(),
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         if not line or line.strip() == "/quit":
             return
-        if line.strip():
-            yield line.strip()
+        # Only what ends a line is no part of a message, and blanks around it; rare line separators are.
+        if text := line.strip(" \t\r\n"):
+            yield text
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of another encoding, which Python passes on as halves of characters
+        return False
+    return True
 
 
 def _command(text: str, speakers: list[Speaker], system: str, console: Console) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign import parallel
-from jaxalign.data import DataConfig, Dataset, build_dataset
+from jaxalign.data import Dataset, build_dataset
 from jaxalign.data.kinds import PAIRS, PAIRS_OR_DEMONSTRATIONS
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation import (
@@ -32,11 +32,12 @@ from jaxalign.evaluation.generation import (
 )
 from jaxalign.rewards import load_rewards
 from jaxalign.sampling.answers import Answers
-from jaxalign.storage import to_path, write_whole
+from jaxalign.storage import json_line, to_path, write_whole
 from jaxalign.training.saved_model import RUNTIME_KEYS, SavedModel, find_language_model, find_model
-from jaxalign.verbs.generate import Completion, completion_row
-from jaxalign.verbs.label import model_scorer
+from jaxalign.verbs.generate import completion_row
+from jaxalign.verbs.label import Completion, model_scorer
 from jaxalign.verbs.requests import flag
+from jaxalign.verbs.rows import SOURCES, RowsRequest, write_beside
 from jaxalign.verbs.sampling import MODEL, SamplingRequest
 
 EXAMPLES = 5  # answers shown
@@ -44,7 +45,7 @@ WIDEST = 4096  # tokens of a sequence, where the model sets no limit of its own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateRequest(SamplingRequest):
+class EvaluateRequest(SamplingRequest, RowsRequest):
     """Measure a model: the loss and perplexity of data under it, or what judges say of its answers to prompts.
 
     --data takes text, demonstrations or pairs. Of pairs it also says how often the chosen answer is the likelier one,
@@ -58,8 +59,8 @@ class EvaluateRequest(SamplingRequest):
     """
 
     model: str = flag(MODEL, show="SRC")
-    data: str = flag("measure the likelihood of these rows", default="", show="SRC")
-    prompts: str = flag("answer the prompts of these rows", default="", show="SRC")
+    data: str = flag(f"measure the likelihood of {SOURCES}", default="", show="SRC")
+    prompts: str = flag("answer the prompts of rows, named like --data", default="", show="SRC")
     reward: str = flag(
         "reward functions, module:function or FILE.py:function, separated by commas",
         default="",
@@ -140,14 +141,15 @@ def evaluate(request: EvaluateRequest) -> Iterator[Line | str]:
 
 def _read(request: EvaluateRequest, model: SavedModel, kind: str) -> Dataset:
     longest = request.max_length or model.config.max_length or WIDEST
-    data = DataConfig(
-        eval=request.data,
+    data = request.data_config(
+        request.data,
         take=request.take,
         max_length=longest,
         row_length=2 * longest,
         chat_template=request.chat_template,
     )
-    return build_dataset(data, model.tokenizer(), kind, "eval")
+    with request.named(eval="--data", max_length="--max-length"):
+        return build_dataset(data, model.tokenizer(), kind, "eval")
 
 
 def _pairs_by_score(request: EvaluateRequest, model: SavedModel, mesh: Mesh) -> Iterator[Line | str]:
@@ -196,6 +198,8 @@ def _answers(request: EvaluateRequest, model: SavedModel, mesh: Mesh) -> Iterato
     yield f"{request.prompts}: {prompts.report}"
     if request.out:
         write_answers(ask.prompts, answers, request.out)
+        if note := write_beside(to_path(request.out), prompts.invalid):
+            yield note
     theirs = None
     if other is not None:
         their_prompts, theirs = _sampled(request, other, mesh)
@@ -259,7 +263,9 @@ def _model_judge(request: EvaluateRequest) -> Judge:
 def _sampled(request: EvaluateRequest, model: SavedModel, mesh: Mesh) -> tuple[Dataset, Answers]:
     """The prompts as a model reads them, and an answer of its to each."""
     tokenizer = model.tokenizer()
-    prompts = read_prompts(request.prompts, tokenizer, slots=request.prompt_slots, take=request.take)
+    with request.named(eval="--prompts", max_length="--prompt-slots"):
+        data = request.data_config(request.prompts, take=request.take)
+        prompts = read_prompts(data, tokenizer, slots=request.prompt_slots)
     answers = sample_answers(
         model.load(mesh),
         dataclasses.replace(model.config, dtype=request.dtype),
@@ -285,7 +291,7 @@ def _beside(model: SavedModel, request: EvaluateRequest, name: str) -> SavedMode
 def write_answers(prompts: Sequence[Any], answers: Answers, path: str) -> None:
     """One JSON line an answer, as `generate` writes them: {"prompt", "completion", "finished"}."""
     lines = (
-        json.dumps(completion_row(prompt, text) | {"finished": bool(finished)}, ensure_ascii=False) + "\n"
+        json_line(completion_row(prompt, text) | {"finished": bool(finished)})
         for prompt, text, finished in zip(prompts, answers.texts, answers.stopped, strict=True)
     )
     write_whole(to_path(path), "".join(lines).encode())

@@ -13,25 +13,26 @@ from typing import Any
 import jax
 
 from jaxalign import parallel
-from jaxalign.data import DataConfig, Dataset, build_dataset, load_tokenizer
-from jaxalign.data.dataset import LONGEST, fit_prompts
-from jaxalign.errors import ConfigError, DataError
+from jaxalign.data import Dataset, load_tokenizer
+from jaxalign.errors import ConfigError
+from jaxalign.evaluation.generation import read_prompts
 from jaxalign.fields import like
 from jaxalign.locks import LOCK, locked
 from jaxalign.sampling.answers import answer_batches
 from jaxalign.sampling.generate import SamplingConfig
-from jaxalign.storage import Lines, Path, claim, to_path
+from jaxalign.storage import Lines, Path, claim, json_line, to_path
 from jaxalign.training.saved_model import find_language_model
 from jaxalign.verbs.requests import flag
+from jaxalign.verbs.rows import SOURCES, RowsRequest, write_beside
 from jaxalign.verbs.sampling import MODEL, SamplingRequest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateRequest(SamplingRequest):
+class GenerateRequest(SamplingRequest, RowsRequest):
     """Write N completions of every prompt, as rows for SFT or for `label`. Goes on where it was stopped."""
 
     model: str = flag(MODEL, show="SRC")
-    prompts: str = flag("rows with a field prompt", show="FILE")
+    prompts: str = flag(SOURCES, show="SRC")
     out: str = flag("the JSONL file to write, or to go on with", show="FILE.jsonl")
     n: int = flag("completions of each prompt", default=1, at_least=1)
     take: int = flag("only the first N prompts; 0: all", default=0, at_least=0)
@@ -76,6 +77,8 @@ def _write_missing(request: GenerateRequest, out: Path) -> Iterator[str]:
         lines = Lines(out)
         start, total = len(lines), len(prompts.rows) * request.n
         yield f"{prompts.report}; {start} of {total} completions are there"
+        if left_out := write_beside(out, prompts.invalid):
+            yield left_out
         config = dataclasses.replace(model.config, dtype=request.dtype)
         batches = answer_batches(
             model.load(mesh) if start < total else {},
@@ -96,7 +99,7 @@ def _write_missing(request: GenerateRequest, out: Path) -> Iterator[str]:
                         zip(answers.texts, answers.stopped, strict=True), start
                     )
                 ]
-                lines.append(*(json.dumps(row, ensure_ascii=False) for row in rows))
+                lines.append(*(json_line(row).removesuffix("\n") for row in rows))
                 if lines.due:
                     lines.flush()
                 start += len(rows)
@@ -106,10 +109,9 @@ def _write_missing(request: GenerateRequest, out: Path) -> Iterator[str]:
 
 
 def _read_prompts(request: GenerateRequest, tokenizer: Any) -> Dataset:
-    slots = request.prompt_slots or LONGEST
-    data = DataConfig(eval=request.prompts, take=request.take, max_length=slots, row_length=slots)
-    prompts = build_dataset(data, tokenizer, "prompt", "eval")
-    return prompts if request.prompt_slots else fit_prompts(prompts)
+    with request.named(eval="--prompts", max_length="--prompt-slots"):
+        data = request.data_config(request.prompts, take=request.take)
+        return read_prompts(data, tokenizer, slots=request.prompt_slots)
 
 
 def _row(prompts: Dataset, number: int, samples: int, text: str, finished: bool) -> dict[str, Any]:
@@ -137,38 +139,3 @@ def _claim(out: Path, request: dict[str, Any]) -> None:
             f"--out={out} holds completions of a request with another {', '.join(keys)}; name another file, or "
             f"delete it and {beside.name}"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """A row of a file of completions."""
-
-    fields: dict[str, Any]  # "prompt", "completion", and any others
-    where: str  # file:line
-
-
-def read_completions(path: str) -> list[list[Completion]]:
-    """The rows of a file by `generate` (or like it), those of one prompt together.
-
-    Raises:
-      DataError: a row without "prompt" and "completion", or no row at all.
-    """
-    groups: dict[str, list[Completion]] = {}
-    try:
-        lines = to_path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}; write the file of completions") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error}); mend or remove the line") from None
-        if not isinstance(row, dict) or not {"prompt", "completion"} <= row.keys():
-            raise DataError(
-                f'{path}:{number}: needs the fields "prompt" and "completion", as generate writes'
-            )
-        prompt = json.dumps(row["prompt"], sort_keys=True)
-        groups.setdefault(prompt, []).append(Completion(row, f"{path}:{number}"))
-    if not groups:
-        raise DataError(f"{path}: holds no completions")
-    return list(groups.values())

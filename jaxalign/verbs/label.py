@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -13,26 +13,46 @@ import numpy as np
 from jaxalign import parallel
 from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokenizer
 from jaxalign.data.kinds import DEMONSTRATIONS
-from jaxalign.errors import ConfigError, DataError
+from jaxalign.data.records import Chat, PromptCompletion
+from jaxalign.data.sources import Places
+from jaxalign.errors import ConfigError, DataError, amount
 from jaxalign.evaluation.preferences import completion_scores
 from jaxalign.rewards import load_rewards
-from jaxalign.storage import local_copy, to_path, write_whole
+from jaxalign.storage import json_line, local_copy, to_path, write_whole
+from jaxalign.text.messages import Turns
 from jaxalign.training.saved_model import find_model
-from jaxalign.verbs.generate import Completion, read_completions
-from jaxalign.verbs.requests import Request, flag
+from jaxalign.verbs.requests import flag
+from jaxalign.verbs.rows import (
+    SOURCES,
+    Checked,
+    RowsRequest,
+    iterate_checked,
+    open_checked,
+    write_beside,
+)
 from jaxalign.worlds import World, judge
 from jaxalign.worlds.preferences import preference_row
 
 PAIRINGS = ("best-worst", "all", "ranking")
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """A row with a completion."""
+
+    fields: dict[str, Any]  # "prompt", "completion", and any others
+    where: str  # file:line
+
+
 Group = list[Completion]  # those of one prompt
 Scorer = Callable[[list[Group]], list[list[float]]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelRequest(Request):
+class LabelRequest(RowsRequest):
     """Score completions and write preference pairs (or rankings): data for on-policy and iterative DPO."""
 
-    completions: str = flag("rows with prompt and completion, as generate writes", show="FILE")
+    completions: str = flag(f"completions, as generate writes them, or {SOURCES}", show="SRC")
     out: str = flag("the JSONL file to write", show="FILE.jsonl")
     reward: str = flag("called as f(prompt, completion)", default="", show="MODULE:FUNCTION", one_of="judge")
     reward_model: str = flag(
@@ -70,16 +90,20 @@ class Labelled:
     cut: int  # completions left out because they ran into the length limit: an end after them would be a lie
     empty: int  # completions left out because they say nothing
     mean: float  # score over all completions
+    note: str = ""  # where rows that could not be used are written down
 
 
 def run(request: LabelRequest) -> int:
     """Writes the rows, and prints what became of the prompts."""
     made = label(request)
     print(
-        f"{request.out}: {len(made.rows)} rows from {made.prompts} prompts; {made.without} prompts gave none "
-        f"(fewer than two different completions, or equal scores); {made.empty} empty completions and {made.cut} "
-        f"completions without an end left out; mean score {made.mean:.4f}"
+        f"{request.out}: {amount(len(made.rows), 'row')} from {amount(made.prompts, 'prompt')}; "
+        f"{amount(made.without, 'prompt')} gave none (fewer than two different completions, or equal scores); "
+        f"{amount(made.empty, 'empty completion')} and {amount(made.cut, 'completion')} without an end left out; "
+        f"mean score {made.mean:.4f}"
     )
+    if made.note:
+        print(made.note)
     return 0
 
 
@@ -101,10 +125,10 @@ def label(request: LabelRequest) -> Labelled:
     target = to_path(request.out)
     if target.exists():
         raise ConfigError(f"--out={request.out} exists; name another file, or delete it")
-    everything = read_completions(request.completions)
-    ended = [[c for c in group if c.fields.get("finished", True)] for group in everything]
-    groups = [[c for c in group if completion_text(c).strip()] for group in ended]
-    cut, empty = (sum(map(len, a)) - sum(map(len, b)) for a, b in ((everything, ended), (ended, groups)))
+    with request.named(eval="--completions"):
+        found = open_checked(request.data_config(request.completions), DEMONSTRATIONS)
+    groups = group_by_prompt(iterate_checked(found))
+    cut, empty = (found.dropped[reason] for reason in ("completion not finished", "empty completion"))
     scores = scorer(groups)
     rows: list[dict[str, Any]] = []
     without = 0
@@ -118,10 +142,43 @@ def label(request: LabelRequest) -> Labelled:
             f"{request.completions}: no prompt has two different completions with different scores; "
             f"generate more for each (--n), at a higher temperature, or longer ones ({cut} were cut at the limit)"
         )
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(target, text.encode())
+    write_whole(target, "".join(map(json_line, rows)).encode())
     mean = float(np.mean([v for values in scores for v in values]))
-    return Labelled(rows, len(groups), without, cut, empty, mean)
+    return Labelled(rows, len(groups), without, cut, empty, mean, write_beside(target, found.invalid))
+
+
+def group_by_prompt(rows: Iterable[Checked]) -> list[Group]:
+    """The completions in rows, those of one prompt together."""
+    groups: dict[str, Group] = {}
+    for row in rows:
+        completion = as_completion(row)
+        prompt = json.dumps(completion.fields["prompt"], sort_keys=True)
+        groups.setdefault(prompt, []).append(completion)
+    return list(groups.values())
+
+
+def as_completion(row: Checked) -> Completion:
+    """The prompt and the completion of a row: of a conversation its last answer, and all before it.
+
+    Raises:
+      DataError: it has no prompt, or ends without an answer.
+    """
+    record = row.record
+    if isinstance(record, PromptCompletion):
+        prompt, completion = record.prompt, record.completion
+    elif isinstance(record, Chat) and len(record.messages) > 1 and record.messages[-1].role == "assistant":
+        prompt, completion = record.messages[:-1], record.messages[-1:]
+    else:
+        raise DataError(
+            f"{row.where}: is no completion of a prompt; write the fields prompt and completion, as generate does, "
+            "or a conversation that ends with an answer"
+        )
+    fields = row.fields | {"prompt": _as_field(prompt), "completion": _as_field(completion)}
+    return Completion(fields, row.where)
+
+
+def _as_field(turns: Turns) -> Any:
+    return turns if isinstance(turns, str) else [message.to_dict() for message in turns]
 
 
 def _prefer(
@@ -193,11 +250,14 @@ def model_scorer(path: str, *, max_length: int, batch_size: int) -> Scorer:
         raise ConfigError(f"--reward-model={path} is a language model; name a run of the reward stage")
 
     def score(groups: list[Group]) -> list[list[float]]:
-        flat = [{key: c.fields[key] for key in ("prompt", "completion")} for group in groups for c in group]
+        # "finished" stays: what a model wrote is read as it stands, even if it repeats its prompt.
+        read = ("prompt", "completion", "finished")
+        flat = [{key: c.fields[key] for key in read if key in c.fields} for group in groups for c in group]
         mesh = parallel.make_mesh(parallel.MeshConfig(data=-1), jax.devices())
         with parallel.use_mesh(mesh):
             data = DataConfig(max_length=max_length, row_length=max_length, overlong="error")
-            records = Records(flat, "completions")
+            places = Places([c.where for group in groups for c in group])
+            records = Records(flat, "completions", origin=places)
             dataset = dataset_from_records(
                 [records], data, load_tokenizer(model.path), DEMONSTRATIONS, "eval"
             )

@@ -36,8 +36,8 @@ def run(request: TrainRequest) -> int:
 
     from jaxalign.parallel import processes
     from jaxalign.stages import parse_config, train
-    from jaxalign.training.loop import summarize
     from jaxalign.training.progress import print_summary
+    from jaxalign.verbs.results import closing_lines, result_rows
 
     config = parse_config(request.read())
     if request.print_config:
@@ -47,10 +47,10 @@ def run(request: TrainRequest) -> int:
     processes.initialize()
     summary = train(config, request.workdir)
     if jax.process_index() == 0:
-        print_summary(
-            [{"metric": name, "value": f"{x:.6g}"} for name, x in summarize(summary).items()],
-            title=f"{summary['stage']}: {summary['steps']} steps in {summary['seconds']} s",
-        )
+        title = f"{summary['stage']}: {summary['steps']} steps in {summary['seconds']} s"
+        print_summary(result_rows(summary), title=title)
+        for line in closing_lines(config, request.workdir):
+            print(line)
     return 0
 
 

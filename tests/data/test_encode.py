@@ -202,7 +202,7 @@ def test_nothing_supervised_is_an_error(tokenizer, monkeypatch):
 
     monkeypatch.setattr(module, "render_chat", lambda *args, **kwargs: ([1, 5, 6], [False] * 3))
     rows = rows_of({"messages": [json.loads('{"role": "assistant", "content": "x"}')]})
-    with pytest.raises(DataError, match=r"^f.jsonl: no token is supervised \(1 records: 1 kept"):
+    with pytest.raises(DataError, match=r"^f.jsonl: no token is supervised \(1 record: 1 kept"):
         encode(tokenizer, rows)
 
 

@@ -47,8 +47,13 @@ def test_jsonl_without_last_newline(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "a"', r"file.jsonl:3: not valid JSON: .*; fix or remove the line"),
-        (b"", r"file.jsonl:3: blank line; remove it"),
+        (b'{"text": "a"', r"file.jsonl:3: not valid JSON: .*; fix or remove the row"),
+        (b'{"n": ' + b"1" * 5000 + b"}", r"file.jsonl:3: not valid JSON: .*digits.*; fix or remove the row"),
+        (
+            b'{"n": ' + b"[" * 100000 + b"}",
+            r"file.jsonl:3: not valid JSON: .*recursion.*; fix or remove the row",
+        ),
+        (b'{"text": "a", "text": "b"}', r"file.jsonl:3: the field 'text' stands twice in one object"),
         (b'["text"]', r"file.jsonl:3: a list, not a JSON object; write the record as {\"field\": value}"),
         (b'{"text": "\xff"}', r"file.jsonl:3: not UTF-8"),
     ],
@@ -56,8 +61,11 @@ def test_jsonl_without_last_newline(tmp_path):
 def test_malformed_lines(tmp_path, line, message):
     path = tmp_path / "file.jsonl"
     path.write_bytes(b'{"text": "a"}\n' * 2 + line + b'\n{"text": "b"}\n')
+    records = read_records(str(path))
     with pytest.raises(DataError, match=message):
-        read_records(str(path))
+        records[2]
+    assert records[3] == {"text": "b"} and records.where(3) == f"{path}:4"
+    assert records.raw(2) == line.decode("utf-8", "backslashreplace") + "\n"
     assert len(read_records(str(path), take=2)) == 2
 
 
@@ -67,7 +75,12 @@ def test_malformed_lines(tmp_path, line, message):
         ("empty.jsonl", b"", "holds no records"),
         ("broken.parquet", b"not parquet", "not a readable .parquet file"),
         ("broken.arrow", b"not arrow", "not a readable .arrow file"),
-        ("rows.csv", b"a,b", r"cannot read '.csv' files; write one of .jsonl, .parquet, .arrow"),
+        (
+            "rows.xlsx",
+            b"a,b",
+            r"rows.xlsx: cannot read '.xlsx'; write one of .jsonl, .*.txt, .parquet, .arrow, each",
+        ),
+        ("rows", b"{}", r"rows: cannot read 'a file without a suffix'; write one of .jsonl"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, name, content, message):
@@ -80,8 +93,16 @@ def test_missing_sources(tmp_path, jsonl):
     for missing in ("nowhere.jsonl", "folder/nowhere.parquet", "./nowhere", str(tmp_path / "nowhere")):
         with pytest.raises(DataError, match=r"nowhere.*: no such file or folder"):
             read_records(missing)
-    with pytest.raises(DataError, match=r"not one written by Dataset.save_to_disk"):
-        read_records(str(tmp_path))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match=r"no files in it, and not one written by Dataset.save_to_disk"):
+        read_records(str(tmp_path / "none"))
+    for missing in (
+        "quickstart/data",
+        "quickstart/data/sft.jsonl",
+        str(tmp_path / "quickstart/data/sft.jsonl"),
+    ):
+        with pytest.raises(DataError, match=r"no such file or folder .*; `jaxalign quickstart` makes it"):
+            read_records(missing)
     with pytest.raises(DataError, match=r"take=0 reads nothing"):
         read_records(str(jsonl), take=0)
 

@@ -114,3 +114,15 @@ def test_files_that_are_not_there(tmp_path):
         load_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match="not a SentencePiece model"):
         load_tokenizer(tmp_path / "a.model")
+
+
+def test_files_of_others_and_of_the_quickstart_are_told(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"IQ== 0\nIg== 1\n")
+    with pytest.raises(
+        ConfigError, match=r"a vocabulary of tiktoken, .* name a folder with the tokenizer.json"
+    ):
+        load_tokenizer(path)
+    for missing in ("quickstart/sft", "quickstart/data/tokenizer.model"):
+        with pytest.raises(ConfigError, match=rf"{missing}.*no such .*`jaxalign quickstart` makes it"):
+            load_tokenizer(missing)

@@ -191,14 +191,14 @@ def test_tensorboard_files_are_whole_there(bucket):
         writer.flush()
         writer.write(2, {"loss": 0.25})
     (name,) = (name for name in bucket.objects if "tfevents" in name)
-    assert name.startswith("bucket/run/events")
+    assert name.startswith("bucket/run/tensorboard/train/events")
     data, values = bucket.objects[name].data, []
     while data:
         length = int.from_bytes(data[:8], "little")
         event = Event.FromString(data[12 : 12 + length])
         values += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         data = data[16 + length :]
-    assert values == [(1, "train/loss", 0.5), (2, "train/loss", 0.25)]
+    assert values == [(1, "loss", 0.5), (2, "loss", 0.25)]
 
 
 def test_only_process_0_writes(bucket, monkeypatch):
@@ -211,9 +211,10 @@ def test_only_process_0_writes(bucket, monkeypatch):
 
 
 def test_errors_name_the_path_that_was_given(bucket, runs):
-    bucket.put("bucket/bad.jsonl", b'{"text": "a"}\n\n')
-    with pytest.raises(DataError, match=r"^gs://bucket/bad.jsonl:2: blank line"):
-        read_records("gs://bucket/bad.jsonl")
+    bucket.put("bucket/bad.jsonl", b'{"text": "a"}\n{\n')
+    for source in ("gs://bucket/bad.jsonl", "gs://bucket/ba*.jsonl"):
+        with pytest.raises(DataError, match=r"^gs://bucket/bad.jsonl:2: not valid JSON"):
+            list(read_records(source))
     for source in ("gs://bucket/none.jsonl", "sharegpt:gs://bucket/none.jsonl"):
         with pytest.raises(DataError, match=r"^gs://bucket/none.jsonl: no such file or folder"):
             open_source(source, "sft")

@@ -209,7 +209,7 @@ def test_all_held_out_prompts_count_alike_whatever_the_batch(runs, tmp_path):
         train = opened("ppo", runs, tmp_path).train
     lengths = [len(train.record(item.row)["prompt"]) for item in train.rows.items]
     assert len(lengths) % 8
-    assert summary["eval"]["eval/objective/scores"] == pytest.approx(np.mean(lengths), rel=1e-5)
+    assert summary["eval"]["objective/scores"] == pytest.approx(np.mean(lengths), rel=1e-5)
 
 
 @pytest.mark.parametrize("truncation", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}])
@@ -234,4 +234,4 @@ def test_the_weights_that_are_exported_are_evaluated(runs, tmp_path):
     changes = {"num_steps": 3, "ppo.average_decay": 1 - 1e-6, "optimizer.learning_rate": 1e-2}
     summary = run("ppo", runs, tmp_path, **changes, **{"data.eval": str(runs / "prompts.jsonl")})
     assert history(tmp_path)[-1][1]["objective/kl"] > 0.1
-    assert abs(summary["eval"]["eval/objective/kl"]) < 1e-3
+    assert abs(summary["eval"]["objective/kl"]) < 1e-3

@@ -1,11 +1,13 @@
 """How long a run is, what it says of it, and that no part of it is left out."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 from tiny import assert_tree_close, final_state, history, make_config, run, write_jsonl
 
-from jaxalign.errors import ConfigError
+from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.stages import parse_config, train
 
 ROWS = [
@@ -63,7 +65,32 @@ def test_the_first_line_says_epochs_and_what_the_last_batch_holds(runs, tmp_path
 
     out = said(batch_size=4, num_epochs=1.0)
     assert "2 of 2 steps to go, 4 rows each, 1 epochs in all" in out
-    assert "the last batch holds 1 rows and 3 empty ones" in out
+    assert "the last batch holds 1 row and 3 empty ones" in out
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_written_down(runs, tmp_path, capsys):
+    bad = [{"prompt": "who?", "completion": ""}, {"prompt": "who?"}]
+    mixed = write_jsonl(tmp_path / "mixed.jsonl", [bad[0], *ROWS[:3], bad[1], *ROWS[3:]])
+    changes = few(tmp_path) | {"batch_size": 4}
+    run("sft", runs, tmp_path / "good", **changes)
+    changes |= {"data.train": mixed, "data.invalid": "drop"}
+    train(parse_config(make_config("sft", runs, **changes)), tmp_path / "mixed", devices=jax.devices()[:1])
+    assert f"2 rows left out as invalid: see {tmp_path}/mixed/dropped.jsonl" in capsys.readouterr().out
+    dropped = [json.loads(line) for line in (tmp_path / "mixed/dropped.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["data"]) for row in dropped] == [(1, bad[0]), (5, bad[1])]
+    good, left = (params(tmp_path / name) for name in ("good", "mixed"))
+    assert good.keys() == left.keys() and all(np.array_equal(good[name], left[name]) for name in good)
+    # The run goes on with the file mended, and not with another one.
+    changes |= {
+        "data.train": write_jsonl(tmp_path / "mended.jsonl", ROWS),
+        "data.invalid": "stop",
+        "num_epochs": 2.0,
+    }
+    run("sft", runs, tmp_path / "mixed", **changes)
+    with pytest.raises(
+        CheckpointError, match="the training data or its tokenisation is not what this run began with"
+    ):
+        run("sft", runs, tmp_path / "mixed", **changes | {"data.train": few(tmp_path, 4)["data.train"]})
 
 
 def test_rows_that_take_no_more_sequences_are_told(runs, tmp_path, capsys):

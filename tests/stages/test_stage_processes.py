@@ -9,10 +9,10 @@ import sys
 import pytest
 from cluster import call, finish, report, start, succeed, wait_until
 from test_stage_resume import assert_same_numbers, newest
-from tiny import STAGES, baseline_changes, history, run, set_reward_function
+from tiny import ON_POLICY, STAGES, baseline_changes, history, run, set_reward_function
 
 from jaxalign.training.watchdog import EXIT_CODE
-from jaxalign.training.writer import FILE_NAME, read_metrics
+from jaxalign.training.writer import FILE_NAME, SAMPLES, read_metrics
 
 HERE = pathlib.Path(__file__).parent
 # How the devices of two processes with four each lie in the mesh.
@@ -49,6 +49,11 @@ def test_two_processes_train_every_stage_as_one_does(runs, baseline, tmp_path):
             history(tmp_path / stage, "eval"), history(baseline(stage), "eval"), strict=True
         ):
             assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-4), (stage, step)
+        if stage in (*ON_POLICY, "sft"):
+            mine, theirs = ((path / SAMPLES).read_text() for path in (tmp_path / stage, baseline(stage)))
+            for a, b in zip(mine.splitlines(), theirs.splitlines(), strict=True):
+                asked = [{**json.loads(line), "completion": "", "finished": 0, "score": 0} for line in (a, b)]
+                assert asked[0] == asked[1], stage
 
 
 @pytest.mark.slow

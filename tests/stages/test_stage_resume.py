@@ -12,11 +12,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from tiny import STAGES, assert_same_bits, baseline_changes, final_state, history, run
+from tiny import ON_POLICY, STAGES, assert_same_bits, baseline_changes, every_stage, final_state, history, run
 
 from jaxalign.errors import CheckpointError
 from jaxalign.training.loop import Stopped
-from jaxalign.training.writer import read_metrics
+from jaxalign.training.writer import SAMPLES, read_metrics
 
 MESHES = {
     "data8": {"mesh.data": 8},
@@ -48,6 +48,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(stage, place, runs, baseline, tmp_pat
     assert history(tmp_path) == history(whole)
     assert history(tmp_path, "eval") == history(whole, "eval")
     assert [step for step, _ in history(whole, "eval")] == [2, 4]
+    assert [step for step, _ in history(whole)] == [1, 3, 4]
+    for path in (tmp_path, whole):
+        assert (path / SAMPLES).exists() == (stage in (*ON_POLICY, "sft"))
+    if (whole / SAMPLES).exists():
+        assert (tmp_path / SAMPLES).read_bytes() == (whole / SAMPLES).read_bytes()
     assert summary["eval"] == history(whole, "eval")[-1][1]
 
 
@@ -195,3 +200,14 @@ def test_a_half_written_checkpoint_is_named(runs, tmp_path):
     manifest.write_bytes(manifest.read_bytes()[:10])
     with pytest.raises(CheckpointError, match=r"checkpoints/1 is half-written or damaged: .* has 10 of"):
         run("pretrain", runs, tmp_path)
+
+
+@pytest.mark.parametrize("stage", every_stage("pretrain", "dpo"))
+def test_every_metric_is_explained(stage, baseline):
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    items = re.findall(r"^- ((?:`[^`]+`,?\s+)*`[^`]+`):", page, re.MULTILINE)
+    explained = {name for item in items for name in re.findall(r"`([^`]+)`", item)}
+    lines = read_metrics(baseline(stage))
+    written = {name for line in lines for name in line["values"]}
+    assert {"loss", "epoch", "num_tokens", "perf/step_time"} <= written and len(explained) > 50
+    assert written - explained == set()

@@ -140,6 +140,9 @@ def make_config(stage: str, runs: pathlib.Path, **changes: Any) -> ConfigDict:
 def baseline_changes(stage: str, runs: pathlib.Path) -> dict[str, Any]:
     """A run that is evaluated on the way; of a stage that samples, with every part of its state in use."""
     changes = {"num_steps": 4, "eval_every": 2, "data.eval": str(runs / f"{FILES.get(stage, 'pairs')}.jsonl")}
+    changes["log_every"] = 3  # a stop after the second step comes in the middle of a line
+    if stage == "sft":
+        changes["log_samples"] = 3  # others sample anyway, or would do the same
     if stage == "ppo":
         changes |= {"ppo.kl_target": 1.0, "ppo.kl_horizon": 100, "ppo.normalize_values": True}
     if stage in ("grpo", "rloo"):

@@ -96,32 +96,98 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def _events(directory):
-    """Reads TFRecords: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    """The events of every run in a folder: TFRecords of length (8 bytes), its checksum (4), event, checksum (4)."""
     events = []
-    for path in sorted(directory.glob("events.*")):
+    for path in sorted(directory.rglob("events.*")):
         data = path.read_bytes()
         while data:
             length = int.from_bytes(data[:8], "little")
-            events.append(Event.FromString(data[12 : 12 + length]))
+            run = path.parent.relative_to(directory).as_posix()
+            events.append((run, Event.FromString(data[12 : 12 + length])))
             data = data[16 + length :]
     return events
 
 
-def test_tensorboard_has_the_scalars_and_hides_steps_after_a_resume(tmp_path):
-    with MetricWriter(tmp_path) as writer:
-        writer.write(3, {"loss": 1.5, "rewards/margins": math.nan})
-        writer.write(4, {"loss": 1.25}, kind="eval")
-        writer.truncate_after(3)
-        writer.write(4, {"loss": 9.0}, kind="eval")
-    scalars, restarts = [], []
-    for event in _events(tmp_path):
-        scalars += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
-        if event.session_log.status == SessionLog.START:
-            restarts.append(event.step)
-    assert restarts == [4]
-    assert [s for s in scalars if not math.isnan(s[2])] == [
-        (3, "train/loss", 1.5),
-        (4, "eval/loss", 1.25),
-        (4, "eval/loss", 9.0),
+def _scalars(directory):
+    return [
+        (run, event.step, value.tag, value.simple_value)
+        for run, event in _events(directory)
+        for value in event.summary.value
     ]
-    assert [tag for _, tag, value in scalars if math.isnan(value)] == ["train/rewards/margins"]
+
+
+def test_training_and_every_evaluation_set_share_the_chart_of_a_quantity(tmp_path):
+    with MetricWriter(tmp_path, sets=["old", "new"]) as writer:
+        writer.write(3, {"loss": 1.5, "rewards/margins": 0.25})
+        writer.write(
+            3,
+            {"eval/loss": 1.25, "eval/old/loss": 1.0, "eval/new/rewards/margins": 2.0, "judge": 0.5},
+            "eval",
+        )
+    assert sorted(_scalars(tmp_path / "tensorboard")) == [
+        ("eval", 3, "judge", 0.5),
+        ("eval", 3, "loss", 1.25),
+        ("eval/new", 3, "rewards/margins", 2.0),
+        ("eval/old", 3, "loss", 1.0),
+        ("train", 3, "loss", 1.5),
+        ("train", 3, "rewards/margins", 0.25),
+    ]
+    names = {"loss": 1.25, "old/loss": 1.0, "new/rewards/margins": 2.0, "judge": 0.5}
+    assert [(line["kind"], line["values"]) for line in read_metrics(tmp_path)][1] == ("eval", names)
+
+
+def test_a_file_of_an_earlier_version_is_read_by_the_names_of_today(tmp_path):
+    line = {"step": 4, "time": 0.0, "kind": "eval", "values": {"eval/loss": 1.5, "judge/score": "NaN"}}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (found,) = read_metrics(tmp_path)
+    assert list(found["values"]) == ["loss", "judge/score"] and found["values"]["loss"] == 1.5
+
+
+def test_tensorboard_hides_steps_after_a_resume(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.write(3, {"loss": math.nan})
+        writer.write(4, {"loss": 1.25}, kind="eval")
+    with MetricWriter(tmp_path) as writer:
+        writer.truncate_after(3)
+        writer.write(4, {"loss": 9.0})
+    restarts = [
+        (run, event.step)
+        for run, event in _events(tmp_path / "tensorboard")
+        if event.session_log.status == SessionLog.START
+    ]
+    assert sorted(restarts) == [("eval", 4), ("train", 4)]  # the run to which nothing more was written, too
+    first, *rest = sorted(_scalars(tmp_path / "tensorboard"), key=lambda event: event[1])
+    assert first[:3] == ("train", 3, "loss") and math.isnan(first[3])
+    assert sorted(rest) == [("eval", 4, "loss", 1.25), ("train", 4, "loss", 9.0)]
+
+
+def test_what_was_written_is_on_disk_at_once(tmp_path):
+    """A killed process flushes nothing."""
+    writer = MetricWriter(tmp_path)
+    for step in range(20):
+        writer.write(step, {"loss": step})
+    writer.write_samples(19, [{"prompt": "p", "completion": "c"}])
+    found = [(step, x) for _, step, tag, x in _scalars(tmp_path / "tensorboard") if tag == "loss"]
+    assert found == [(step, float(step)) for step in range(20)]
+    assert len(read_metrics(tmp_path)) == 20 and (tmp_path / "samples.jsonl").read_text().count("\n") == 1
+    writer.close()
+
+
+def test_samples_are_lines_and_text_and_each_step_stands_once(tmp_path):
+    sample = {"set": "old", "prompt": "a *b*\n# c\u2028d", "completion": "e", "score": 0.5}
+    with MetricWriter(tmp_path) as writer:
+        for step in (2, 4):
+            writer.write_samples(step, [sample, sample])
+        writer.write_samples(5, [])
+    with MetricWriter(tmp_path) as writer:
+        writer.truncate_after(2)
+        writer.write_samples(4, [sample])
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().split("\n")[:-1]]
+    assert lines == [{"step": step} | sample for step in (2, 2, 4)]
+    (text, *_) = [
+        value.tensor.string_val[0].decode()
+        for _, event in _events(tmp_path / "tensorboard")
+        for value in event.summary.value
+        if value.tag == "samples/text_summary"
+    ]
+    assert "**prompt**\n\n    a *b*\n    # c\u2028d\n" in text and "    0.5" in text

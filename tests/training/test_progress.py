@@ -1,5 +1,6 @@
 """What is printed, when, and with which numbers."""
 
+import datetime
 import io
 
 import jax.numpy as jnp
@@ -17,62 +18,119 @@ class _Clock:
         return self.now
 
 
-def _console(terminal):
-    return Console(file=io.StringIO(), force_terminal=terminal, width=60, _environ={})
+def _date():
+    return datetime.datetime(2031, 2, 3, 4, 5, 6)
+
+
+STAMP = "2031-02-03 04:05:06  "
+
+
+def _console(terminal, width=60):
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width, _environ={})
 
 
 def _run(updates, total=100, terminal=False, **options):
-    """Feeds (seconds since the start, step, metrics) and returns what was printed."""
-    clock, console = _Clock(), _console(terminal)
-    with Progress(total, "sft", console=console, clock=clock, **options) as progress:
+    """Feeds (seconds since the start, step, metrics), of an evaluation where step is negative; returns the output."""
+    clock, console = _Clock(), _console(terminal, 100)
+    with Progress(total, "sft", console=console, clock=clock, now=_date, **options) as progress:
         for seconds, step, metrics in updates:
             clock.now = 100.0 + seconds
-            progress.update(step, metrics)
+            if step < 0:
+                progress.evaluation(-step, metrics)
+            else:
+                progress.update(step, metrics)
     return console.file.getvalue()
 
 
-def test_plain_lines_have_speed_time_left_and_metrics():
-    updates = [(0, 1, {"loss": 3.0}), (10, 21, {"loss": jnp.float32(2.51239), "kl": 0.5})]
-    lines = _run(updates, tokens_per_step=4096).splitlines()
-    assert lines == [
-        "sft  step 1/100  loss 3",
-        "sft  step 21/100  8.19k tokens/s  0:40 left  loss 2.512  kl 0.5",
+def test_plain_lines_have_date_epoch_speed_times_and_metrics():
+    more = {"epoch": 0.4251, "num_tokens": 86016.0, "perf/step_time": 0.5, "skipped_steps": 0.0}
+    updates = [
+        (3, 1, {"loss": 3.0}),
+        (13, 21, {"loss": jnp.float32(2.51239), "kl": 0.5, "perf/tokens_per_second": 8192.0} | more),
+        (33, 41, {"loss": 2.5} | more | {"skipped_steps": 2.0}),
     ]
-    assert _run(updates).splitlines()[1].startswith("sft  step 21/100  2 steps/s  0:40 left")
+    assert _run(updates).splitlines() == [
+        STAMP + "sft  step 1/100  0:03 elapsed  loss 3",
+        STAMP
+        + "sft  step 21/100  epoch 0.425  86k tokens  8.19k tokens/s  0:13 elapsed  0:40 left  loss 2.512  kl 0.5",
+        STAMP
+        + "sft  step 41/100  epoch 0.425  86k tokens  2 steps/s  0:33 elapsed  0:44 left  loss 2.5  skipped_steps 2",
+    ]
 
 
 def test_of_many_metrics_those_named_are_shown():
     line = _run([(0, 1, {"loss": 3.0, "kl": 0.5, "lr": 1.0})], shown=("kl", "accuracy", "loss"))
-    assert line == "sft  step 1/100  kl 0.5  loss 3\n"
+    assert line == STAMP + "sft  step 1/100  0:00 elapsed  kl 0.5  loss 3\n"
 
 
-def test_speed_after_a_resume_counts_only_the_new_steps():
-    line = _run([(0, 9001, {}), (50, 9011, {})], total=10_000, tokens_per_step=10_000_000).splitlines()[1]
-    assert line == "sft  step 9011/10000  2M tokens/s  1:22:25 left"
+def test_after_a_resume_the_time_left_counts_the_new_steps_and_the_elapsed_time_all():
+    line = _run([(0, 9001, {}), (50, 9011, {})], total=10_000, seconds=7200.0).splitlines()[1]
+    assert line == STAMP + "sft  step 9011/10000  2:00:50 elapsed  1:22:25 left"
 
 
 def test_plain_lines_are_at_most_one_in_ten_seconds_plus_first_and_last():
     steps = [(t, t + 1, {}) for t in range(36)]
-    printed = [int(line.split()[2].split("/")[0]) for line in _run(steps, total=36).splitlines()]
+    printed = [int(line.split("step ")[1].split("/")[0]) for line in _run(steps, total=36).splitlines()]
     assert printed == [1, 11, 21, 31, 36]
+
+
+def test_an_update_says_whether_it_was_shown():
+    clock = _Clock()
+    with Progress(9, "sft", console=_console(False), clock=clock) as progress:
+        shown = []
+        for step in range(1, 10):
+            clock.now += 4.0
+            shown.append(progress.update(step, {}))
+    assert shown == [True, False, False, True, False, False, True, False, True]
+    with Progress(9, "sft", console=_console(True)) as live:
+        assert [live.update(step, {}) for step in (1, 2)] == [True, True]
 
 
 def test_an_early_end_prints_the_last_update_once():
     console, clock = _console(False), _Clock()
-    with pytest.raises(KeyError), Progress(100, "dpo", console=console, clock=clock) as progress:
+    with pytest.raises(KeyError), Progress(100, "dpo", console=console, clock=clock, now=_date) as progress:
         for step in (1, 2, 3):
             progress.update(step, {})
         raise KeyError
-    assert console.file.getvalue().splitlines() == ["dpo  step 1/100", "dpo  step 3/100"]
+    assert [line.removeprefix(STAMP) for line in console.file.getvalue().splitlines()] == [
+        "dpo  step 1/100  0:00 elapsed",
+        "dpo  step 3/100  0:00 elapsed",
+    ]
     assert _run([(0, 100, {})]).count("\n") == 1
 
 
 def test_a_terminal_gets_a_bar_and_the_last_metrics():
     updates = [(0, 1, {"loss": 3.0}), (10, 51, {"loss": 1.5, "rewards/margins": 0.25})]
-    last = _run(updates, terminal=True, tokens_per_step=1).rsplit("sft  step", 1)[1]
-    assert "51/100  5 tokens/s  0:10 left" in last
+    last = _run(updates, terminal=True).rsplit("sft  step", 1)[1]
+    assert "51/100  0:10 elapsed  0:10 left" in last
     assert "loss 1.5  rewards/margins 0.25" in last
     assert "━" in last
+
+
+EVALUATION = {
+    "eval/loss": 1.25,
+    "eval/rewards/margins": 0.5,
+    "eval/old/loss": 1.5,
+    "eval/old/rewards/margins": 0.25,
+    "eval/new/loss": 1.0,
+    "eval/skipped_steps": 0.0,
+}
+
+
+def test_an_evaluation_is_a_line_at_its_time_with_the_loss_of_every_set():
+    updates = [(0, 1, {"loss": 3.0}), (1, 2, {"loss": 2.0}), (2, -2, EVALUATION), (3, 3, {})]
+    lines = _run(updates, shown=("loss", "rewards/margins")).splitlines()
+    said = "sft  evaluation after step 2  loss 1.25  rewards/margins 0.5  old/loss 1.5  new/loss 1"
+    assert lines[1] == STAMP + said
+    probed = _run([(0, -4, {"judge/score": 0.5, "judge/kl": 2.0})], shown=("loss",))
+    assert probed == STAMP + "sft  evaluation after step 4  judge/score 0.5  judge/kl 2\n"
+
+
+def test_a_terminal_keeps_the_last_evaluation_below_the_bar():
+    updates = [(0, 1, {"loss": 3.0}), (1, -1, EVALUATION), (9, 3, {"loss": 2.0})]
+    output = _run(updates, terminal=True, shown=("loss",))
+    assert STAMP + "sft  evaluation after step 1  loss 1.25  old/loss 1.5  new/loss 1" in output
+    assert "evaluation after step 1  loss 1.25" in output.rsplit("sft  step 3/100", 1)[1]
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -82,9 +140,9 @@ def test_silent_prints_nothing(terminal):
 
 def test_descriptions_are_not_markup():
     console = _console(False)
-    with Progress(1, "[bold]ppo", console=console) as progress:
+    with Progress(1, "[bold]ppo", console=console, now=_date) as progress:
         progress.update(1, {})
-    assert console.file.getvalue() == "[bold]ppo  step 1/1\n"
+    assert console.file.getvalue() == STAMP + "[bold]ppo  step 1/1  0:00 elapsed\n"
 
 
 def test_another_mode_is_refused():

@@ -15,8 +15,7 @@ from jaxalign.data.records import Prompt
 from jaxalign.evaluation import win_rate
 from jaxalign.models import hidden_states, init_params, unembedding
 from jaxalign.training.saved_model import find_model
-from jaxalign.verbs.generate import Completion
-from jaxalign.verbs.label import model_scorer
+from jaxalign.verbs.label import Completion, model_scorer
 
 
 def length(prompt, completion) -> float:
@@ -250,7 +249,7 @@ def test_win_rate_by_a_reward_model_against_another_model(folder, tmp_path, caps
     assert len(texts["model"]) == len(rows)
     scores = {}
     for name, said in texts.items():
-        scorer = model_scorer(f"{folder}/reward", max_length=1024, batch_size=4)
+        scorer = model_scorer(f"{folder}/reward", max_length=512, batch_size=8)
         scores[name] = np.array(scorer([[Completion(row, "x")] for row in said]))[:, 0]
     assert kept["score"][0] == pytest.approx(scores["model"].mean(), rel=1e-4)
     wins = np.mean(0.5 + 0.5 * np.sign(scores["model"] - scores["other"]))

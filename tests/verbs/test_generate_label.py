@@ -163,7 +163,10 @@ def test_completions_that_were_cut_are_left_out(tmp_path, capsys):
     assert label(completions, tmp_path / "p.jsonl", LENGTH) == 0
     (row,) = read(tmp_path / "p.jsonl")
     assert (row["chosen"], row["rejected"]) == ("aaa", "a")
-    assert "1 completions without an end left out; mean score 2.0000" in capsys.readouterr().out
+    assert (
+        "0 empty completions and 1 completion without an end left out; mean score 2.0000"
+        in capsys.readouterr().out
+    )
 
 
 def test_noise_flips_as_often_as_bradley_terry_says(tmp_path):
@@ -218,9 +221,13 @@ def test_label_refuses(folder, whole, tmp_path, flags, message, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "c.jsonl:1: not JSON"),
-        ('{"prompt": "p"}\n', 'c.jsonl:1: needs the fields "prompt"'),
-        ("", "no completions"),
+        ("{", "c.jsonl:1: not valid JSON"),
+        ('{"prompt": "p"}\n', "c.jsonl:1: missing completion; expected prompt, completion"),
+        (
+            '{"text": "p"}\n',
+            "c.jsonl:1: is no completion of a prompt; write the fields prompt and completion",
+        ),
+        ("", "c.jsonl: holds no records"),
     ],
 )
 def test_label_names_the_row(tmp_path, text, message, capsys):

@@ -19,7 +19,7 @@ class Forest:
     messages: Mapping[str, Mapping[str, Any]]
     rows: Mapping[str, int]
     children: Mapping[str | None, list[str]]  # best rank first, those without one last; under None the roots
-    dropped: Mapping[int, str]
+    dropped: Mapping[int, str | DataError]  # an error, where the row is no message at all
 
 
 def chats(records: Records, language: str) -> Records:
@@ -61,17 +61,22 @@ def grow(records: Records, language: str = "") -> Forest:
 
     Deleted messages, those that failed review and everything below either are left out, by reason.
 
-    Raises DataError, naming the row, for a message of another shape and for a `message_id` used twice.
+    A row of another shape, and a second message of one `message_id`, is left out as an error.
     """
-    messages, rows, dropped = {}, {}, {}
-    for index, row in enumerate(records):
-        _check(row, records.where(index))
+    messages, rows = {}, {}
+    dropped: dict[int, str | DataError] = {}
+    for index in range(len(records)):
+        try:
+            row: Any = records.read(index)
+            _check(row)
+        except DataError as error:
+            dropped[index] = error
+            continue
         if language and row["lang"] != language:
             continue
         if row["message_id"] in rows:
-            raise DataError(
-                f"{records.where(index)}: message_id {row['message_id']!r} occurs twice; remove one"
-            )
+            dropped[index] = DataError(f"message_id {row['message_id']!r} occurs twice; remove one")
+            continue
         rows[row["message_id"]] = index
         if reason := _unusable(row):
             dropped[index] = reason
@@ -93,15 +98,13 @@ def grow(records: Records, language: str = "") -> Forest:
     return Forest(usable, rows, children, dropped)
 
 
-def _check(row: Mapping[str, Any], where: str) -> None:
+def _check(row: Mapping[str, Any]) -> None:
     kinds = {"message_id": str, "text": str, "role": str, "lang": str}
     for name, kind in kinds.items():
         if not isinstance(row.get(name), kind):
-            raise DataError(
-                f"{where}: {name} is {row.get(name)!r}; is this oasst1's ready-for-export messages?"
-            )
+            raise DataError(f"{name} is {row.get(name)!r}; is this oasst1's ready-for-export messages?")
     if row["role"] not in _ROLES:
-        raise DataError(f"{where}: role={row['role']!r}; expected one of {', '.join(_ROLES)}")
+        raise DataError(f"role={row['role']!r}; expected one of {', '.join(_ROLES)}")
 
 
 def _unusable(row: Mapping[str, Any]) -> str:
@@ -133,7 +136,9 @@ def _attempt(make: Callable[..., Fields], *args: Any) -> Fields | Dropped:
 
 def _collect(records: Records, forest: Forest, made: Mapping[str, Fields | Dropped]) -> Records:
     """Records in the order of the file, among them what was dropped."""
-    by_row = {row: Dropped(reason) for row, reason in forest.dropped.items()}
+    by_row: dict[int, Any] = {
+        row: Dropped(reason) if isinstance(reason, str) else reason for row, reason in forest.dropped.items()
+    }
     by_row |= {forest.rows[identity]: fields for identity, fields in made.items()}
     rows = sorted(by_row)
-    return Records([by_row[row] for row in rows], records.name, rows)
+    return Records([by_row[row] for row in rows], records.name, rows, origin=records.rows)

@@ -3,6 +3,7 @@
     [RECIPE[/SUBSET]:]PLACE[/SUBSET][@SPLIT]
 
     data.jsonl                                 a file of our own fields, or of a shape known by its fields
+    data/train-*.parquet                       files of one format as one source
     Anthropic/hh-rlhf                          a hub dataset that has a recipe
     Anthropic/hh-rlhf/harmless-base@test       one part of it, another split
     OpenAssistant/oasst1/ja                    its messages in one language
@@ -11,7 +12,6 @@
 Rows that a recipe leaves out are counted by reason in `EncodingReport.dropped`; any other bad row stops the run.
 """
 
-import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from jaxalign.data.fields import complete_prompt, without_fields
+from jaxalign.data.files import kind_of
 from jaxalign.data.kinds import (
     DEMONSTRATIONS,
     PAIRS,
@@ -28,7 +29,7 @@ from jaxalign.data.kinds import (
     UNPAIRED,
 )
 from jaxalign.data.public import oasst, shapes
-from jaxalign.data.sources import SUFFIXES, Records, read_records
+from jaxalign.data.sources import Records, is_pattern, read_records
 from jaxalign.errors import DataError
 from jaxalign.storage import is_remote, to_path
 
@@ -235,7 +236,7 @@ def open_source(
             raise DataError(
                 f"{source}: recipe {named.recipe} has {', '.join(recipe.kinds)} data, but no {kind} data"
             )
-        if not to_path(named.place).is_file():
+        if not (to_path(named.place).is_file() or is_pattern(named.place)):
             split = named.split or split or _default_split(recipe, served, part, source)
         options = dict(recipe.options) if named.place in recipe.hub else {}
         if named.subset and recipe.subset != "language":
@@ -267,11 +268,11 @@ def parse_source(source: str) -> Source:
         place = source
     if not to_path(place).exists() and "@" in place:
         place, _, split = place.rpartition("@")
-    local = to_path(place).exists()
-    if split and to_path(place).is_file():
+    local = to_path(place).exists() or is_pattern(place)
+    if split and (to_path(place).is_file() or is_pattern(place)):
         raise DataError(f"{source}: a file has no splits; leave out @{split}")
     if not local and (hub := re.fullmatch(r"([\w.-]+/[\w.-]+)/([\w.-]+)", place)):
-        if pathlib.PurePath(place).suffix.lower() not in (*SUFFIXES, ".json") and not place.startswith("."):
+        if not kind_of(place) and not place.startswith("."):
             place, subset = hub[1], hub[2]
     if not recipe and not local:
         recipe = _BY_HUB_NAME.get(place, "")
