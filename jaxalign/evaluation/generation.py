@@ -1,7 +1,7 @@
 """A model's answers to prompts, measured by judges and by other models."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
