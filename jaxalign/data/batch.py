@@ -44,7 +44,7 @@ class PairBatch:
     rows: Array  # [B, S] int32
     chosen: Array  # [B, P] int32, segment id of the preferred sequence; 0 for no pair
     rejected: Array  # [B, P] int32, segment id of the other one; 0 for no pair, and for a demonstration
-    weight: Array  # [B, P] float32: 1 for a pair, 1 / (K choose 2) in a ranking of K, 0 for none
+    weight: Array  # [B, P] float32: 1 for a pair, 1 / n for each of the n in a ranking, 0 for none
     margin: Array  # [B, P] float32, the annotators' margin; 0 where none was given
     ref_logp: Array  # [B, S] float32, cached reference log-probability of segment s + 1; 0 if unused
 

@@ -135,7 +135,8 @@ def encode_preference(
 ) -> Item:
     """Encode every response after its prompt, chosen before rejected; ties of a ranking make no pair.
 
-    Of K responses every pair weighs 1 / (K choose 2) (arXiv 2203.02155, equation 1).
+    Of K responses every pair weighs 1 / (K choose 2) (arXiv 2203.02155, equation 1), or without the ties 1 / their
+    number: every prompt counts once, whatever its ties.
     """
     if isinstance(record, Preference):
         responses, pairs, margin = (record.chosen, record.rejected), ((0, 1),), record.margin
@@ -148,7 +149,7 @@ def encode_preference(
             if scores[i] != scores[j]
         )
     parts = [_continuation(record.prompt, response, tokenizer, template) for response in responses]
-    return join(parts, pairs=pairs, margin=margin, weight=2.0 / (len(parts) * (len(parts) - 1)))
+    return join(parts, pairs=pairs, margin=margin, weight=1.0 / max(1, len(pairs)))
 
 
 def encode_unpaired(record: Unpaired, tokenizer: Tokenizer, template: jinja2.Template | None = None) -> Item:
