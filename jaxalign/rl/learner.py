@@ -17,6 +17,7 @@ from jaxalign.models import ModelConfig, Params
 from jaxalign.models.scoring import score_batch
 from jaxalign.rl.config import OnPolicyConfig
 from jaxalign.rl.rollout import OnPolicyState, Rollout
+from jaxalign.training.flops import FLOPS
 from jaxalign.training.open import Run
 from jaxalign.training.stage import Totals, add_router_losses, real_tokens
 from jaxalign.training.state import Objective, Update, moving_average
@@ -135,6 +136,9 @@ def merge_ragged(seen: list[Metrics]) -> Metrics:
     for name in names:
         values = [metrics[name] for metrics in seen if name in metrics]
         merged |= merge({name: jax.tree.map(lambda *xs: np.stack(xs), *values)})
+    for name in merged:
+        if name.startswith(FLOPS):  # what was computed adds up, where all else is averaged
+            merged[name] = Mean(merged[name].total, jnp.ones(()))
     if "val/ratio" in merged:
         mean = finalize({"r": merged["val/ratio"], "s": merged.pop("val/ratio_sq")})
         merged["val/ratio_var"] = Mean(mean["s"] - jnp.square(mean["r"]), jnp.ones(()))

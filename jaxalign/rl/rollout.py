@@ -14,10 +14,11 @@ from jaxalign.losses.advantages import kl_estimate, shape_scores
 from jaxalign.losses.metrics import Max, Mean, Metrics, masked_mean
 from jaxalign.losses.running_moments import RunningMoments
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.flops import sampling_flops, step_flops
 from jaxalign.models.scoring import divergence, score_tokens, segment_rewards, token_values
 from jaxalign.rl.config import RewardedConfig
 from jaxalign.sampling.generate import Completions, close, join
-from jaxalign.training.flops import count_work
+from jaxalign.training.flops import count_work, flops_metric, tokens_metric
 from jaxalign.training.open import local_rows
 from jaxalign.training.state import TrainState
 
@@ -111,6 +112,32 @@ def score_completions(
     return out
 
 
+def rollout_work(
+    prompts: PromptBatch,
+    scored: dict[str, jax.Array],
+    *,
+    model: ModelConfig,
+    judges: tuple[ModelConfig, ...],
+    samples: int,
+    with_reference: bool,
+) -> Metrics:
+    """The tokens of a rollout, and the FLOPs of sampling it and of every model that reads it.
+
+    Args:
+      judges: critic and reward model, where there are any.
+      samples: completions of each prompt.
+    """
+    read = count_work(model, prompts.segment_ids, prompts.positions)
+    whole = count_work(model, scored["segment_ids"], scored["positions"])
+    count = jnp.sum(jnp.any(prompts.segment_ids > 0, axis=1))
+    flops = sampling_flops(model, read, whole, count, samples)
+    flops += step_flops(model, whole, passes=1 + with_reference)
+    for judge in judges:
+        work = count_work(judge, scored["segment_ids"], scored["positions"])
+        flops += step_flops(judge, work, scalar=True, passes=1)
+    return tokens_metric(whole) | flops_metric(flops, "/rollout")
+
+
 def shape(scores: jax.Array, completions: Completions, options: RewardedConfig) -> jax.Array:
     """Scores [E] as they are learned from: scaled, clipped, less the penalty of a missing end."""
     return shape_scores(
@@ -143,7 +170,7 @@ def rollout_metrics(
         metrics["objective/scores"] = masked_mean(scores, each)
     if "kl1" in scored:
         metrics["objective/kl"] = masked_mean(jnp.sum(scored["kl1"] * scored["mask"], axis=1), each)
-    return metrics | count_work(scored["segment_ids"], scored["positions"])
+    return metrics
 
 
 def plain_rollout(scored: dict[str, jax.Array], **more: jax.Array) -> Rollout:

@@ -26,9 +26,11 @@ from jaxalign.rl.rollout import (
     plain_rollout,
     repeat_rows,
     rollout_metrics,
+    rollout_work,
     score_completions,
 )
 from jaxalign.sampling.generate import Completions, generate
+from jaxalign.training.flops import flops_metric, update_flops
 from jaxalign.training.open import Run, local_rows
 from jaxalign.training.optimizer import make_schedule
 from jaxalign.training.samples import Samples, count_samples, decode, describe_prompt, make_sample, shares
@@ -102,12 +104,20 @@ class OnPolicyStage(Stage):
         shared = {"num_microbatches": parts, "halt": config.on_nonfinite == "stop"}
         objective = self.objective(run.model, options, others, whole=parts == 1)
         totals = self.total(run.model, options, others, num_microbatches=parts)
+        read = tuple((others or {}).get(name, run.model) for name in self.frozen(options))
+
+        def measure(batch: tuple[Any, Any]) -> Metrics:
+            episodes, text = batch
+            more = 0.0 if text is None else update_flops(run.model, text)
+            return flops_metric(update_flops(run.model, episodes, read) + more, "/policy")
+
         policy = make_update(
             mix_text(objective, run.model, options.ptx_coef),
             mixed_totals(totals),
             run.optimizer,
             run.schedule,
             **shared,
+            measure=measure,
         )
         if self.critic_loss is None:
             return policy, None
@@ -119,6 +129,7 @@ class OnPolicyStage(Stage):
             make_critic_optimizer(run),
             make_schedule(critic_rates(run), run.updates),
             **shared,
+            measure=lambda batch: flops_metric(update_flops(architecture, batch, scalar=True), "/critic"),
         )
         return policy, value
 
@@ -264,6 +275,12 @@ def make_rollout(
     k = options.samples_per_row
     score = stage.scorer(run, critic_config, models.reward_config)
     credit = jax.jit(functools.partial(stage.credit, options=options))
+    judges = tuple(x for x in (critic_config, models.reward_config) if x is not None)
+    measure = jax.jit(
+        functools.partial(
+            rollout_work, model=run.model, judges=judges, samples=k, with_reference=stage.reference(options)
+        )
+    )
     exact = run.model.dtype == run.config.frozen.dtype == "float32"
 
     def rollout(
@@ -290,11 +307,12 @@ def make_rollout(
         reference = models.reference if state.reference is None else state.reference
         critic = None if state.critic is None else state.critic.params
         scored = score(state.policy.params, critic, reference, models.reward, prompts, completions)
-        scores, more = scored.pop("scores", None), {}
+        scores, more = scored.pop("scores", None), measure(prompts, scored)
         if models.functions is not None:
-            scores, more = call_functions(
+            scores, found = call_functions(
                 models.functions, scores, run, dataset, rows, completions, step=int(state.policy.step)
             )
+            more |= found
         if reader is not None:
             reader.read(rows, completions, scores)
         control = {"kl_coef": state.kl_coef, "moments": state.moments}

@@ -117,7 +117,7 @@ def train(
         )
         asked = stack.enter_context(_signals())
         vote = processes.make_vote(run.mesh)
-        recorder = Recorder(run, writer, progress, meta.get("metrics", {}), scalar=trainer.scalar)
+        recorder = Recorder(run, writer, progress, meta.get("metrics", {}))
         began = time.monotonic() - meta.get("seconds", 0.0)
         first = step
         if not quiet and jax.process_index() == 0:
@@ -228,6 +228,7 @@ def _introduction(trainer: Trainer, step: int) -> str:
         f"{run.steps - step:,} of {amount(run.steps, 'step')} to go, {amount(batch_size, 'row')} each, "
         f"{run.epochs:.3g} epochs in all"
     ]
+    lines += run.model_changes
     if run.epochs_to_fill and (left := rows_of_epochs(rows, run.epochs_to_fill) % batch_size):
         lines.append(f"the last batch holds {amount(left, 'row')} and {batch_size - left} empty ones")
     if run.invalid:

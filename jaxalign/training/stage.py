@@ -22,7 +22,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.losses.metrics import Mean, Metric, Metrics, finalize, merge, normalized
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.scoring import Scores, score_batch
-from jaxalign.training.flops import count_work
+from jaxalign.training.flops import count_work, flops_metric, tokens_metric, update_flops
 from jaxalign.training.optimizer import make_optimizer, make_schedule
 from jaxalign.training.state import Objective, Update, make_update, slices
 from jaxalign.training.supervised import build_trainer, update_program
@@ -186,7 +186,17 @@ class Stage:
           model: the architecture; None takes that of config.model, whose vocab_size must be set.
           total_steps: updates in all, for the schedule; 0: config.num_steps.
         """
-        architecture: ModelConfig = model or config.model.architecture(0, jax.default_backend())
+        others = others or {}
+        read = [name for name, x in self.frozen(config.options).items() if not x.precompute]
+
+        def measure(batch: Any) -> Metrics:
+            frozen = tuple(others.get(name, architecture) for name in read)
+            work = count_work(architecture, batch.segment_ids, batch.positions)
+            return tokens_metric(work) | flops_metric(
+                update_flops(architecture, batch, frozen, scalar=self.scalar)
+            )
+
+        architecture: ModelConfig = model or config.architecture(jax.default_backend())
         updates, parts = total_steps or config.num_steps, config.num_microbatches
         return make_update(
             self.objective(architecture, config.options, others, whole=parts == 1),
@@ -195,7 +205,7 @@ class Stage:
             make_schedule(config.optimizer, updates),
             num_microbatches=parts,
             halt=config.on_nonfinite == "stop",
-            measure=lambda batch: count_work(batch.segment_ids, batch.positions),
+            measure=measure,
         )
 
     def build(self, run: Any) -> Trainer:

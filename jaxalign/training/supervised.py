@@ -11,7 +11,7 @@ from jaxalign.data import abstract_batch
 from jaxalign.errors import ConfigError
 from jaxalign.losses.metrics import Metrics, finalize, merge
 from jaxalign.models import ModelConfig, Params
-from jaxalign.models.flops import step_flops
+from jaxalign.models.flops import full_work, step_flops
 from jaxalign.models.frozen import FrozenConfig, abstract_keep, keep
 from jaxalign.training.open import Run
 from jaxalign.training.reference import score_dataset
@@ -152,7 +152,8 @@ def update_program(stage: "Stage", run: Run) -> Program:
     frozen = {name: abstract_keep(params, config.frozen) for name, x in wanted.items() if not x.precompute}
     batch = abstract_batch(stage.data, config.data, config.batch_size, run.abstract_rows)
     tokens = config.batch_size * config.data.row_length
-    pairs = tokens * (min(config.data.max_length, config.data.row_length) + 1) / 2
+    length = min(config.data.max_length, config.data.row_length)
+    work = full_work(run.model, 1, length).times(tokens / length)
     return Program(
         name="update",
         function=stage.step(config, run.model, total_steps=run.updates),
@@ -160,7 +161,7 @@ def update_program(stage: "Stage", run: Run) -> Program:
         kinds={PARAMETERS: state.params, OPTIMIZER: state.opt_state, FROZEN: frozen},
         tokens=tokens,
         # A frozen model runs forward only.
-        model_flops=step_flops(run.model, tokens, pairs, scalar=stage.scalar, passes=3 + len(frozen)),
+        model_flops=step_flops(run.model, work, scalar=stage.scalar, passes=3 + len(frozen)),
         parameters=params["transformer"] if stage.scalar else params,
         passes=config.num_microbatches * (2 + len(frozen)),
     )

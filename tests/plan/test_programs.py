@@ -2,8 +2,10 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
@@ -20,7 +22,9 @@ from jaxalign.plan.measure import measure, split_memory
 from jaxalign.plan.programs import bytes_per_device, stage_steps
 from jaxalign.plan.report import problem_lines
 from jaxalign.plan.topology import describe_devices, parse_topology
+from jaxalign.rl.rollout import rollout_work
 from jaxalign.stages import NAMES, default_config, parse_config
+from jaxalign.training.flops import update_flops
 from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS
 from jaxalign.verbs.plan import run_plan, write_json
 
@@ -90,6 +94,39 @@ def test_model_flops_are_six_a_parameter_and_token_and_the_pairs():
     assert step.model_flops == 6 * active_params(model) * tokens + 12 * 3 * 4 * 128 * pairs
     _, (dpo,) = steps_of(tiny("dpo"))
     assert dpo.model_flops == pytest.approx(step.model_flops * 4 / 3)  # and the reference forward
+
+
+def full_batch(rows, length, every):
+    """Rows of whole sequences of length `every`, with all that `count_work` reads."""
+    place = jnp.arange(length)[None].repeat(rows, 0)
+    return SimpleNamespace(segment_ids=place // every + 1, positions=place % every)
+
+
+KINDS = ({}, {"window": 64, "layer_pattern": "LLG"}, {"num_experts": 4, "experts_per_token": 2})
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["plain", "window", "experts"])
+def test_a_run_counts_what_its_plan_counts(kind):
+    """The FLOPs that perf/mfu divides, of batches that are full, are those of the plan's programs."""
+    for stage, frozen in (("sft", 0), ("reward", 0), ("dpo", 1)):
+        model, (step,) = steps_of(tiny(stage, **kind))
+        got = update_flops(model, full_batch(8, 512, 256), (model,) * frozen, scalar=stage == "reward")
+        assert float(got) == pytest.approx(step.model_flops, rel=1e-6), stage
+    for stage, k, judges, passes in (("ppo", 1, 2, 2), ("grpo", 2, 1, 1), ("distill", 1, 0, 1)):
+        model, programs = steps_of(tiny(stage, **kind))
+        flops = {program.name: program.model_flops for program in programs}
+        prompts, whole = full_batch(8 // k, 256, 256), full_batch(8, 384, 384)
+        got = rollout_work(
+            prompts, vars(whole), model=model, judges=(model,) * judges, samples=k, with_reference=passes == 2
+        )
+        wanted = flops["rollout"] + flops["score"]
+        assert float(got["perf/flops/rollout"].total) == pytest.approx(wanted, rel=1e-6), stage
+        got = update_flops(model, whole, (model,) * (stage == "distill"))
+        assert float(got) == pytest.approx(flops["policy update"], rel=1e-6), stage
+        if "value update" in flops:
+            assert float(update_flops(model, whole, scalar=True)) == pytest.approx(
+                flops["value update"], rel=1e-6
+            )
 
 
 @pytest.mark.parametrize("stage", ["ppo", "grpo"])

@@ -15,10 +15,10 @@ from jaxalign.models import ModelConfig, count_params, init_params
 from jaxalign.models.flops import active_params, step_flops
 from jaxalign.parallel.chips import peak_flops
 from jaxalign.training import loop
-from jaxalign.training.config import ModelSettings
+from jaxalign.training.config import ModelSettings, resolve_architecture
 from jaxalign.training.flops import count_work
 from jaxalign.training.open import local_rows
-from jaxalign.training.saved_model import fingerprint, resolve_architecture
+from jaxalign.training.saved_model import fingerprint
 from jaxalign.training.state import apply_gradients, gradients, init_train_state, moving_average
 
 X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
@@ -81,9 +81,9 @@ def test_flops_count_every_weight_matrix_and_every_visible_pair_once(changes):
     segments = np.array([[1, 1, 1, 2, 2, 0], [1, 0, 0, 0, 0, 0]])
     positions = np.array([[0, 1, 2, 0, 1, 0], [0, 0, 0, 0, 0, 0]])
     pairs = 6 + 3 + 1
-    assert finalize(count_work(segments, positions)) == {"perf/tokens": 6, "perf/pairs": pairs}
-    wanted = 6 * active_params(config) * 6 + 12 * 3 * 4 * 4 * pairs
-    assert step_flops(config, 6, pairs) == wanted
+    work = count_work(config, segments, positions)
+    assert tuple(map(float, work)) == (6, pairs, pairs)
+    assert step_flops(config, work) == 6 * active_params(config) * 6 + 12 * 3 * 4 * 4 * pairs
 
 
 def test_peak_flops_of_an_unknown_device_is_none():
