@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import typing
 
 import jax
 import pytest
@@ -65,6 +66,41 @@ def test_objects_made_by_hand_are_checked_as_well(stage):
         for value in bad_values(limits_of(each)):
             with pytest.raises(ConfigError, match=re.escape(f".{key.split('.')[-1]}={value!r}")):
                 cls(**{each.name: value})
+
+
+# Numbers of which any finite one has a use.
+FREE = {"reward_scale"}
+
+
+@pytest.mark.parametrize("stage", NAMES)
+def test_every_number_has_limits_and_must_be_finite(stage):
+    for path, _, cls in sections(whole_config(stage)):
+        assert issubclass(cls, Checked), cls
+        hints = typing.get_type_hints(cls)
+        for each in dataclasses.fields(cls):
+            kinds = {hints[each.name], *typing.get_args(hints[each.name])}
+            if (
+                typing.get_origin(hints[each.name]) is tuple
+                or not kinds & {int, float}
+                or limits_of(each) is not None
+            ):
+                continue
+            assert each.name in FREE, f"config.{path}{each.name}"
+            for value in (math.nan, math.inf, -math.inf):
+                values = whole_config(stage)
+                values.update_from_flattened_dict({f"{path}{each.name}": value})
+                with pytest.raises(
+                    ConfigError, match=re.escape(f"config.{path}{each.name}={value!r} must be finite")
+                ):
+                    parse_config(values)
+
+
+@pytest.mark.parametrize(("key", "stage"), [("data.weights", "sft"), ("ppo.reward_weights", "ppo")])
+def test_a_list_of_numbers_must_be_finite(key, stage):
+    values = whole_config(stage)
+    values.update_from_flattened_dict({key: (1.0, math.nan)})
+    with pytest.raises(ConfigError, match=re.escape(f"config.{key}=(1.0, nan) must be finite")):
+        parse_config(values)
 
 
 def test_the_settings_of_sampling_are_named_by_where_they_stand():

@@ -58,13 +58,13 @@ class DataConfig(Checked, at="config.data"):
     chat_template: str = ""  # Jinja file; "" is the tokenizer's own template, or else the built-in one
     # Tokens of one sequence.
     max_length: int = field(1024, at_least=2, says=": must be at least 2, a context and a target")
-    row_length: int = 1024  # tokens of one packed row
+    row_length: int = field(1024, at_least=2)  # tokens of one packed row
     packing: bool = True  # False: one sequence, pair or ranking per row
     # Sequences in one packed row; 0: one for every 32 tokens of it, and at least 32.
     max_segments: int = field(0, at_least=0)
     # What is longer than max_length: "error", "drop" or "truncate"; text is split.
     overlong: str = field("drop", choices=OVERLONG, says=f": write one of {', '.join(OVERLONG)}")
-    seed: int = 0  # which sequences share a row
+    seed: int = field(0, at_least=0, below=2**32)  # which sequences share a row
 
     @property
     def segments(self) -> int:

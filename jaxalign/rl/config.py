@@ -73,8 +73,10 @@ class RewardedConfig(OnPolicyConfig):
     reward_function: str | tuple[str, ...] = field("", replaces=("reward_model",))
     reward_weights: tuple[float, ...] = ()  # one for each function, after that of the model; none: 1 each
     reward_scale: float = 1.0
-    reward_clip: float | None = None  # scaled scores are clipped to ± this
-    missing_eos_penalty: float | None = None  # taken off a completion that ran into the length limit
+    reward_clip: float | None = field(None, above=0)  # scaled scores are clipped to ± this
+    missing_eos_penalty: float | None = field(
+        None, at_least=0
+    )  # taken off a completion that ran into the length limit
 
     @property
     def functions(self) -> tuple[str, ...]:

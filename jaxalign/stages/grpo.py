@@ -43,10 +43,6 @@ class GRPOConfig(GroupConfig, GRPOObjective, at="config.grpo"):
     drop_equal_groups: bool = False  # leave groups of one reward out of the loss, and count them
     mask_overlong: bool = False  # leave completions out of the loss that ran into the length limit
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        GRPOObjective.__post_init__(self)
-
 
 def totals(rollout: Rollout, options: Any) -> Totals:
     """What the loss divides by, over the completions of a minibatch."""

@@ -68,13 +68,13 @@ class PPOConfig(RewardedConfig, at="config.ppo"):
     whiten_advantages: bool = True  # over all episodes on all devices
     # Policy loss
     clip: float = field(0.2, above=0)
-    clip_high: float | None = None  # upper clip, where it differs
-    entropy_coef: float = 0.0
+    clip_high: float | None = field(None, above=0)  # upper clip, where it differs
+    entropy_coef: float = field(0.0, at_least=0)
     # Critic
     # Start from the "policy", from the "reward" model, or "auto": from the reward model if there is one.
     critic_init: str = field("policy", choices=("policy", "reward", "auto"))
     critic_learning_rate: float = field(1e-5, above=0)
-    value_clip: float | None = 0.2
+    value_clip: float | None = field(0.2, above=0)
     normalize_values: bool = False  # train the critic on returns of mean 0 and variance 1
     value_decay: float = field(0.99, at_least=0, below=1)  # of their running mean and variance
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.fields import field
+from jaxalign.fields import field, like
 from jaxalign.losses.metrics import Metrics
 from jaxalign.rl.rollout import Rollout, rollout_metrics, shape
 from jaxalign.sampling.generate import Completions
@@ -22,13 +22,13 @@ from jaxalign.stages import grpo
 class RLOOConfig(grpo.GRPOConfig, at="config.rloo"):
     """config.rloo: as config.grpo, with the choices that make RLOO of it. `config.batch_size` counts completions."""
 
-    section = "config.rloo"
-
     kl_coef: float = field(0.05, at_least=0)  # β of the KL in the reward
-    loss_type: str = "grpo"
-    importance: str = "sequence_sum"  # one ratio for a completion
-    baseline: str = "leave_one_out"
-    scale: str = "none"
+    loss_type: str = like(grpo.GRPOConfig, "loss_type", default="grpo")
+    importance: str = like(
+        grpo.GRPOConfig, "importance", default="sequence_sum"
+    )  # one ratio for a completion
+    baseline: str = like(grpo.GRPOConfig, "baseline", default="leave_one_out")
+    scale: str = like(grpo.GRPOConfig, "scale", default="none")
 
 
 def credit(

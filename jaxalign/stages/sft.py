@@ -8,15 +8,16 @@ The mask m comes with the batch: it is set where text is rendered, turn by turn,
 import dataclasses
 
 from jaxalign.data.kinds import DEMONSTRATIONS
+from jaxalign.fields import Checked, field
 from jaxalign.stages.pretrain import HEADLINES, loss, token_totals
 from jaxalign.training.stage import Stage
 
 
 @dataclasses.dataclass(frozen=True)
-class SFTConfig:
+class SFTConfig(Checked, at="config.sft"):
     """config.sft"""
 
-    z_loss: float = 0.0  # as config.pretrain.z_loss
+    z_loss: float = field(0.0, at_least=0)  # as config.pretrain.z_loss
 
 
 STAGE = Stage(

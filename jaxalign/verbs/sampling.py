@@ -18,7 +18,7 @@ class SamplingRequest(Request):
     top_k: int = like(SamplingConfig, "top_k")
     top_p: float = like(SamplingConfig, "top_p")
     min_p: float = like(SamplingConfig, "min_p")
-    seed: int = flag("of the sampling", default=0)
+    seed: int = flag("of the sampling", default=0, at_least=0)
     chat_template: str = flag("Jinja file, in place of the model's own template", default="", show="FILE")
     dtype: str = flag(
         "of the computation", default="float32", choices=("float32", "bfloat16", "float16"), show="DTYPE"

@@ -161,15 +161,18 @@ def test_extreme_log_ratios_neither_overflow_nor_saturate(chosen, rejected):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"variant": "sigmoyd"}, "variant is 'sigmoyd'; choose one of sigmoid"),
-        ({"beta": 0.0}, r"config\.dpo\.beta=0\.0 must be positive"),
-        ({"variant": "robust", "label_smoothing": 0.5}, "label_smoothing is 0.5"),
-        ({"label_smoothing": -0.1}, "label_smoothing is -0.1"),
+        ({"variant": "sigmoyd"}, "variant='sigmoyd' is not one of sigmoid"),
+        ({"beta": 0.0}, r"config\.dpo\.beta=0\.0 must be a positive"),
+        (
+            {"variant": "robust", "label_smoothing": 0.5},
+            "label_smoothing=0.5 must be at least 0 and below 0.5",
+        ),
+        ({"label_smoothing": -0.1}, "label_smoothing=-0.1 must be at least 0"),
         ({"variant": "hinge", "label_smoothing": 0.1}, "means nothing to variant='hinge'"),
         ({"variant": "ipo", "label_smoothing": 0.1}, "means nothing to variant='ipo'"),
         ({"variant": "ipo", "length_normalized": True}, "length_normalized with variant='ipo'"),
         ({"variant": "ipo", "target_margin": 1.0}, "target_margin=1.0 with variant='ipo'"),
-        ({"target_margin": -1.0}, "target_margin is -1.0"),
+        ({"target_margin": -1.0}, "target_margin=-1.0 must be 0 or more"),
         ({"reference_free": True}, "reference_free is on but"),
         ({"ref_chosen_logp": None}, "reference log-probabilities are None"),
     ],

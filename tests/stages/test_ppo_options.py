@@ -149,6 +149,23 @@ def test_kl_coef_follows_the_controller(baseline):
     assert lines[-1]["kl_coef"] != lines[0]["kl_coef"]
 
 
+@pytest.mark.slow
+def test_scores_of_a_model_and_a_function_are_weighted(runs, tmp_path):
+    """Of one rollout, the first, whose completions do not depend on rewards."""
+    model, function = (
+        {"ppo.reward_model": str(runs / "reward")},
+        {"ppo.reward_function": "tiny:reward_function"},
+    )
+    weights = {"ppo.reward_weights": (0.5, 2.0)}
+    scores = []
+    for changes in (model, {"ppo.reward_model": ""} | function, model | function | weights):
+        workdir = tmp_path / str(len(scores))
+        run("ppo", runs, workdir, **{"num_steps": 1, "ppo.ppo_epochs": 1} | changes)
+        scores.append(history(workdir)[0][1]["objective/scores"])
+    assert scores[2] == pytest.approx(0.5 * scores[0] + 2.0 * scores[1], rel=1e-5)
+    assert abs(scores[0]) > 1e-3 and abs(scores[1]) > 1e-3
+
+
 def test_average_reference_and_exported_weights_follow_the_policy(runs, tmp_path):
     run("ppo", runs, tmp_path, **{"num_steps": 1, "ppo.average_decay": 0.75, "ppo.reference_rate": 0.1})
     state, start, model = (
@@ -169,9 +186,14 @@ def test_average_reference_and_exported_weights_follow_the_policy(runs, tmp_path
 
 
 def test_early_stop_ends_the_policy_updates_of_a_rollout_only(runs, tmp_path):
-    run("ppo", runs, tmp_path, **{"num_steps": 1, "ppo.ppo_epochs": 4, "ppo.early_stop_kl": 1e-9})
+    changes = {"num_steps": 1, "ppo.ppo_epochs": 2, "ppo.num_minibatches": 2, "ppo.early_stop_kl": 1e-9}
+    run("ppo", runs, tmp_path, **changes, **{"ppo.critic_learning_rate": 5e-4})
     # The first update has ratio 1 and KL 0; the second one's KL is seen, and ends it.
-    assert history(tmp_path)[0][1]["policy/updates"] == 2
+    values = history(tmp_path)[0][1]
+    assert values["policy/updates"] == 2
+    assert values["learning_rate"] == pytest.approx(1e-3) and values["critic/learning_rate"] == pytest.approx(
+        5e-4
+    )
     state = final_state(tmp_path)
     assert (state["policy/step"], state["critic/step"]) == (2, 4)
 
