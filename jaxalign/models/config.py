@@ -42,15 +42,19 @@ class ModelConfig(Checked, at="config.model"):
     rope_theta: float = field(10_000.0, above=0)
     # Of layers with a window, which are then never scaled; 0: as the others.
     rope_local_theta: float = field(0.0, at_least=0)
-    rope_fraction: float = 1.0  # of each head's dimensions that is rotated
+    rope_fraction: float = field(1.0, above=0, at_most=1)  # of each head's dimensions that is rotated
     rope_scaling: str = field("none", choices=("none", "linear", "llama3", "yarn"))
     rope_factor: float = field(1.0, above=0)  # how many times the original context
-    rope_original_length: int = 0  # that context in tokens (llama3, yarn)
-    rope_low_frequency: float = 1.0  # llama3: fewer turns than this in the original context: slowed down
-    rope_high_frequency: float = 4.0  # llama3: more turns than this: left alone
-    rope_beta_fast: float = 32.0  # yarn: as rope_high_frequency
-    rope_beta_slow: float = 1.0  # yarn: as rope_low_frequency
-    rope_attention_factor: float = 0.0  # yarn: cos and sin are multiplied by it; 0: as the paper says
+    rope_original_length: int = field(0, at_least=0)  # that context in tokens (llama3, yarn)
+    rope_low_frequency: float = field(
+        1.0, above=0
+    )  # llama3: fewer turns than this in the original context: slowed down
+    rope_high_frequency: float = field(4.0, above=0)  # llama3: more turns than this: left alone
+    rope_beta_fast: float = field(32.0, above=0)  # yarn: as rope_high_frequency
+    rope_beta_slow: float = field(1.0, above=0)  # yarn: as rope_low_frequency
+    rope_attention_factor: float = field(
+        0.0, at_least=0
+    )  # yarn: cos and sin are multiplied by it; 0: as the paper says
     # Attention
     # RMSNorm of queries and keys: each "head" (Qwen 3), or "all" heads at once (OLMo 2).
     qk_norm: str = field("none", choices=("none", "head", "all"))
@@ -66,7 +70,7 @@ class ModelConfig(Checked, at="config.model"):
     gated_mlp: bool = True  # activation(gate(x)) * up(x), as in SwiGLU; False: activation(up(x))
     mlp_bias: bool = False
     num_experts: int = field(0, at_least=0)  # 0: a dense MLP
-    experts_per_token: int = 2
+    experts_per_token: int = field(2, at_least=1)
     normalize_experts: bool = True  # the chosen experts' weights sum to 1
     router_balance_coef: float = field(0.0, at_least=0)  # weight of the load-balancing loss
     router_z_coef: float = field(0.0, at_least=0)  # weight of the router z-loss
@@ -114,10 +118,6 @@ class ModelConfig(Checked, at="config.model"):
             )
 
     def _check_rotary(self) -> None:
-        if not 0 < self.rope_fraction <= 1:
-            raise ConfigError(
-                f"config.model.rope_fraction={self.rope_fraction} must be above 0 and at most 1"
-            )
         if self.rotary_dim % 2 or not self.rotary_dim:
             if self.rope_fraction == 1:
                 raise ConfigError(
@@ -133,6 +133,14 @@ class ModelConfig(Checked, at="config.model"):
                 f"config.model.rope_scaling={self.rope_scaling!r} needs config.model.rope_original_length, the "
                 "context before it was scaled"
             )
+        for kind, low, high in (
+            ("llama3", "rope_low_frequency", "rope_high_frequency"),
+            ("yarn", "rope_beta_slow", "rope_beta_fast"),
+        ):
+            if self.rope_scaling == kind and not getattr(self, low) < getattr(self, high):
+                raise ConfigError(
+                    f"config.model.{low}={getattr(self, low)} must be below config.model.{high}={getattr(self, high)}"
+                )
 
     @property
     def rotary_dim(self) -> int:
@@ -148,6 +156,12 @@ class ModelConfig(Checked, at="config.model"):
 
 # What says how a model is computed or trained, and not what it is.
 RUNTIME_KEYS = ("dtype", "remat", "attention", "router_balance_coef", "router_z_coef")
+# With which a model of rotary positions reads longer sequences than it was made for.
+SCALING_KEYS = tuple(
+    field.name
+    for field in dataclasses.fields(ModelConfig)
+    if field.name.startswith("rope_") and field.name not in ("rope_local_theta", "rope_fraction")
+)
 ARCHITECTURE_KEYS = tuple(
     field.name
     for field in dataclasses.fields(ModelConfig)

@@ -14,7 +14,7 @@ from jaxalign.models import ModelConfig, Params
 from jaxalign.training.config import Config
 from jaxalign.training.open import Run, count_updates
 from jaxalign.training.optimizer import make_optimizer, make_schedule
-from jaxalign.training.saved_model import find_model, resolve_architecture
+from jaxalign.training.saved_model import find_model
 from jaxalign.training.trainer import Program
 
 # Axes along which a parameter may be split at rest, and is not when used.
@@ -29,9 +29,9 @@ def abstract_run(config: Config, mesh: Mesh | AbstractMesh, platform: str) -> Ru
     """
     if config.model.init_from:
         source = find_model(config.model.init_from, "config.model.init_from").config
-        model = resolve_architecture(config.model.architecture(source.vocab_size, platform), source)
+        model = config.architecture(platform, saved=source)
     elif config.model.vocab_size:
-        model = config.model.architecture(0, platform)
+        model = config.architecture(platform)
     else:
         raise ConfigError(
             "config.model.vocab_size=0: a plan opens no tokenizer; set it, or name a preset, as in "

@@ -14,7 +14,7 @@ from jaxalign.data.packing import collate
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.scoring import exact_kl, score_tokens
 from jaxalign.parallel import batch_sharding
-from jaxalign.sampling.generate import SamplingConfig, generate, join
+from jaxalign.sampling.generate import SamplingConfig, check_request, generate, join
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +73,7 @@ def answer_batches(
     that all batches have one shape and compile once.
     """
     mesh = jax.sharding.get_mesh()
+    check_request(config, prompts.rows.row_length, sampling.max_new_tokens, tokenizer.eos_ids)
     total = len(prompts.rows) * samples
     for first in range(start, total, batch_size):
         numbers = np.arange(first, first + batch_size, dtype=np.int32)

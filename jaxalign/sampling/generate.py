@@ -108,11 +108,12 @@ def choose(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -> tupl
     return token, jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0]
 
 
-def _check_request(config: ModelConfig, P: int, N: int, stop_ids: tuple[int, ...]) -> None:
-    if config.positions == "learned" and P + N > config.max_length:
+def check_request(config: ModelConfig, P: int, N: int, stop_ids: tuple[int, ...]) -> None:
+    """Raises ConfigError unless a model can read P prompt slots, write N tokens, and stop at `stop_ids`."""
+    if P + N > config.max_length:
         raise ConfigError(
-            f"config.sampling.max_new_tokens={N} after {P} prompt slots needs {P + N} positions, but the model's "
-            f"table ends at config.model.max_length={config.max_length}; make the two sum to at most that"
+            f"config.sampling.max_new_tokens={N} after {P} prompt slots needs {P + N} positions, but the model "
+            f"has config.model.max_length={config.max_length}; make the two sum to at most that"
         )
     for stop in stop_ids:
         if not 0 <= stop < config.vocab_size:
@@ -148,10 +149,10 @@ def generate(
       samples: completions of each prompt.
 
     Raises:
-      ConfigError: the position table ends before P + N, or a stop id is not in the vocabulary.
+      ConfigError: the model is made for fewer than P + N positions, or a stop id is not in the vocabulary.
     """
     rows = jnp.arange(len(tokens) * samples, dtype=jnp.int32) if rows is None else rows
-    _check_request(config, tokens.shape[1], sampling.max_new_tokens, stop_ids)
+    check_request(config, tokens.shape[1], sampling.max_new_tokens, stop_ids)
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
     with decoding():
         params = lay_out(params, config)

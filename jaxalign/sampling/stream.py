@@ -54,11 +54,11 @@ def stream(
     Prompts are padded to a power of two, so that the turns of a conversation share a few compilations.
 
     Raises:
-      ConfigError: prompt and completion are longer than the model's table of positions.
+      ConfigError: prompt and completion are longer than what the model is made for.
     """
     slots = max(16, 1 << (len(prompt) - 1).bit_length())
     N = sampling.max_new_tokens
-    if config.positions == "learned" and len(prompt) + N > config.max_length:
+    if len(prompt) + N > config.max_length:
         raise ConfigError(
             f"a prompt of {len(prompt)} tokens and sampling.max_new_tokens={N} need more positions than the model's "
             f"{config.max_length}; lower max_new_tokens, or begin a new conversation"

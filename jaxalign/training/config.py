@@ -12,7 +12,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, check, field, nearest_hint
 from jaxalign.models import ModelConfig
 from jaxalign.models.attention import default_attention
-from jaxalign.models.config import ARCHITECTURE_KEYS, ATTENTION
+from jaxalign.models.config import ARCHITECTURE_KEYS, ATTENTION, RUNTIME_KEYS, SCALING_KEYS
 from jaxalign.models.frozen import FrozenConfig
 from jaxalign.parallel import MeshConfig
 from jaxalign.training.optimizer import OptimizerConfig
@@ -23,7 +23,10 @@ from jaxalign.training.trackers import TRACKERS
 class ModelSettings(ModelConfig):
     """The model as a config file names it: an architecture, or a finished run to start from."""
 
-    vocab_size: int = field(0, at_least=0)  # 0: the tokenizer's
+    # 0: the tokenizer's. Above that of init_from: new tokens get rows, each the mean of the old ones.
+    vocab_size: int = field(0, at_least=0)
+    # 0: that of init_from; from scratch 512, or config.data.max_length where that is more.
+    max_length: int = field(0, at_least=0)
     # "auto": splash on TPU, blockwise on GPU, else xla.
     attention: str = field("auto", choices=("auto", *ATTENTION))
     init_from: str = ""  # a run's folder; its architecture, weights and tokenizer are taken over
@@ -32,10 +35,12 @@ class ModelSettings(ModelConfig):
         """Sizes that must fit each other are checked once resolved: see `architecture`."""
         check(type(self), vars(self), self.key)
 
-    def architecture(self, vocab_size: int, platform: str) -> ModelConfig:
-        """The ModelConfig of these settings, for a tokenizer of `vocab_size` pieces and a platform of JAX."""
+    def architecture(
+        self, vocab_size: int, platform: str, max_length: int = ModelConfig.max_length
+    ) -> ModelConfig:
+        """The ModelConfig of these settings, for a platform of JAX; the two sizes are used where none is set."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelConfig)}
-        values["vocab_size"] = self.vocab_size or vocab_size
+        values |= {"vocab_size": self.vocab_size or vocab_size, "max_length": self.max_length or max_length}
         if self.attention == "auto":
             values["attention"] = default_attention(platform)
         elif self.attention == "splash" and platform != "tpu":
@@ -52,9 +57,9 @@ class Config(Checked, at="config"):
 
     stage: Any  # the Stage; in a config file its name
     options: Any
-    seed: int = 0
+    seed: int = field(0, at_least=0, below=2**32)
     # Passes over the packed rows; ignored when num_steps is set.
-    num_epochs: float = field(1.0, replaces=("num_steps",))
+    num_epochs: float = field(1.0, at_least=0, replaces=("num_steps",))
     num_steps: int = field(0, at_least=0)  # optimizer steps, or rollouts; 0: as num_epochs says
     batch_size: int = field(32, at_least=1)  # rows of a step over all devices, or completions
     # Slices of a batch whose gradients are added up before an update.
@@ -101,6 +106,23 @@ class Config(Checked, at="config"):
         """The trackers, one by one."""
         return tuple(name.strip() for name in self.trackers.split(",") if name.strip())
 
+    def architecture(
+        self, platform: str, *, vocab_size: int = 0, saved: ModelConfig | None = None
+    ) -> ModelConfig:
+        """The architecture of a run: that of config.model, or `saved`, of the model in init_from, computed as it says.
+
+        Args:
+          vocab_size: the tokenizer's, for a model from scratch.
+
+        Raises:
+          ConfigError: config.model asks for another model than `saved`; see `resolve_architecture`.
+        """
+        if saved is None:
+            longest = max(ModelConfig.max_length, self.data.max_length)
+            return self.model.architecture(vocab_size, platform, longest)
+        wanted = self.model.architecture(saved.vocab_size, platform, saved.max_length)
+        return resolve_architecture(wanted, saved)
+
     @staticmethod
     def leave_out(values: ConfigDict, given: set[str]) -> list[str]:
         """With a model to start from by a flag, takes out what a file says that trains one from scratch.
@@ -114,8 +136,31 @@ class Config(Checked, at="config"):
         values.data.tokenizer = ""
         for key in ARCHITECTURE_KEYS:
             if f"model.{key}" not in given:
-                values.model[key] = getattr(ModelConfig, key)
+                values.model[key] = getattr(ModelSettings, key)
         return ["--config.model.init_from is yours: it brings its own architecture and tokenizer"]
+
+
+def resolve_architecture(wanted: ModelConfig, saved: ModelConfig) -> ModelConfig:
+    """The saved architecture, computed as `wanted` says, with more tokens or a longer context where it says so.
+
+    Raises:
+      ConfigError: a config file asks for another architecture than the saved one.
+    """
+    default, changed = ModelConfig(), {key: getattr(wanted, key) for key in RUNTIME_KEYS}
+    for name in ("vocab_size", *ARCHITECTURE_KEYS):
+        mine, theirs = getattr(wanted, name), getattr(saved, name)
+        if mine == theirs or (name not in ("vocab_size", "max_length") and mine == getattr(default, name)):
+            continue
+        longer = saved.positions == "rope" and (
+            name in SCALING_KEYS or (name == "max_length" and mine > theirs)
+        )
+        if not longer and not (name == "vocab_size" and mine > theirs):
+            raise ConfigError(
+                f"config.model.{name}={mine!r}, but the model in config.model.init_from has {theirs!r}; "
+                f"leave the key at its default, or leave init_from empty to train from scratch"
+            )
+        changed[name] = mine
+    return dataclasses.replace(saved, **changed)
 
 
 def default_config(name: str, options: type) -> ConfigDict:

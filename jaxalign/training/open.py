@@ -36,10 +36,11 @@ from jaxalign.training.config import Config, to_json
 from jaxalign.training.optimizer import make_optimizer, make_schedule
 from jaxalign.training.saved_model import (
     SavedModel,
+    check_length,
     check_vocabulary,
+    describe_changes,
     find_model,
     origin,
-    resolve_architecture,
 )
 
 TEMPLATE = "chat_template.jinja"
@@ -158,6 +159,11 @@ class Run:
         """Slots of a left-padded prompt."""
         return self.train.rows.row_length
 
+    @property
+    def model_changes(self) -> list[str]:
+        """What the run changes of the model that it starts from, a line each."""
+        return describe_changes(self.source.config, self.model) if self.source else []
+
     def abstract_rows(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         """An array of a batch, [B, ...], that is not there."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.rows_sharding)
@@ -181,7 +187,7 @@ class Run:
             raise ConfigError(
                 f"config.model.init_from={self.config.model.init_from!r} is a reward model; name a language model"
             )
-        return self.source.load(self.mesh)
+        return self.source.load(self.mesh, self.model.vocab_size)
 
     def init_params(self, *, scalar: bool = False) -> Params:
         """What training starts from: the model in init_from (with a new head for a scalar one), or fresh weights."""
@@ -191,7 +197,7 @@ class Run:
             make = jax.jit(lambda key: init_params(key, self.model, scalar=scalar), out_shardings=layout)
             return make(key)
         if self.source.scalar and scalar:
-            return self.source.load(self.mesh)
+            return self.source.load(self.mesh, self.model.vocab_size)
         params = self.load_init()
         if not scalar:
             return params
@@ -242,15 +248,12 @@ def open_inputs(config: Config) -> Inputs:
             "model with one, or set model.init_from"
         )
     tokenizer = load_tokenizer(data.tokenizer, data.chat_template)
-    vocab_size = source.config.vocab_size if source else tokenizer.vocab_size
-    model = config.model.architecture(vocab_size, parallel.platform())
-    if source is not None:
-        model = resolve_architecture(model, source.config)
-    check_vocabulary(model, tokenizer, f"config.data.tokenizer={data.tokenizer!r}")
-    if model.positions == "learned" and data.max_length > model.max_length:
-        raise ConfigError(
-            f"config.data.max_length={data.max_length}: the model's position table ends at {model.max_length}"
-        )
+    saved = source.config if source else None
+    model = config.architecture(parallel.platform(), vocab_size=tokenizer.vocab_size, saved=saved)
+    where = f"config.data.tokenizer={data.tokenizer!r}"
+    check_vocabulary(model, tokenizer, where, started=source is not None)
+    key = "config.model.init_from" if source else "config.model"
+    check_length(model, data.max_length, f"config.data.max_length={data.max_length} makes", key)
     return Inputs(dataclasses.replace(config, data=data), model, tokenizer, source)
 
 

@@ -20,9 +20,9 @@ from jaxalign import storage
 from jaxalign.data import Tokenizer, load_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError, JaxalignError
 from jaxalign.hub import download, is_hub_name
-from jaxalign.models import ModelConfig, Params, abstract_params
+from jaxalign.models import ModelConfig, Params, abstract_params, add_tokens
 from jaxalign.models.attention import default_attention
-from jaxalign.models.config import RUNTIME_KEYS
+from jaxalign.models.config import SCALING_KEYS
 from jaxalign.models.hf.importer import CONFIG, HFModel, Path, by_path, load_folder, open_folder
 from jaxalign.parallel import platform, processes
 from jaxalign.storage import local_copy, to_path
@@ -54,12 +54,20 @@ class SavedModel:
         files = sorted(file for file in self.path.glob("tokenizer*") if file.is_file())
         return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
 
-    def load(self, mesh: Mesh) -> Params:
-        """Its parameters, float32, laid out on `mesh` by the rules in force."""
+    def load(self, mesh: Mesh, vocab_size: int = 0) -> Params:
+        """Its parameters, float32, laid out on `mesh` by the rules in force.
+
+        Args:
+          vocab_size: rows of the vocabulary's tables, where they are to be more than the model's: see `add_tokens`.
+        """
         abstract = abstract_params(self.config, mesh, scalar=self.scalar)
-        if self.foreign is not None:
-            return load_folder(self.foreign, abstract)
-        return load_params(self.path, abstract)
+        params = (
+            load_params(self.path, abstract) if self.foreign is None else load_folder(self.foreign, abstract)
+        )
+        if vocab_size <= self.config.vocab_size:
+            return params
+        larger = dataclasses.replace(self.config, vocab_size=vocab_size)
+        return add_tokens(params, abstract_params(larger, mesh, scalar=self.scalar))
 
     def leaf_reader(self, mesh: Mesh) -> Callable[[Path], jax.Array]:
         """Reads single parameters by their path; those of a run without reading any others."""
@@ -158,29 +166,63 @@ def save_model(
     save_params(folder, params, meta | own)
 
 
-def resolve_architecture(wanted: ModelConfig, saved: ModelConfig) -> ModelConfig:
-    """The saved architecture, computed as `wanted` says.
+def describe_changes(saved: ModelConfig, now: ModelConfig) -> list[str]:
+    """What a run changes of the model that it starts from, a line each: a larger vocabulary, a longer context."""
+    lines = []
+    if now.vocab_size != saved.vocab_size:
+        lines.append(
+            f"{now.vocab_size - saved.vocab_size} tokens are new to the model (config.model.vocab_size="
+            f"{now.vocab_size}): their rows begin as the mean of the others"
+        )
+    if now.max_length != saved.max_length:
+        lines.append(
+            f"the model was made for {saved.max_length} tokens, and is trained and exported for "
+            f"config.model.max_length={now.max_length}"
+        )
+    scaling = [key for key in SCALING_KEYS if getattr(now, key) != getattr(saved, key)]
+    if scaling:
+        values = (f"{key}={getattr(now, key)!r} (was {getattr(saved, key)!r})" for key in scaling)
+        lines.append(f"the model's rotary positions are changed: {', '.join(values)}")
+    return lines
 
-    Raises:
-      ConfigError: a config file asks for another architecture than the saved one.
+
+def check_length(model: ModelConfig, length: int, asked: str, key: str = "config.model.init_from") -> None:
+    """Raises ConfigError unless a model reads sequences of `length` tokens; see `ModelConfig.max_length`.
+
+    Args:
+      asked: the settings that make sequences so long, as the beginning of a sentence: "config.x=3 makes".
+      key: where the model is named.
     """
-    default = ModelConfig()
-    for field in dataclasses.fields(ModelConfig):
-        mine, theirs = getattr(wanted, field.name), getattr(saved, field.name)
-        chosen = field.name == "vocab_size" or mine != getattr(default, field.name)
-        if field.name in RUNTIME_KEYS:
-            continue
-        if chosen and mine != theirs:
-            raise ConfigError(
-                f"config.model.{field.name}={mine!r}, but the model in config.model.init_from has {theirs!r}; "
-                f"leave the key at its default, or leave init_from empty to train from scratch"
+    if length <= model.max_length:
+        return
+    way = ""
+    if model.positions == "learned":
+        reason = f"the position table of the model in {key} ends at {model.max_length}"
+    else:
+        reason = (
+            f"the model in {key} was made for {model.max_length}, and what serves it refuses to read further"
+        )
+        if key.startswith("config.model"):
+            way = (
+                f", or set config.model.max_length={length} to train and export it for that length (where it is much "
+                "longer, with config.model.rope_scaling='yarn', rope_factor and rope_original_length)"
             )
-    return dataclasses.replace(saved, **{key: getattr(wanted, key) for key in RUNTIME_KEYS})
+    raise ConfigError(f"{asked} sequences of up to {length} tokens, but {reason}; lower that{way}")
 
 
-def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, where: str) -> None:
-    """Raises ConfigError unless the model has a row for each piece, and with a tokenizer made here no more."""
+def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, where: str, *, started: bool = False) -> None:
+    """Raises ConfigError unless the model has a row for each piece, and with a tokenizer made here no more.
+
+    Args:
+      started: it is a trained one, which can be given more rows.
+    """
     padded = isinstance(tokenizer, HFTokenizer)  # models of others round their tables up
+    if config.vocab_size < tokenizer.vocab_size and started:
+        raise ConfigError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} pieces, but the model in config.model.init_from has "
+            f"vocab_size={config.vocab_size}; use the tokenizer that it was trained with, or set "
+            f"config.model.vocab_size={tokenizer.vocab_size} to give it rows for the new ones"
+        )
     if config.vocab_size < tokenizer.vocab_size or (config.vocab_size > tokenizer.vocab_size and not padded):
         raise ConfigError(
             f"{where}: the model has vocab_size={config.vocab_size}, but its tokenizer has {tokenizer.vocab_size} "

@@ -22,6 +22,7 @@ from jaxalign.storage import Path, is_remote, temporary_folder, to_path, upload
 from jaxalign.text.fast_tokenizer import write_fast_tokenizer
 from jaxalign.text.tokenizer import SentencePieceTokenizer
 from jaxalign.training.saved_model import HF_CONFIG, HF_DTYPE, SavedModel, find_model, origin, save_model
+from jaxalign.verbs.padding import set_padding
 from jaxalign.verbs.requests import Request, flag
 from jaxalign.verbs.sampling import MODEL
 
@@ -101,8 +102,11 @@ def _write_hf(
     config = _config_json(model, tokenizer, values, dtype)
     read = model.leaf_reader(jax.sharding.get_mesh())
     write_folder(folder, read, model.config, name, scalar=model.scalar, dtype=dtype, max_shard_size=limit)
-    _write_json(folder / CONFIG, config)
     notices = _write_tokenizer(model, tokenizer, folder)
+    if model.scalar:
+        config, notice = set_padding(folder, config, tokenizer, model.config.vocab_size)
+        notices += [notice] if notice else []
+    _write_json(folder / CONFIG, config)
     if model.scalar and (bias := float(read(("head", "bias")))):
         _write_json(folder / SIDE_NOTE, {HEAD_BIAS: bias})
         notices.append(
@@ -126,8 +130,6 @@ def _config_json(
     for key in ("torch_dtype", "dtype"):
         if key in values:
             values[key] = dtype
-    if model.scalar and values.get("pad_token_id") is None and tokenizer.pad_id not in tokenizer.eos_ids:
-        values["pad_token_id"] = tokenizer.pad_id  # without which transformers scores no batches
     return values
 
 

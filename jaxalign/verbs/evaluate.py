@@ -30,10 +30,11 @@ from jaxalign.evaluation.generation import (
     reward_judge,
     sample_answers,
 )
+from jaxalign.models.config import RUNTIME_KEYS
 from jaxalign.rewards import load_rewards
 from jaxalign.sampling.answers import Answers
 from jaxalign.storage import json_line, to_path, write_whole
-from jaxalign.training.saved_model import RUNTIME_KEYS, SavedModel, find_language_model, find_model
+from jaxalign.training.saved_model import SavedModel, find_language_model, find_model
 from jaxalign.verbs.generate import completion_row
 from jaxalign.verbs.label import Completion, model_scorer
 from jaxalign.verbs.requests import flag

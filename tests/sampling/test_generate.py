@@ -204,7 +204,7 @@ def test_requests_that_cannot_work_are_refused(config, params, prompts):
     short = ModelConfig(positions="learned", max_length=16)
     message = (
         "config.sampling.max_new_tokens=11 after 6 prompt slots needs 17 positions, "
-        "but the model's table ends at config.model.max_length=16; make the two sum to at most that"
+        "but the model has config.model.max_length=16; make the two sum to at most that"
     )
     with pytest.raises(ConfigError, match=re.escape(message)):
         sample(random_params(short), short, prompts, max_new_tokens=11)

@@ -27,18 +27,23 @@ from jaxalign.training.loop import Stopped
         ),
         ("sft", {"mesh.data": 3}, "the axes ask for 3 devices, but there are 8; make their product 8"),
         ("sft", {"model.num_layers": 3}, r"config\.model\.num_layers=3, but the model in .* has 2"),
-        ("sft", {"model.vocab_size": 400}, r"config\.model\.vocab_size=400, but the model in .* has 336"),
+        ("sft", {"model.vocab_size": 400}, r"vocab_size=400, but its tokenizer has 336"),
         ("sft", {"model.init_from": "nowhere"}, r"config\.model\.init_from='nowhere': no checkpoint in"),
         ("sft", {"model.init_from": ""}, r"config\.data\.tokenizer is empty"),
         ("sft", {"data.train": "missing.jsonl"}, r"missing\.jsonl.*config\.data\.train"),
         ("sft", {"on_nonfinite": "ignore"}, r"config\.on_nonfinite='ignore' is not one of stop, skip"),
-        ("dpo", {"dpo.beta": 0.0}, r"config\.dpo\.beta=0\.0 must be positive"),
+        ("dpo", {"dpo.beta": 0.0}, r"config\.dpo\.beta=0\.0 must be a positive"),
         (
             "ppo",
             {"ppo.reward_model": ""},
             r"set config\.ppo\.reward_model or config\.ppo\.reward_function; neither",
         ),
         ("ppo", {"ppo.reward_function": "a:b"}, "both are set"),
+        (
+            "ppo",
+            {"ppo.kl_target": 1.0, "ppo.kl_horizon": 1},
+            r"config\.ppo\.kl_horizon=1 is too short for the 8 episodes .* use more than 1\.6, such as 10000",
+        ),
         ("ppo", {"ppo.num_minibatches": 3}, r"8 rows cannot be cut into 3 equal parts"),
         (
             "ppo",
@@ -54,8 +59,8 @@ from jaxalign.training.loop import Stopped
         ("rloo", {"rloo.group_size": 5}, r"groups of config\.rloo\.group_size=5; .* such as 20"),
         ("grpo", {"grpo.group_size": 1}, r"config\.grpo\.group_size=1 "),
         ("rloo", {"rloo.group_size": 1}, r"config\.rloo\.group_size=1 "),
-        ("grpo", {"grpo.loss_type": "ppo"}, r"config\.grpo\.loss_type is 'ppo'; choose one of grpo, dapo"),
-        ("rloo", {"rloo.clip": 0.0}, r"config\.rloo\.clip=0\.0 must be positive"),
+        ("grpo", {"grpo.loss_type": "ppo"}, r"config\.grpo\.loss_type='ppo' is not one of grpo, dapo"),
+        ("rloo", {"rloo.clip": 0.0}, r"config\.rloo\.clip=0\.0 must be a positive"),
         (
             "grpo",
             {"grpo.reference_rate": 0.1},
@@ -69,9 +74,9 @@ from jaxalign.training.loop import Stopped
         (
             "kto",
             {"kto.variant": "dpo"},
-            r"config\.kto\.variant is 'dpo'; choose one of kto, apo_zero_unpaired",
+            r"config\.kto\.variant='dpo' is not one of kto, apo_zero_unpaired",
         ),
-        ("kto", {"kto.undesirable_weight": 0.0}, r"config\.kto\.undesirable_weight=0\.0 must be positive"),
+        ("kto", {"kto.undesirable_weight": 0.0}, r"config\.kto\.undesirable_weight=0\.0 must be a positive"),
         (
             "distill",
             {"distill.teacher": ""},
@@ -166,11 +171,13 @@ def test_positions_beyond_the_table_are_refused(runs, tmp_path):
     run("pretrain", runs, tmp_path / "learned", **learned, num_steps=1)
     changes = {"model.init_from": str(tmp_path / "learned")} | set_reward_function("reward_function")
     with pytest.raises(
-        ConfigError, match=r"config\.data\.max_length=48: the model's position table ends at 20"
+        ConfigError,
+        match=r"data\.max_length=48 makes .* 48 tokens, but the position table .*init_from ends at 20;",
     ):
         run("sft", runs, tmp_path / "sft", **{"model.init_from": str(tmp_path / "learned")})
     with pytest.raises(
-        ConfigError, match=r"make 24 positions, but the table of the model in config\.model.init_from"
+        ConfigError,
+        match=r"new_tokens=8 make .* 24 tokens, but the position table of .*init_from ends at 20;",
     ):
         run("ppo", runs, tmp_path / "ppo", **changes)
 
