@@ -135,6 +135,30 @@ def token_divergence(
     return _token_divergence(hidden, head, ref_hidden, ref_head, settings)
 
 
+def _read_tokens(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    temperature: float,
+    softcap: float | None,
+    with_entropy: bool,
+    chunk_size: int,
+) -> tuple[TokenLogprobs, tuple[jax.Array, jax.Array]]:
+    """The result, and its log-sum-exp as two numbers: the largest logit, and that of all less the largest."""
+
+    def step(_, chunk):
+        hidden_c, targets_c = chunk
+        logits = _logits(hidden_c, head, temperature, softcap)
+        shifted, largest, log_sum = _shift(logits)
+        target = jnp.sum(jnp.where(_is_target(targets_c, logits), shifted, 0.0), axis=-1)
+        in_vocabulary = (targets_c >= 0) & (targets_c < head.shape[0])
+        logp = jnp.where(in_vocabulary, target - log_sum, jnp.nan)
+        entropy = _entropy(shifted - log_sum[..., None]) if with_entropy else None
+        return None, (TokenLogprobs(logp, largest + log_sum, entropy), (largest, log_sum))
+
+    return _scan_tokens(step, None, (hidden, targets), chunk_size)[1]
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def _token_logprobs(
     hidden: jax.Array,
@@ -145,23 +169,14 @@ def _token_logprobs(
     with_entropy: bool,
     chunk_size: int,
 ) -> TokenLogprobs:
-    def step(_, chunk):
-        hidden_c, targets_c = chunk
-        logits = _logits(hidden_c, head, temperature, softcap)
-        logsumexp = jax.nn.logsumexp(logits, axis=-1)
-        target_logit = jnp.sum(jnp.where(_is_target(targets_c, logits), logits, 0.0), axis=-1)
-        in_vocabulary = (targets_c >= 0) & (targets_c < head.shape[0])
-        logp = jnp.where(in_vocabulary, target_logit - logsumexp, jnp.nan)
-        return None, TokenLogprobs(logp, logsumexp, _entropy(logits, logsumexp) if with_entropy else None)
-
-    return _scan_tokens(step, None, (hidden, targets), chunk_size)[1]
+    return _read_tokens(hidden, head, targets, temperature, softcap, with_entropy, chunk_size)[0]
 
 
 def _token_logprobs_forward(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, *settings: Any
 ) -> tuple[TokenLogprobs, tuple]:
-    out: Any = _token_logprobs(hidden, head, targets, *settings)
-    return out, (hidden, head, targets, out.logsumexp, out.entropy)
+    out, sums = _read_tokens(hidden, head, targets, *settings)
+    return out, (hidden, head, targets, sums, out.entropy)
 
 
 def _token_logprobs_backward(
@@ -172,12 +187,12 @@ def _token_logprobs_backward(
     residuals: tuple,
     cotangents: TokenLogprobs,
 ) -> tuple[jax.Array, jax.Array, None]:
-    hidden, head, targets, logsumexp, entropy = residuals
+    hidden, head, targets, sums, entropy = residuals
 
     def step(d_head, chunk):
-        hidden_c, targets_c, logsumexp_c, entropy_c, d_out = chunk
+        hidden_c, targets_c, (largest_c, log_sum_c), entropy_c, d_out = chunk
         logits = _logits(hidden_c, head, temperature, softcap)
-        log_probs = logits - logsumexp_c[..., None]
+        log_probs = (logits - largest_c[..., None]) - log_sum_c[..., None]
         # d logp = onehot - p,  d logsumexp = p,  d entropy = -p (log p + entropy)
         d_probs = (d_out.logsumexp - d_out.logp)[..., None]
         if with_entropy:
@@ -187,7 +202,7 @@ def _token_logprobs_backward(
         d_hidden_c, d_head_c = _logits_backward(d_logits, logits, hidden_c, head, temperature, softcap)
         return d_head + d_head_c, d_hidden_c
 
-    chunked = (hidden, targets, logsumexp, entropy, cotangents)
+    chunked = (hidden, targets, sums, entropy, cotangents)
     d_head, d_hidden = _scan_tokens(step, jnp.zeros_like(head, jnp.float32), chunked, chunk_size)
     return d_hidden, d_head.astype(head.dtype), None
 
@@ -312,8 +327,17 @@ def _is_target(targets: jax.Array, logits: jax.Array) -> jax.Array:
     return lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
 
 
-def _entropy(logits: jax.Array, logsumexp: jax.Array) -> jax.Array:
-    log_probs = logits - logsumexp[..., None]
+def _shift(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits less their largest, the largest, and the log-sum-exp of the former.
+
+    Logits near 1,000 less their log-sum-exp would keep the rounding of the latter, 3e-5.
+    """
+    largest = jnp.max(logits, axis=-1)
+    shifted = logits - largest[..., None]
+    return shifted, largest, jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
+
+
+def _entropy(log_probs: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 

@@ -70,6 +70,7 @@ def make_learner(
 
     @jax.jit
     def minibatch(rollout: Rollout, key: jax.Array, epoch: jax.Array, index: jax.Array) -> Rollout:
+        # `key` is this rollout's, from which nothing else is drawn or derived.
         order = jax.random.permutation(jax.random.fold_in(key, epoch), E)
         rows = jax.lax.dynamic_slice_in_dim(order, index * (E // M), E // M)
         return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), rollout)
@@ -81,10 +82,11 @@ def make_learner(
     def update(state: OnPolicyState, batch: Any) -> tuple[OnPolicyState, Metrics]:
         policy, critic = state.policy, state.critic
         step = int(policy.step)  # once a rollout: the pretraining text is picked by number
+        order, following = jax.random.split(state.key)
         seen: list[Metrics] = []
         updates, stopped = 0, False
         for i in range(options.passes * M):
-            part = minibatch(state.rollout, state.key, i // M, i % M)
+            part = minibatch(state.rollout, order, i // M, i % M)
             metrics: Metrics = {}
             if not stopped:
                 text = text_batch(step + i) if text_batch else None
@@ -111,9 +113,7 @@ def make_learner(
             seen.append(metrics)
         merged = merge_ragged(seen)
         merged["policy/updates"] = Mean(jnp.float32(updates), jnp.ones(()))
-        state = dataclasses.replace(
-            state, policy=policy, critic=critic, key=jax.random.split(state.key, 1)[0]
-        )
+        state = dataclasses.replace(state, policy=policy, critic=critic, key=following)
         if state.reference is not None:
             state = dataclasses.replace(
                 state, reference=drift(state.reference, policy.params, 1 - options.reference_rate)

@@ -164,8 +164,40 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
             return optax.chain(rms, optax.trace(config.momentum)) if config.momentum else rms
         case _:
             return optax.chain(
-                optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
+                _of_matrices(optax.scale_by_factored_rms()),
+                optax.clip_by_block_rms(1.0),
+                optax.scale_by_param_block_rms(),
             )
+
+
+def _of_matrices(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Shows kernels of attention, which have an axis of heads beside that of a head's dimensions, as matrices.
+
+    Kernels of queries, keys and values [..., D, H, d] become [..., D, H d], those of outputs [..., H, d, D] become
+    [..., H d, D]. Adafactor factors the two largest axes of a parameter: of three that belong to one matrix it would
+    factor the wrong two, or none where d is below 128, and keep a second moment as large as the parameter.
+    """
+
+    def merge(tree: PyTree) -> PyTree:
+        def leaf(path: tuple, x: jax.Array) -> jax.Array:
+            names = [entry.key for entry in path[-3:]]
+            if names[:1] != ["attention"] or names[-1] != "kernel" or x.ndim < 3:
+                return x
+            if names[1] == "out":
+                return x.reshape(*x.shape[:-3], -1, x.shape[-1])
+            return x.reshape(*x.shape[:-2], -1)
+
+        return jax.tree_util.tree_map_with_path(leaf, tree)
+
+    def init(params: PyTree) -> PyTree:
+        return inner.init(merge(params))
+
+    def update(grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        updates, state = inner.update(merge(grads), state, merge(params))
+        return jax.tree.map(lambda u, g: u.reshape(g.shape), updates, grads), state
+
+    out: Any = update
+    return optax.GradientTransformation(init, out)
 
 
 def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:

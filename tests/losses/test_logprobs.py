@@ -70,6 +70,26 @@ def test_values_and_all_gradients_match_float64(readout, chunk_size):
     assert_close(gradients[1], finite_difference(lambda x: weighted(oracle(hidden, x)), head))
 
 
+def test_large_logits_keep_the_digits_of_their_differences():
+    """Logits near 1,000: what is added to all of them costs no digits of the log-probabilities or their gradient."""
+    hidden, head, targets = problem()
+    hidden, head = (np.concatenate((x, np.ones((*x.shape[:-1], 1), np.float32)), -1) for x in (hidden, head))
+    hidden[..., -1] = (
+        1024.0  # a power of two: the sum of each logit is rounded to 2^-14, as are those of the oracle
+    )
+    logits = np.float64(np.float32(np.einsum("btd,vd->btv", hidden, head)))
+    wanted = logits - logits.max(-1, keepdims=True)
+    wanted = wanted - np.log(np.exp(wanted).sum(-1, keepdims=True))
+    one = np.eye(V, dtype=np.float32)
+    exact = (np.float32(logits), one, targets)  # the same logits, whatever order a product adds in
+    out = token_logprobs(*exact, with_entropy=True)
+    picked = np.take_along_axis(wanted, targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(out.logp, picked, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(out.entropy, -(np.exp(wanted) * wanted).sum(-1), rtol=0, atol=1e-6)
+    gradient = jax.grad(lambda x: token_logprobs(x, one, targets).logp.sum())(exact[0])
+    np.testing.assert_allclose(gradient, one[targets] - np.exp(wanted), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("readout", [READOUTS[0], READOUTS[3]])
 @pytest.mark.parametrize("chunk_size", [2, None])
 def test_kl_matches_float64_and_moves_the_policy_only(readout, chunk_size):

@@ -2,11 +2,12 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 
 from jaxalign.errors import ConfigError
-from jaxalign.sampling.generate import SamplingConfig, truncate_logits
+from jaxalign.sampling.generate import SamplingConfig, gumbel_noise, truncate_logits
 
 
 @pytest.mark.parametrize(
@@ -80,8 +81,38 @@ def test_support_is_that_of_the_definition(cut):
     assert want.any(-1).all()
 
 
-def test_equal_logits_are_kept_or_dropped_together():
+def test_no_more_of_equal_logits_are_kept_than_the_nucleus_needs():
+    logits = np.array([[2.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 1.0, 3.0, 1.0]], np.float32)
+    kept = np.isfinite(truncate_logits(logits, SamplingConfig(top_p=0.65)))
+    np.testing.assert_array_equal(kept, [[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 1, 0]])
+    for row in logits:
+        for p in np.linspace(0.01, 0.99, 40):
+            got = np.isfinite(truncate_logits(row[None], SamplingConfig(top_p=float(p))))[0]
+            share = np.exp(np.float64(row))[got].sum() / np.exp(np.float64(row)).sum()
+            smallest = np.exp(np.float64(row))[got].min() / np.exp(np.float64(row)).sum()
+            assert share >= p - 1e-6 and share - smallest < p + 1e-6
+
+
+def test_equal_logits_at_the_edge_of_top_k_are_kept_together():
     logits = np.array([[2.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]], np.float32)
-    for cut in ({"top_k": 2}, {"top_p": 0.65}):
-        kept = np.isfinite(truncate_logits(logits, SamplingConfig(**cut)))
-        np.testing.assert_array_equal(kept, [[True, True, True, False], [True] * 4])
+    kept = np.isfinite(truncate_logits(logits, SamplingConfig(top_k=2)))
+    np.testing.assert_array_equal(kept, [[True, True, True, False], [True] * 4])
+
+
+def test_the_noise_of_sampling_is_fine_enough_for_rare_tokens():
+    """A token of probability p wins where exp(-noise) is about p: there the usual noise has steps of 2^-23 = 1.2e-7."""
+
+    def steps_off(noise):
+        steps = np.exp(-np.float64(noise)) * 2**23
+        rare = steps[steps < 1024]
+        assert 150 < len(rare) < 400  # 2^21 draws, 1 in 8192 is so rare
+        return np.abs(rare - np.round(rare)).mean()
+
+    key = jax.random.key(0)
+    noise = np.asarray(gumbel_noise(key[None], 1 << 21)[0])
+    assert steps_off(noise) == pytest.approx(0.25, abs=0.04)  # anywhere between two steps
+    assert steps_off(jax.random.gumbel(key, (1 << 21,))) < 0.05
+    # And it is Gumbel's distribution: P(noise < x) = exp(-exp(-x)).
+    for x in (-2.0, -1.0, 0.0, 1.0, 3.0, 6.0):
+        p = np.exp(-np.exp(-x))
+        assert (noise < x).mean() == pytest.approx(p, abs=5 * np.sqrt(p * (1 - p) / noise.size) + 1e-6)

@@ -210,6 +210,10 @@ CASES = [
 ]
 
 
+def name_of(value):
+    return value if isinstance(value, str) else getattr(value, "__name__", str(value))
+
+
 def loss_of(stage, run, models, batch, options, *, critic=False):
     """What the stage says, from parameters to its loss; with which options it reads alike, it reads once."""
     declared, policy = stage, models["policy"]
@@ -224,11 +228,11 @@ def loss_of(stage, run, models, batch, options, *, critic=False):
     return float(declared.loss(scores, batch, fixed, options, declared.totals(batch, options))[0])
 
 
-@pytest.mark.parametrize(("name", "formula", "changes"), CASES, ids=str)
+@pytest.mark.parametrize(("name", "formula", "changes"), CASES, ids=name_of)
 def test_the_loss_is_that_of_the_formula(name, formula, changes, state):
     run, models, batch, read = state(name)
     if name == "reward":  # every second pair has a margin
-        batch = batch.replace(margin=0.7 * (batch.weight > 0) * (jnp.arange(batch.weight.shape[1]) % 2))
+        batch = batch.replace(margin=0.7 * (batch.weight > 0) * (jnp.arange(batch.weight.shape[1])[None] % 2))
     temperature = changes.get("temperature", 1.0)
     more = {key: value for key, value in changes.items() if key != "temperature"}
     options = dataclasses.replace(run.config.options, **more)

@@ -99,6 +99,36 @@ def test_adafactor_equals_optax():
         params = optax.apply_updates(params, update)
 
 
+def test_adafactor_factors_each_kernel_of_attention_as_a_matrix():
+    """As if heads and their dimensions were one axis, layer by layer; nothing as large as a kernel is kept."""
+    L, D, H, d = 2, 128, 4, 32
+    shapes = {"query": (L, D, H, d), "out": (L, H, d, D)}
+    rng = np.random.default_rng(0)
+    params = {name: {"kernel": jnp.float32(rng.normal(size=shape))} for name, shape in shapes.items()}
+    params = {"layers": {"attention": params}}
+    grads = jax.tree.map(lambda p: jnp.cos(3 * p), params)
+    optimizer = make_optimizer(_config("adafactor"), 10)
+    state = optimizer.init(params)
+    assert max(x.size for x in jax.tree.leaves(state)) == L * D
+    update, state = optimizer.update(grads, state, params)
+    for name in shapes:
+        g = np.float64(grads["layers"]["attention"][name]["kernel"])
+        p = np.float64(params["layers"]["attention"][name]["kernel"])
+        shape = (L, D, H * d) if name == "query" else (L, H * d, D)
+        square = np.square(g.reshape(shape)) + 1e-30
+        rows, columns = (
+            square.mean(2),
+            square.mean(1),
+        )  # after one step, the averages are of this gradient alone
+        second = rows[:, :, None] * columns[:, None, :] / rows.mean(1)[:, None, None]
+        direction = (g.reshape(shape) / np.sqrt(second)).reshape(g.shape)
+        direction /= max(1.0, np.sqrt(np.square(direction).mean()))  # algorithm 4: clipped at an RMS of 1
+        wanted = -LR * direction * max(np.sqrt(np.square(p).mean()), 1e-3)
+        np.testing.assert_allclose(
+            update["layers"]["attention"][name]["kernel"], wanted, rtol=2e-4, atol=1e-7
+        )
+
+
 def test_global_norm_is_clipped_over_all_leaves():
     norm = np.sqrt(sum(np.sum(np.float64(np.float32(g)) ** 2) for g in jax.tree.leaves(_grads(0))))
     free, clipped = (_run(_config("lion", clip_norm=c), steps=1)[2] for c in (None, 0.5))
