@@ -43,18 +43,19 @@ class ModelConfig(Checked, at="config.model"):
     # Of layers with a window, which are then never scaled; 0: as the others.
     rope_local_theta: float = field(0.0, at_least=0)
     rope_fraction: float = field(1.0, above=0, at_most=1)  # of each head's dimensions that is rotated
-    rope_scaling: str = field("none", choices=("none", "linear", "llama3", "yarn"))
+    rope_scaling: str = field("none", choices=("none", "linear", "llama3", "yarn", "longrope"))
     rope_factor: float = field(1.0, above=0)  # how many times the original context
-    rope_original_length: int = field(0, at_least=0)  # that context in tokens (llama3, yarn)
-    rope_low_frequency: float = field(
-        1.0, above=0
-    )  # llama3: fewer turns than this in the original context: slowed down
+    rope_original_length: int = field(0, at_least=0)  # that context in tokens (llama3, yarn, longrope)
+    # llama3: fewer turns than this in the original context: slowed down.
+    rope_low_frequency: float = field(1.0, above=0)
     rope_high_frequency: float = field(4.0, above=0)  # llama3: more turns than this: left alone
     rope_beta_fast: float = field(32.0, above=0)  # yarn: as rope_high_frequency
     rope_beta_slow: float = field(1.0, above=0)  # yarn: as rope_low_frequency
-    rope_attention_factor: float = field(
-        0.0, at_least=0
-    )  # yarn: cos and sin are multiplied by it; 0: as the paper says
+    # yarn, longrope: cos and sin are multiplied by it; 0: as the paper says.
+    rope_attention_factor: float = field(0.0, at_least=0)
+    # longrope: what each frequency is divided by, in sequences of at most the original context and in longer ones.
+    rope_short_factors: tuple[float, ...] = ()
+    rope_long_factors: tuple[float, ...] = ()
     # Attention
     # RMSNorm of queries and keys: each "head" (Qwen 3), or "all" heads at once (OLMo 2).
     qk_norm: str = field("none", choices=("none", "head", "all"))
@@ -88,6 +89,8 @@ class ModelConfig(Checked, at="config.model"):
     init_std: float = field(0.02, above=0)
 
     def __post_init__(self) -> None:
+        for name in ("rope_short_factors", "rope_long_factors"):  # JSON has them as lists, which have no hash
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         super().__post_init__()
         if self.num_heads % self.num_kv_heads:
             works = [str(n) for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
@@ -128,7 +131,15 @@ class ModelConfig(Checked, at="config.model"):
                 f"config.model.rope_fraction={self.rope_fraction} rotates {self.rotary_dim} of head_dim="
                 f"{self.head_dim} dimensions; it must be an even number above 0"
             )
-        if self.rope_scaling in ("llama3", "yarn") and self.rope_original_length < 1:
+        if self.rope_scaling == "longrope":
+            for name in ("rope_short_factors", "rope_long_factors"):
+                factors = getattr(self, name)
+                if len(factors) != self.rotary_dim // 2 or not all(factor > 0 for factor in factors):
+                    raise ConfigError(
+                        f"config.model.{name} has {len(factors)} factors: rope_scaling='longrope' needs one above 0 "
+                        f"for each of the {self.rotary_dim // 2} rotated pairs of a head"
+                    )
+        if self.rope_scaling in ("llama3", "yarn", "longrope") and self.rope_original_length < 1:
             raise ConfigError(
                 f"config.model.rope_scaling={self.rope_scaling!r} needs config.model.rope_original_length, the "
                 "context before it was scaled"
@@ -146,6 +157,16 @@ class ModelConfig(Checked, at="config.model"):
     def rotary_dim(self) -> int:
         """How many of a head's dimensions are rotated."""
         return int(self.head_dim * self.rope_fraction)
+
+    @property
+    def sampling_limit(self) -> tuple[str, int]:
+        """The field that limits the tokens of a prompt and what is sampled after it, and how many these may be.
+
+        Of "longrope" it is the original context: past it a sequence has other frequencies from its first token on, and
+        what the cache holds would have to be read again.
+        """
+        name = "rope_original_length" if self.rope_scaling == "longrope" else "max_length"
+        return name, min(self.max_length, getattr(self, name))
 
     @property
     def local_layers(self) -> tuple[bool, ...]:
