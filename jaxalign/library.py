@@ -107,7 +107,8 @@ class Model:
         Args:
           prompts: one prompt, whose completions come back as a list; or several, and a list for each.
           batch_size: completions at a time; they do not depend on it.
-          sampling: fields of `SamplingConfig`: max_new_tokens, temperature, top_k, top_p, min_p.
+          sampling: fields of `SamplingConfig`: max_new_tokens, temperature, top_k, top_p, min_p, min_new_tokens,
+            repetition_penalty, stop (a text or several).
 
         Raises:
           ConfigError: it is a reward model, or a value cannot work. DataError: a prompt cannot be used.

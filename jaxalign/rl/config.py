@@ -62,6 +62,13 @@ class OnPolicyConfig(Checked):
                 "0, 1 and 0 and lower the temperature instead"
             )
 
+        if self.sampling.altered:
+            raise ConfigError(
+                f"{self.path}.sampling uses {', '.join(self.sampling.altered)}: completions would come from another "
+                "distribution than the one whose log-probabilities the loss uses; leave them out, and let "
+                "the reward say what is wanted"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class RewardedConfig(OnPolicyConfig):

@@ -19,6 +19,7 @@ from jaxalign.data.records import Message, Prompt
 from jaxalign.errors import DataError
 from jaxalign.fields import like
 from jaxalign.models import ModelConfig, Params
+from jaxalign.sampling.answers import cut_at_stop
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.sampling.stream import stream
 from jaxalign.training.saved_model import find_language_model
@@ -65,8 +66,10 @@ class Speaker:
         ):
             ids += [token] * (token not in stops)
             # A character may take several tokens: what is not yet whole is held back.
-            reply = self.tokenizer.decode(ids)
+            reply, _, found = cut_at_stop(ids, self.tokenizer, sampling.stops)
             yield reply.rstrip("\ufffd")
+            if found:
+                break
         if not plain:
             self.messages = [*said, Message("assistant", reply)] if reply.strip() else said[:-1]
 

@@ -18,6 +18,9 @@ class SamplingRequest(Request):
     top_k: int = like(SamplingConfig, "top_k")
     top_p: float = like(SamplingConfig, "top_p")
     min_p: float = like(SamplingConfig, "min_p")
+    min_new_tokens: int = like(SamplingConfig, "min_new_tokens")
+    repetition_penalty: float = like(SamplingConfig, "repetition_penalty")
+    stop: str = like(SamplingConfig, "stop")
     seed: int = flag("of the sampling", default=0, at_least=0)
     chat_template: str = flag("Jinja file, in place of the model's own template", default="", show="FILE")
     dtype: str = flag(

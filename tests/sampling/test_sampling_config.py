@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import ConfigError
+from jaxalign.sampling.answers import cut_at_stop
 from jaxalign.sampling.generate import SamplingConfig, gumbel_noise, truncate_logits
+from jaxalign.stages.ppo import PPOConfig
 
 
 @pytest.mark.parametrize(
@@ -21,11 +23,52 @@ from jaxalign.sampling.generate import SamplingConfig, gumbel_noise, truncate_lo
         ("top_p", 1.01, "above 0 and at most 1 (off)"),
         ("min_p", -0.1, "at least 0 (off) and below 1"),
         ("min_p", 1.0, "at least 0 (off) and below 1"),
+        ("min_new_tokens", -1, "0 or more"),
+        ("repetition_penalty", 0.0, "a positive number"),
     ],
 )
 def test_refused(key, value, wanted):
     with pytest.raises(ConfigError, match=re.escape(f"config.sampling.{key}={value} must be {wanted}")):
         SamplingConfig(**{key: value})
+
+
+def test_a_least_length_above_the_longest_is_refused():
+    with pytest.raises(ConfigError, match=r"sampling\.min_new_tokens=9 is above max_new_tokens=8; lower it"):
+        SamplingConfig(max_new_tokens=8, min_new_tokens=9)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"min_new_tokens": 2}, {"repetition_penalty": 1.1}, {"stop": ("a", "b")}]
+)
+def test_what_changes_the_distribution_is_refused_where_its_log_probabilities_count(changes):
+    (name,) = changes
+    with pytest.raises(
+        ConfigError, match=rf"config\.ppo\.sampling uses {name}: completions would come from another"
+    ):
+        PPOConfig(reward_function="f:f", sampling=SamplingConfig(**changes))
+
+
+class Letters:
+    eos_ids = (0,)
+
+    def decode(self, ids):
+        return "".join(chr(96 + i) for i in ids)
+
+
+@pytest.mark.parametrize(
+    ("stop", "ids", "wanted"),
+    [
+        ("", [1, 2, 3, 0], ("abc", 4, False)),
+        ("z", [1, 2, 3, 0], ("abc", 4, False)),
+        ("bc", [1, 2, 3, 4, 5], ("a", 3, True)),
+        (("e", "d"), [1, 2, 3, 4, 5], ("abc", 4, True)),  # whichever comes first
+        ("e", [1, 2, 3, 4, 5], ("abcd", 5, True)),  # with the last token
+        ("a", [1, 2], ("", 1, True)),
+        ("a", [], ("", 0, False)),
+    ],
+)
+def test_a_completion_ends_before_its_first_stop_string(stop, ids, wanted):
+    assert cut_at_stop(ids, Letters(), SamplingConfig(stop=stop).stops) == wanted
 
 
 @pytest.mark.parametrize(
