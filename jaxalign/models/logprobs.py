@@ -27,12 +27,21 @@ _CHUNK_BYTES = 64 * 2**20
 _CHUNK_TOKENS = 1024
 
 
+class TokenStatistics(NamedTuple):
+    """What a log shows of a distribution and its target, float32 [B, T]; none of them has a gradient."""
+
+    entropy: jax.Array  # nats
+    is_top1: jax.Array  # 1 where no token is likelier than the target
+    mean_logit: jax.Array  # over the vocabulary, before the temperature
+
+
 class TokenLogprobs(NamedTuple):
     """Each float32 [B, T], in nats; `entropy` of the whole distribution at that position, or None."""
 
     logp: jax.Array
     logsumexp: jax.Array
     entropy: jax.Array | None
+    statistics: TokenStatistics | None = None
 
 
 def default_chunk_size(batch: int, vocab: int) -> int:
@@ -52,12 +61,14 @@ def token_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
     with_entropy: bool = False,
+    with_statistics: bool = False,
     chunk_size: int | None = None,
 ) -> TokenLogprobs:
     """log softmax(softcap(hidden @ headᵀ) / temperature) at `targets`.
 
     Args: `hidden` [B, T, D] and `head` [V, D] of any float dtype; `targets` integer [B, T]; `softcap` c maps
-    logits to c · tanh(logits / c) (Gemma 2, arXiv 2408.00118 §2); `chunk_size` tokens per row handled at
+    logits to c · tanh(logits / c) (Gemma 2, arXiv 2408.00118 §2); `with_entropy` an entropy with a gradient,
+    `with_statistics` what costs next to nothing beside it and has none; `chunk_size` tokens per row handled at
     once, None for `default_chunk_size`. Logits and everything after them are float32. The head's gradient is
     summed in float32; the logits' gradient is rounded to the inputs' dtype before its two matrix products.
     A target outside [0, V) gives NaN. Raises TypeError or ValueError for wrong dtypes, shapes or settings.
@@ -68,7 +79,9 @@ def token_logprobs(
     if targets.shape != hidden.shape[:2]:
         raise ValueError(f"targets has shape {targets.shape}; hidden {hidden.shape} needs {hidden.shape[:2]}")
     chunk_size = _checked_chunk_size(chunk_size, hidden, head, temperature, softcap)
-    return _token_logprobs(hidden, head, targets, temperature, softcap, with_entropy, chunk_size)
+    return _token_logprobs(
+        hidden, head, targets, temperature, softcap, with_entropy, with_statistics, chunk_size
+    )
 
 
 def token_kl(
@@ -142,6 +155,7 @@ def _read_tokens(
     temperature: float,
     softcap: float | None,
     with_entropy: bool,
+    with_statistics: bool,
     chunk_size: int,
 ) -> tuple[TokenLogprobs, tuple[jax.Array, jax.Array]]:
     """The result, and its log-sum-exp as two numbers: the largest logit, and that of all less the largest."""
@@ -153,13 +167,21 @@ def _read_tokens(
         target = jnp.sum(jnp.where(_is_target(targets_c, logits), shifted, 0.0), axis=-1)
         in_vocabulary = (targets_c >= 0) & (targets_c < head.shape[0])
         logp = jnp.where(in_vocabulary, target - log_sum, jnp.nan)
-        entropy = _entropy(shifted - log_sum[..., None]) if with_entropy else None
-        return None, (TokenLogprobs(logp, largest + log_sum, entropy), (largest, log_sum))
+        measured = with_entropy or with_statistics
+        entropy: Any = _entropy(shifted - log_sum[..., None]) if measured else None
+        statistics = None
+        if with_statistics:
+            # The largest logit less itself may be off by its rounding, as the compiler computes it twice.
+            near = 4 * jnp.finfo(jnp.float32).eps * jnp.maximum(1.0, jnp.abs(largest))
+            is_top1 = (in_vocabulary & (target >= -near)).astype(jnp.float32)
+            statistics = TokenStatistics(entropy, is_top1, jnp.mean(logits, axis=-1) * temperature)
+        out = TokenLogprobs(logp, largest + log_sum, entropy if with_entropy else None, statistics)
+        return None, (out, (largest, log_sum))
 
     return _scan_tokens(step, None, (hidden, targets), chunk_size)[1]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6, 7))
 def _token_logprobs(
     hidden: jax.Array,
     head: jax.Array,
@@ -167,9 +189,11 @@ def _token_logprobs(
     temperature: float,
     softcap: float | None,
     with_entropy: bool,
+    with_statistics: bool,
     chunk_size: int,
 ) -> TokenLogprobs:
-    return _read_tokens(hidden, head, targets, temperature, softcap, with_entropy, chunk_size)[0]
+    settings = (temperature, softcap, with_entropy, with_statistics, chunk_size)
+    return _read_tokens(hidden, head, targets, *settings)[0]
 
 
 def _token_logprobs_forward(
@@ -183,6 +207,7 @@ def _token_logprobs_backward(
     temperature: float,
     softcap: float | None,
     with_entropy: bool,
+    with_statistics: bool,
     chunk_size: int,
     residuals: tuple,
     cotangents: TokenLogprobs,
@@ -202,7 +227,7 @@ def _token_logprobs_backward(
         d_hidden_c, d_head_c = _logits_backward(d_logits, logits, hidden_c, head, temperature, softcap)
         return d_head + d_head_c, d_hidden_c
 
-    chunked = (hidden, targets, sums, entropy, cotangents)
+    chunked = (hidden, targets, sums, entropy, cotangents._replace(statistics=None))
     d_head, d_hidden = _scan_tokens(step, jnp.zeros_like(head, jnp.float32), chunked, chunk_size)
     return d_hidden, d_head.astype(head.dtype), None
 

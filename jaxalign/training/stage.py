@@ -18,9 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxalign.data import Batch, PairBatch, UnpairedBatch
 from jaxalign.errors import ConfigError
-from jaxalign.losses.metrics import Mean, Metric, Metrics, finalize, merge, normalized
+from jaxalign.losses.metrics import Mean, Metric, Metrics, finalize, masked_mean, merge, normalized
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.logprobs import TokenStatistics
 from jaxalign.models.scoring import Scores, score_batch
 from jaxalign.training.flops import count_work, flops_metric, tokens_metric, update_flops
 from jaxalign.training.optimizer import make_optimizer, make_schedule
@@ -92,7 +94,10 @@ class Stage:
         reading, others = self.reading(options), others or {}
 
         def score(params: Params, batch: Any, frozen: dict[str, Params]) -> tuple[Scores, dict[str, Scores]]:
-            policy = score_batch(params, model, batch, scalar=self.scalar, **reading)
+            measured = not self.scalar and isinstance(batch, Batch | PairBatch | UnpairedBatch)
+            policy = score_batch(
+                params, model, batch, scalar=self.scalar, **reading, with_statistics=measured
+            )
             fixed = {
                 name: score_batch(x, others.get(name, model), batch, scalar=self.scalar, **reading)
                 for name, x in frozen.items()
@@ -232,6 +237,8 @@ class Stage:
             constant = jax.lax.stop_gradient(policy)
             total = total | finalize(self.statistics(constant, batch, fixed, options))
         value, metrics = self._call_loss(policy, batch, fixed, options, total)
+        if policy.statistics is not None:
+            metrics = token_metrics(policy.statistics, batch) | metrics
         return add_router_losses(value, metrics, policy.router, batch, total, model)
 
     def _call_totals(self, batch: Any, options: Any) -> Totals:
@@ -270,6 +277,23 @@ class Stage:
                 "what `totals`, `statistics` and `frozen` of the Stage name"
             ) from error
         return check_loss(result, where)
+
+
+def token_metrics(statistics: TokenStatistics, batch: Any) -> Metrics:
+    """What TRL reports of tokens, under its names, over the supervised ones.
+
+    `entropy` of the next-token distribution, nats; `mean_token_accuracy`, how often the token is the likeliest, of
+    pairs in the chosen response; of pairs also `logits/chosen` and `logits/rejected`, means over tokens and vocabulary.
+    """
+    counted, sides = batch.loss_mask, {}
+    if isinstance(batch, PairBatch):
+        sides = {"chosen": batch.mask_of(batch.chosen), "rejected": batch.mask_of(batch.rejected)}
+    if isinstance(batch, UnpairedBatch):
+        counted = batch.mask_of(batch.completion)
+    return {
+        "entropy": masked_mean(statistics.entropy, counted),
+        "mean_token_accuracy": masked_mean(statistics.is_top1, sides.get("chosen", counted)),
+    } | {f"logits/{side}": masked_mean(statistics.mean_logit, mask) for side, mask in sides.items()}
 
 
 def check_loss(result: Any, where: str) -> tuple[jax.Array, Metrics]:

@@ -16,10 +16,11 @@ from test_stage_invariance import episodes, everything, load, opened
 from tiny import STAGES
 
 from jaxalign import parallel
+from jaxalign.losses.metrics import finalize
 from jaxalign.models import hidden_states, init_head, unembedding
 from jaxalign.sampling.generate import Completions
 from jaxalign.stages import find_stage
-from jaxalign.training.stage import Stage
+from jaxalign.training.stage import Stage, token_metrics
 
 STATES: dict = {}
 SCORES: dict = {}
@@ -342,3 +343,33 @@ def test_no_option_is_left_out(stage):
     for place in ELSEWHERE:
         file, test = place.split(".")
         assert f"def {test}" in (pathlib.Path(__file__).parent / f"{file}.py").read_text()
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_metrics_of_tokens_are_trls(name, state):
+    """entropy, mean_token_accuracy, logits/chosen and logits/rejected, by the definitions of TRL's trainers."""
+    run, models, batch, read = state(name)
+    stage, options = find_stage(name), run.config.options
+    frozen = dict.fromkeys(stage.frozen(options), models["reference"])
+    policy = jax.jit(stage.scores(run.model, options))(models["policy"], batch, frozen)[0]
+    got = jax.tree.map(float, finalize(token_metrics(policy.statistics, batch)))
+    oracle = Oracle(batch, read, 1.0, 0.0)
+    mask, logits = oracle.batch.loss_mask > 0, read["policy"]
+    before = np.zeros_like(mask)
+    before[:, :-1] = mask[:, 1:]  # the places whose logits are about a supervised token
+    assert got["entropy"] == pytest.approx(oracle.policy[2][mask].mean(), rel=1e-5)
+    right = logits.argmax(-1)[before] == oracle.batch.tokens[mask]
+    if name == "sft":
+        assert got.keys() == {"entropy", "mean_token_accuracy"}
+        assert got["mean_token_accuracy"] == pytest.approx(right.mean(), rel=1e-6) and 0 < right.mean() < 1
+        return
+    sides = {"chosen": np.zeros_like(mask), "rejected": np.zeros_like(mask)}
+    for row, chosen, rejected, _, _ in oracle.pairs():
+        sides["chosen"][row] |= mask[row] & (oracle.batch.segment_ids[row] == chosen)
+        sides["rejected"][row] |= mask[row] & (oracle.batch.segment_ids[row] == rejected)
+    for side, here in sides.items():
+        before = np.zeros_like(here)
+        before[:, :-1] = here[:, 1:]
+        assert got[f"logits/{side}"] == pytest.approx(logits.mean(-1)[before].mean(), rel=1e-4, abs=1e-6)
+    correct = (logits.argmax(-1)[:, :-1] == oracle.batch.tokens[:, 1:])[sides["chosen"][:, 1:]]
+    assert got["mean_token_accuracy"] == pytest.approx(correct.mean(), rel=1e-6)
