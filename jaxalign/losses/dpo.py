@@ -88,7 +88,7 @@ def dpo_loss(
     Args: sequence sums of log-probabilities and pair weights, float32 of one shape; the reference arrays are
     constants, and None if `reference_free`; `lengths` the supervised token counts (chosen, rejected) of the
     same shape, needed by ipo_mean, length_normalized and nll_coef; `normalizer` Σ weight over the global
-    batch. Metrics: `loss`; `rewards/chosen`, `rewards/rejected` (β · log-ratio, per token where the loss is),
+    batch. Metrics: `loss`; `rewards/chosen`, `rewards/rejected` (β · log-ratio, summed over the response, as in TRL),
     `rewards/margins`, `rewards/accuracies` (strictly greater, as in TRL: a tie counts 0); `logps/chosen`,
     `logps/rejected` (sequence sums); `nll_loss` when nll_coef is not 0.
     Raises ConfigError for references or lengths that are missing or too many, TypeError or ValueError for
@@ -118,6 +118,8 @@ def dpo_loss(
     if not objective.reference_free:
         ref_chosen_logp, ref_rejected_logp = (jax.lax.stop_gradient(keep(x, weight)) for x in references)
         chosen_ratio, rejected_ratio = chosen_logp - ref_chosen_logp, rejected_logp - ref_rejected_logp
+    # A log shows sums over the response, whatever the loss averages: so does TRL.
+    chosen_reward, rejected_reward = objective.beta * chosen_ratio, objective.beta * rejected_ratio
     if objective.per_token:
         chosen_ratio = chosen_ratio / keep(chosen_length, weight, 1.0)
         rejected_ratio = rejected_ratio / keep(rejected_length, weight, 1.0)
@@ -129,9 +131,7 @@ def dpo_loss(
         pair_loss = pair_loss + objective.nll_coef * nll
         metrics["nll_loss"] = masked_mean(nll, weight)
     loss = metrics["loss"] = masked_mean(pair_loss, weight)
-    metrics |= preference_metrics(
-        objective.beta * chosen_ratio, objective.beta * rejected_ratio, chosen_logp, rejected_logp, weight
-    )
+    metrics |= preference_metrics(chosen_reward, rejected_reward, chosen_logp, rejected_logp, weight)
     return normalized(loss, normalizer), metrics
 
 

@@ -141,7 +141,7 @@ def merge_ragged(seen: list[Metrics]) -> Metrics:
             merged[name] = Mean(merged[name].total, jnp.ones(()))
     if "val/ratio" in merged:
         mean = finalize({"r": merged["val/ratio"], "s": merged.pop("val/ratio_sq")})
-        merged["val/ratio_var"] = Mean(mean["s"] - jnp.square(mean["r"]), jnp.ones(()))
+        merged["policy/ratio_var"] = Mean(mean["s"] - jnp.square(mean["r"]), jnp.ones(()))
     return merged
 
 

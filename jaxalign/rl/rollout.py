@@ -150,9 +150,18 @@ def shape(scores: jax.Array, completions: Completions, options: RewardedConfig) 
 
 
 def rollout_metrics(
-    scored: dict[str, jax.Array], scores: jax.Array | None, completions: Completions
+    scored: dict[str, jax.Array],
+    scores: jax.Array | None,
+    completions: Completions,
+    missing_eos_penalty: float | None = None,
+    kl_estimator: str = "k1",
 ) -> Metrics:
-    """What every stage that samples reports of a rollout."""
+    """What every stage that samples reports of a rollout, under TRL's names where TRL has the number.
+
+    `objective/scores` are less the penalty of a missing end, but neither scaled nor clipped; those of the reward alone
+    are then `objective/raw_scores`. `objective/kl` is by the estimator of the stage; where that is another, the sum of
+    log-ratios is `objective/kl_k1`.
+    """
     N = completions.logp.shape[1]
     gap = jnp.abs(completions.logp - scored["old_logp"][:, -N:])
     length = completions.mask.sum(1)
@@ -168,8 +177,13 @@ def rollout_metrics(
     }
     if scores is not None:
         metrics["objective/scores"] = masked_mean(scores, each)
-    if "kl1" in scored:
-        metrics["objective/kl"] = masked_mean(jnp.sum(scored["kl1"] * scored["mask"], axis=1), each)
+        if missing_eos_penalty is not None:
+            less = shape_scores(scores, has_eos=completions.stopped, missing_eos_penalty=missing_eos_penalty)
+            metrics["objective/raw_scores"] = metrics["objective/scores"]
+            metrics["objective/scores"] = masked_mean(less, each)
+    for name, kl in (("objective/kl", "kl"), ("objective/kl_k1", "kl1")):
+        if kl in scored and (kl == "kl" or kl_estimator != "k1"):
+            metrics[name] = masked_mean(jnp.sum(scored[kl] * scored["mask"], axis=1), each)
     return metrics
 
 

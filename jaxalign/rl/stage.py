@@ -365,7 +365,8 @@ def call_functions(
 
 
 def _verify_kl(metrics: Metrics, *, exact: bool) -> None:
-    kl = float(finalize(metrics)["objective/kl"])
+    name = "objective/kl_k1" if "objective/kl_k1" in metrics else "objective/kl"
+    kl = float(finalize(metrics)[name])
     if not abs(kl) <= (1e-3 if exact else 0.5):
         raise StepZeroError(
             f"before the first update the policy is its reference, yet objective/kl is {kl:.4e} nats; "

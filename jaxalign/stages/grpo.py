@@ -90,7 +90,7 @@ def credit(
 ) -> tuple[Rollout, dict[str, Any], Metrics]:
     """Advantages of the shaped scores; the KL stands in the loss."""
     rollout, metrics = learn_from_groups(scored, shape(scores, completions, options), completions, options)
-    return rollout, {}, metrics | rollout_metrics(scored, scores, completions)
+    return rollout, {}, metrics | rollout_metrics(scored, scores, completions, options.missing_eos_penalty)
 
 
 def reading(options: Any) -> dict[str, Any]:

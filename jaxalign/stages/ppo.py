@@ -171,7 +171,12 @@ def assign_advantages(
     rollout = plain_rollout(
         {name: x for name, x in scored.items() if name != "ref_logp"}, advantages=advantages, returns=returns
     )
-    return rollout, moments, metrics | rollout_metrics(scored, scores, completions)
+    return (
+        rollout,
+        moments,
+        metrics
+        | rollout_metrics(scored, scores, completions, options.missing_eos_penalty, options.kl_estimator),
+    )
 
 
 def credit(

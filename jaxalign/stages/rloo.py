@@ -42,7 +42,7 @@ def credit(
     rewards = shape(scores, completions, options)
     if "kl1" in scored:
         rewards = rewards - options.kl_coef * jnp.sum(scored["kl1"] * scored["mask"], axis=1)
-    metrics = rollout_metrics(scored, scores, completions)
+    metrics = rollout_metrics(scored, scores, completions, options.missing_eos_penalty)
     # The loss has no KL of its own.
     unread = {name: x for name, x in scored.items() if name != "ref_logp"}
     rollout, more = grpo.learn_from_groups(unread, rewards, completions, options)

@@ -1,5 +1,6 @@
 """Every option of PPO does what its equation says."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -104,7 +105,20 @@ def test_scores_become_advantages_as_by_hand(changes):
     np.testing.assert_allclose(np.asarray(rollout.advantages)[live], advantages[live], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.asarray(rollout.returns)[live], returns[live], rtol=1e-5, atol=1e-5)
     values = jax.tree.map(float, finalize(metrics))
-    assert values["objective/scores"] == pytest.approx(float(scores.mean()), rel=1e-5)
+    less = np.where(
+        STOPPED, scores, np.asarray(scores) - (options.missing_eos_penalty or 0.0)
+    )  # as TRL has it
+    assert values["objective/scores"] == pytest.approx(less.mean(), rel=1e-5)
+    if options.missing_eos_penalty:
+        assert values["objective/raw_scores"] == pytest.approx(float(scores.mean()), rel=1e-5)
+    k3 = np.asarray(kl) ** 2  # of whatever estimator: the KL that is logged is the one that is learned from
+    other = dataclasses.replace(options, kl_estimator="k3")
+    logged = assign_advantages(
+        scored | {"kl": jnp.float32(k3)}, scores, completions, jnp.float32(0.2), before, options=other
+    )[2]
+    logged = finalize(logged)
+    assert float(logged["objective/kl"]) == pytest.approx((k3 * mask).sum(1).mean(), rel=1e-5)
+    assert float(logged["objective/kl_k1"]) == pytest.approx((kl * mask).sum(1).mean(), rel=1e-5)
     assert values["objective/rlhf_reward"] == pytest.approx(
         (shaped - 0.2 * (kl * mask).sum(1)).mean(), rel=1e-5
     )

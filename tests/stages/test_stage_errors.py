@@ -38,6 +38,11 @@ from jaxalign.training.loop import Stopped
             {"ppo.reward_model": ""},
             r"set config\.ppo\.reward_model or config\.ppo\.reward_function; neither",
         ),
+        (
+            "sft",
+            {"model.dtype": "float16"},
+            r"config\.model\.dtype='float16' cannot train: .* use 'bfloat16'",
+        ),
         ("ppo", {"ppo.reward_function": "a:b"}, "both are set"),
         (
             "ppo",

@@ -66,7 +66,7 @@ def test_ppo_begins_with_ratio_1_and_no_kl(runs, tmp_path):
     run("ppo", runs, tmp_path, **{"num_steps": 1, "ppo.ppo_epochs": 1})
     first = history(tmp_path)[0][1]
     assert first["val/ratio"] == pytest.approx(1, abs=1e-5)
-    assert first["val/ratio_var"] == pytest.approx(0, abs=1e-5)
+    assert first["policy/ratio_var"] == pytest.approx(0, abs=1e-5)
     assert first["objective/kl"] == pytest.approx(0, abs=1e-5)
     assert first["rollout_logp_diff_max"] == pytest.approx(0, abs=1e-4)
 
@@ -79,7 +79,7 @@ def test_groups_begin_with_ratio_1_no_kl_and_a_loss_of_0(stage, tie, runs, tmp_p
     run(stage, runs, tmp_path, **{"num_steps": 1}, **tie)
     first = history(tmp_path)[0][1]
     assert first["val/ratio"] == pytest.approx(1, abs=1e-5)
-    assert first["val/ratio_var"] == pytest.approx(0, abs=1e-5)
+    assert first["policy/ratio_var"] == pytest.approx(0, abs=1e-5)
     assert first["objective/kl"] == pytest.approx(0, abs=1e-5)
     assert first["loss"] == pytest.approx(0, abs=1e-5)
     assert first["grad_norm"] > 1e-3
