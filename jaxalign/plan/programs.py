@@ -14,7 +14,7 @@ from jaxalign.models import ModelConfig, Params
 from jaxalign.training.config import Config
 from jaxalign.training.open import Run, count_updates
 from jaxalign.training.optimizer import make_optimizer, make_schedule
-from jaxalign.training.saved_model import find_model
+from jaxalign.training.saved_model import check_length, find_model
 from jaxalign.training.trainer import Program
 
 # Axes along which a parameter may be split at rest, and is not when used.
@@ -37,6 +37,7 @@ def abstract_run(config: Config, mesh: Mesh | AbstractMesh, platform: str) -> Ru
             "config.model.vocab_size=0: a plan opens no tokenizer; set it, or name a preset, as in "
             "configs/sft.py:llama3_8b"
         )
+    check_length(model, config.data.max_length, f"config.data.max_length={config.data.max_length} makes")
     # Constants of the schedule: when the steps are counted in epochs of data that is not here, any number will do.
     steps = config.num_steps or config.optimizer.warmup_steps + 1000
     there: Any = mesh  # one that is only described serves where no array is made

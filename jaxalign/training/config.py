@@ -29,18 +29,24 @@ class ModelSettings(ModelConfig):
     max_length: int = field(0, at_least=0)
     # "auto": splash on TPU, blockwise on GPU, else xla.
     attention: str = field("auto", choices=("auto", *ATTENTION))
+    # None: that of init_from, which has it from its config.json; from scratch 0.
+    router_balance_coef: float | None = field(None, at_least=0)
     init_from: str = ""  # a run's folder; its architecture, weights and tokenizer are taken over
 
     def __post_init__(self) -> None:
         """Sizes that must fit each other are checked once resolved: see `architecture`."""
         check(type(self), vars(self), self.key)
 
-    def architecture(
-        self, vocab_size: int, platform: str, max_length: int = ModelConfig.max_length
-    ) -> ModelConfig:
-        """The ModelConfig of these settings, for a platform of JAX; the two sizes are used where none is set."""
+    def architecture(self, vocab_size: int, platform: str, saved: ModelConfig | None = None) -> ModelConfig:
+        """The ModelConfig of these settings, for a platform of JAX; what is not set is the `saved` model's."""
+        saved = saved or ModelConfig()
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelConfig)}
-        values |= {"vocab_size": self.vocab_size or vocab_size, "max_length": self.max_length or max_length}
+        values |= {
+            "vocab_size": self.vocab_size or vocab_size,
+            "max_length": self.max_length or saved.max_length,
+        }
+        if self.router_balance_coef is None:
+            values["router_balance_coef"] = saved.router_balance_coef
         if self.attention == "auto":
             values["attention"] = default_attention(platform)
         elif self.attention == "splash" and platform != "tpu":
@@ -85,6 +91,12 @@ class Config(Checked, at="config"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model.dtype == "float16":
+            raise ConfigError(
+                "config.model.dtype='float16' cannot train: gradients of a loss that is divided by many tokens are "
+                "below what it can hold, and become 0; use 'bfloat16', which takes as much memory (float16 is for "
+                "sampling: jaxalign generate --dtype=float16)"
+            )
         if self.num_steps == 0 and not self.num_epochs > 0:
             raise ConfigError(
                 f"config.num_epochs={self.num_epochs} must be positive, or set config.num_steps"
@@ -119,9 +131,8 @@ class Config(Checked, at="config"):
         """
         if saved is None:
             longest = max(ModelConfig.max_length, self.data.max_length)
-            return self.model.architecture(vocab_size, platform, longest)
-        wanted = self.model.architecture(saved.vocab_size, platform, saved.max_length)
-        return resolve_architecture(wanted, saved)
+            return self.model.architecture(vocab_size, platform, ModelConfig(max_length=longest))
+        return resolve_architecture(self.model.architecture(saved.vocab_size, platform, saved), saved)
 
     @staticmethod
     def leave_out(values: ConfigDict, given: set[str]) -> list[str]:

@@ -162,7 +162,16 @@ class Run:
     @property
     def model_changes(self) -> list[str]:
         """What the run changes of the model that it starts from, a line each."""
-        return describe_changes(self.source.config, self.model) if self.source else []
+        if self.source is None:
+            return []
+        lines = describe_changes(self.source.config, self.model)
+        coef = self.model.router_balance_coef
+        if self.model.num_experts and coef and self.config.model.router_balance_coef is None:
+            lines.append(
+                f"the load-balancing loss of the experts weighs {coef:g}, as the model's own config says; "
+                "config.model.router_balance_coef is another weight, 0 for none"
+            )
+        return lines
 
     def abstract_rows(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         """An array of a batch, [B, ...], that is not there."""
