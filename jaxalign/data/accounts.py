@@ -119,6 +119,7 @@ class Watched(Mapping):
         return {name: self.row[name] for name in self if name not in self.read}
 
 
+@lru_cache(maxsize=4096)
 def is_harmless(name: str) -> bool:
     """Whether a name is one that data sets keep their books with: ids, sources, dates, lengths, scores."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)

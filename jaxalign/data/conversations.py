@@ -42,6 +42,8 @@ ALIASES = {
     for alias in aliases.split()
 }
 
+_ROLES = frozenset(ALIASES.values())
+
 
 def read_role(name: Any) -> Any:
     """The role that a name stands for, in whatever case; a name that is not known stays as it is."""
@@ -56,6 +58,8 @@ def read_turns(value: Any, name: str) -> list[Turn] | None:
     Raises:
       DataError, without the place: part of a content is not text, or lists of a struct differ in length.
     """
+    if type(value) is list and value and all(map(_is_plain, value)):
+        return value
     value = as_rows(_parsed(value), name)
     if isinstance(value, Mapping) and _key(value, _ROLE):
         value = [value]  # one message, as LLaMA-Factory writes an answer
@@ -70,6 +74,14 @@ def read_turns(value: Any, name: str) -> list[Turn] | None:
             return None
         made += turns
     return made
+
+
+def _is_plain(item: Any) -> bool:
+    """Whether an entry of a conversation is a message already, as most are."""
+    if type(item) is not dict or type(item.get("content")) is not str:
+        return False
+    role = item.get("role")
+    return type(role) is str and role in _ROLES and None not in item.values()
 
 
 def as_rows(value: Any, name: str) -> Any:

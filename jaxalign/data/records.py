@@ -140,7 +140,7 @@ def _unread_in(messages: Any) -> list[str]:
         for message in messages
         if isinstance(message, Mapping)
         for name, value in message.items()
-        if value not in (None, "", [], {}) and canonical(name) not in _OF_MESSAGES and not is_harmless(name)
+        if canonical(name) not in _OF_MESSAGES and value not in (None, "", [], {}) and not is_harmless(name)
     ]
 
 
