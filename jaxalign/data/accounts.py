@@ -84,7 +84,9 @@ class Watched(Mapping):
 
     def __init__(self, row: Row):
         self.row = row
-        self._names = {canonical(name): name for name, value in reversed(row.items()) if value is not None}
+        self._names = {
+            canonical(name): name for name, value in reversed(list(row.items())) if value is not None
+        }
         self.read: set[str] = set()
 
     def name(self, name: str) -> str | None:

@@ -277,7 +277,7 @@ def _continued(
     template: jinja2.Template | None,
 ) -> Item:
     """A turn that the prompt begins and the completion, as a model samples it from there, ends."""
-    if len(completion) > 1:
+    if len(completion) != 1:
         raise DataError(
             "the prompt ends with the beginning of an answer, so the completion must be one message, its rest; "
             f"found {len(completion)}"

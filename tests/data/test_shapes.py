@@ -469,6 +469,16 @@ def test_the_beginning_of_an_answer_goes_on_where_transformers_goes_on(model, tm
     )
 
 
+def test_answers_that_differ_in_white_space_alone_are_told_from_answers_that_were_cut(tmp_path):
+    tokenizer = load_tokenizer(hf_models.llama3().write(tmp_path / "model"))
+    rows = [{"question": Q, "chosen": A, "rejected": other} for other in (f"{A} ", B)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(eval=str(file), max_length=512, row_length=1024)
+    report = build_dataset(config, tokenizer, "preference", "eval").report
+    assert report.dropped == {"equal as tokens": 1} and report.kept == 1
+
+
 def test_a_beginning_that_the_template_changes_is_refused(tmp_path):
     tokenizer = load_tokenizer(hf_models.llama3().write(tmp_path / "model"))
     with pytest.raises(

@@ -208,7 +208,7 @@ def _with_messages(row: dict[str, Any], kind: str) -> dict[str, Any]:
         theirs = watched.name(name)
         if theirs is None:
             continue
-        value = row[theirs]
+        value: Any = row[theirs]
         inner = value.get("messages") if isinstance(value, Mapping) else None
         turns = read_turns(value if inner is None else inner, theirs)
         if turns is None and (name not in _CERTAIN or isinstance(value, str)):
@@ -216,7 +216,7 @@ def _with_messages(row: dict[str, Any], kind: str) -> dict[str, Any]:
         if turns is None and isinstance(value, Sequence) and not value:
             raise Unusable("does not begin with a human turn")
         rest = {other: x for other, x in row.items() if other != theirs}
-        if inner is not None:  # {"input": {"messages": [...], "tools": [...]}}
+        if inner is not None and isinstance(value, Mapping):  # {"input": {"messages": [...], "tools": [...]}}
             rest |= {key: x for key, x in value.items() if key != "messages" and key not in rest}
         row = _unmasked(rest) | {"messages": shapes.speakers(value if inner is None else inner, theirs)}
         if kind in _LEARNED and not any(name in Watched(row) for name in _ANSWERS):
@@ -348,7 +348,7 @@ def _with_label(row: dict[str, Any]) -> dict[str, Any]:
             return row
         label = watched[name]
         row = watched.rest | {"label": label}
-    turns = row.get("messages")
+    turns: Any = row.get("messages")
     if not any(name in row for name in ("completion", "chosen", *REPLIES)) and _ends_with_reply(turns):
         row = {name: value for name, value in row.items() if name != "messages"}
         row |= {"prompt": turns[:-1], "completion": turns[-1:]}
