@@ -13,6 +13,7 @@ from jaxalign.data.batch import ARRAYS
 from jaxalign.data.encode import OVERLONG, encode_records
 from jaxalign.data.invalid import RULES, BadRow, Invalid
 from jaxalign.data.items import Item, add_mismatched
+from jaxalign.data.mapping import check_mapping, parse_mapping
 from jaxalign.data.overlap import KEYS, drop_shared, hold_out
 from jaxalign.data.packing import AnyBatch, Rows, build_rows
 from jaxalign.data.public.advice import advise
@@ -51,6 +52,8 @@ class DataConfig(Checked, at="config.data"):
     # What becomes of rows that cannot be used: "stop" lists them and refuses; "drop" leaves them out, up to half of a
     # source, counts them and lists them in dropped.jsonl.
     invalid: str = field("stop", choices=RULES, says=f": write one of {', '.join(RULES)}")
+    # "OURS=THEIRS,...": what the rows call the fields that we read, as in "prompt=question,chosen=data.good".
+    fields: str = ""
     # Of rows and messages, left out on purpose though they mean something.
     ignore_fields: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()  # each training source's share of rows; () is each row once per epoch
@@ -175,10 +178,11 @@ def open_sources(config: DataConfig, kind: str, part: str) -> list[Records]:
     try:
         take = config.take or None
         ignore = tuple(field for fields in config.ignore_fields for field in fields.split(","))
-        return [
-            open_source(name, kind, part, split=config.split, take=take, ignore_fields=ignore)
-            for name in names
-        ]
+        mapping = parse_mapping(config.fields)
+        options: Any = {"split": config.split, "take": take, "ignore_fields": ignore, "fields": mapping}
+        sources = [open_source(name, kind, part, **options) for name in names]
+        check_mapping(sources, mapping)
+        return sources
     except DataError as error:
         raise DataError(f"{error} (from {key})") from error
 

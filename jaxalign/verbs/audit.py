@@ -6,7 +6,7 @@ Reads tokenizer, architecture and data of a config as training does, and no weig
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -90,6 +90,7 @@ def audit(config: Config) -> Audit:
         "stage": config.stage.name,
         "kind": kind,
         "tokenizer": data.tokenizer,
+        "fields": data.fields,
         "max_length": data.max_length,
         **{part: measure(dataset, kind, tokenizer, data.max_length) for part, dataset in parts.items()},
         "overlap": {"rule": data.overlap, "train_records": _overlap(train, held_out, data.overlap_by)},
@@ -120,6 +121,7 @@ def measure(dataset: Dataset, kind: str, tokenizer: Tokenizer, max_length: int) 
             "truncated": report.truncated,
             "split": report.split,
         },
+        "unread": _by_source(report.unread),
         "sequences": len(sequences),
         "tokens": report.tokens,
         "supervised": report.supervised,
@@ -139,6 +141,14 @@ def measure(dataset: Dataset, kind: str, tokenizer: Tokenizer, max_length: int) 
         },
         "fingerprint": dataset.fingerprint,
     }
+
+
+def _by_source(unread: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    """Of each source the fields that nothing is made from, with the number of rows that have them."""
+    found: dict[str, dict[str, int]] = {}
+    for (source, name), count in unread.items():
+        found.setdefault(source, {})[name] = count
+    return found
 
 
 def check_bos(

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from jaxalign.data import Dataset, Tokenizer
 from jaxalign.data.items import Item
+from jaxalign.data.kinds import PROMPTS
 from jaxalign.verbs.audit import Audit
 
 STYLES = {"supervised": "bold green", "context": "cyan", "control": "magenta"}
@@ -28,6 +29,8 @@ def print_audit(found: Audit, console: Console, show: int) -> None:
             for line in histogram_lines(found.numbers[part]["lengths"]):
                 console.print(line, highlight=False)
     console.print()
+    for line in unread_lines(found.numbers):
+        console.print(Text(line), soft_wrap=True)
     for note in found.notes:
         console.print(Text(f"note: {note}"), soft_wrap=True)
     for problem in found.problems:
@@ -102,6 +105,20 @@ def histogram_lines(lengths: dict[str, Any]) -> list[str]:
     ]
 
 
+def unread_lines(numbers: dict[str, Any]) -> list[str]:
+    """Each source with its fields that nothing is made from, and the number of rows that have them."""
+    words = "left to reward functions" if numbers["kind"] == PROMPTS else "not read"
+    return [
+        f"{words}, {part}, {source}: "
+        + ", ".join(
+            f"{name} ({count:,})" for name, count in sorted(fields.items(), key=lambda item: -item[1])
+        )
+        for part in ("train", "eval")
+        if part in numbers
+        for source, fields in numbers[part]["unread"].items()
+    ]
+
+
 def _legend() -> Text:
     line = Text("tokens: ")
     line.append("⟦supervised⟧", f"{STYLES['supervised']} underline").append("  ")
@@ -117,6 +134,8 @@ def _table(numbers: dict[str, Any]) -> Table:
         table.add_row(name, *(facts.get(name, "0") for facts in columns))
     overlap = numbers["overlap"]
     table.add_row("train records also in eval", f"{overlap['train_records']:,} ({overlap['rule']})")
+    if numbers["fields"]:
+        table.add_row("read as config.data.fields says", numbers["fields"])
     contexts = numbers["contexts"]
     table.add_row(
         "prompts unlike sampling's", f"{contexts['different']:,} of {contexts['checked']:,} checked"

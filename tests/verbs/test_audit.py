@@ -138,6 +138,22 @@ def test_text_that_passes_a_chat_template_by_is_told(folder):
     assert found.numbers["contexts"] == {"checked": 5, "different": 0, "plain": 3}
 
 
+def test_fields_that_are_not_read_are_listed_for_each_source(folder, capsys):
+    rows = [{"ask": f"who {n}?", "good": "fox", "id": n, "mood": "glad" if n else None} for n in range(3)]
+    held_out = write(folder / "eval.jsonl", [{"ask": "that?", "good": "dog", "category": "x"}])
+    found = audited(folder, "sft", rows, eval=held_out, fields="question=ask,completion=good")
+    assert found.numbers["fields"] == "question=ask,completion=good"
+    assert found.numbers["train"]["unread"] == {str(folder / "train.jsonl"): {"mood": 2}}
+    assert found.numbers["eval"]["unread"] == {held_out: {"category": 1}}
+    print_audit(found, Console(width=120), 0)
+    page = capsys.readouterr().out
+    assert f"not read, train, {folder / 'train.jsonl'}: mood (2)" in page
+    assert f"not read, eval, {held_out}: category (1)" in page and "question=ask,completion=good" in page
+    prompts = audited(folder, "ppo", [{"question": "who?", "answer": "fox"}])
+    print_audit(prompts, Console(width=120), 0)
+    assert f"left to reward functions, train, {folder / 'train.jsonl'}: answer (1)" in capsys.readouterr().out
+
+
 def test_cut_completions_are_told_from_endless_ones(folder):
     rows = [chat("who?", "the fox " * 30), chat("who?", "the fox")]
     found = audited(folder, "sft", rows, overlong="truncate")
