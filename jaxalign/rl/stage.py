@@ -77,6 +77,10 @@ class OnPolicyStage(Stage):
     # As `loss`, of a scalar model beside the policy; None: there is no critic.
     critic_loss: LossFn | None = None
 
+    def weights(self, options: Any) -> str:
+        """The policy's, or their average where there is one."""
+        return "average" if options.average_decay else "policy/params"
+
     def build(self, run: Run) -> Trainer:
         """What the loop runs: a rollout and an update."""
         return build_on_policy(self, run)
@@ -183,7 +187,7 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
         critic_config=critic_config,
     )
 
-    def evaluate(state: OnPolicyState) -> dict[str, float]:
+    def evaluate(state: OnPolicyState, go_on: Callable[[], bool]) -> dict[str, float]:
         # A fixed key: evaluations differ by the policy alone. And the policy is the one that is exported.
         policy = (
             state.policy if state.average is None else dataclasses.replace(state.policy, params=state.average)
@@ -191,8 +195,12 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
         fixed = dataclasses.replace(
             state, policy=policy, key=jax.random.fold_in(jax.random.key(run.config.seed), 2)
         )
-        merged = [sampler(fixed, batch, run.held_out)[1] for batch in run.eval_batches()]
-        values = finalize(merge_ragged(merged))
+        merged = []
+        for batch in run.eval_batches():
+            if not go_on():
+                break
+            merged.append(sampler(fixed, batch, run.held_out)[1])
+        values = finalize(merge_ragged(merged)) if merged else {}
         return {f"eval/{name}": float(x) for name, x in values.items() if not name.startswith("perf/")}
 
     return Trainer(
@@ -201,10 +209,10 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
         init=init,
         phases=(("rollout", sampler), ("update", learner)),
         evaluate=evaluate,
-        params=lambda state: state.policy.params if state.average is None else state.average,
         headlines=stage.headlines,
         changeable=stage.changeable,
         fingerprint=models.digest,
+        fresh=("rollout",),
     )
 
 
@@ -246,7 +254,8 @@ def make_rollout(
             )
         control = {"kl_coef": state.kl_coef, "moments": state.moments}
         episodes, control, metrics = credit(scored, scores, completions, control)
-        if int(state.policy.step) == 0 and "objective/kl" in metrics:
+        begins_as_reference = int(state.policy.step) == 0 and not run.config.resume_from
+        if begins_as_reference and "objective/kl" in metrics:
             _verify_kl(metrics, exact=exact)
         return dataclasses.replace(state, rollout=episodes, key=key, **control), metrics | more
 

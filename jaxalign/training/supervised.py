@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -52,9 +53,11 @@ def build_trainer(stage: "Stage", run: Run) -> Trainer:
         sums = [whole(None, batch, {}) for batch in run.eval_batches()]
         return functools.reduce(add_trees, sums)
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+    def evaluate(state: TrainState, go_on: Callable[[], bool]) -> dict[str, float]:
         losses, merged = [], None
         for batch in run.eval_batches():
+            if not go_on():
+                break
             # Each batch's loss divides by the totals of them all: so they add up to the loss of all data.
             value, metrics = evaluate_batch(state.params, batch, held_out_totals(), frozen.params)
             losses.append(value)
@@ -72,7 +75,6 @@ def build_trainer(stage: "Stage", run: Run) -> Trainer:
         init=lambda: make_state(run.init_params(scalar=stage.scalar), run.optimizer, abstract),
         phases=(("update", lambda state, batch: train_step(state, batch, frozen.params)),),
         evaluate=evaluate,
-        params=lambda state: state.params,
         scalar=stage.scalar,
         verify=verify,
         headlines=stage.headlines,

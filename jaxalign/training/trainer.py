@@ -1,6 +1,7 @@
 """What a stage becomes once a run is open: functions for the loop, and programs for the planner."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,13 +32,19 @@ class Trainer:
     abstract_state: State  # jax.ShapeDtypeStruct leaves with their shardings
     init: Callable[[], State]  # a fresh state, laid out as abstract_state says
     phases: tuple[tuple[str, Phase], ...]
-    evaluate: Callable[[State], dict[str, float]]
-    params: Callable[[State], Params]  # the weights that the stage is for
+    # (state, go_on): asks `go_on()` before each batch, and gives what it has where the answer is False.
+    evaluate: Callable[[State, Callable[[], bool]], dict[str, float]]
     scalar: bool = False  # those weights are a scalar model's
     verify: Callable[[State, Batch], None] = _nothing  # truths before the first update; raises StepZeroError
     headlines: tuple[str, ...] = ()  # the metrics that a line of the log shows; none named: all
     changeable: tuple[str, ...] = ()  # keys of the stage's options with which a run may go on, set otherwise
     fingerprint: str = ""  # of the frozen models; a resumed run must find the same
+    fresh: tuple[str, ...] = ()  # fields of the state that a run with config.resume_from begins without
+
+    def params(self, state: State) -> Params:
+        """The weights that the stage is for."""
+        where = self.run.config.stage.weights(self.run.config.options)
+        return functools.reduce(getattr, where.split("/"), state)
 
 
 @dataclasses.dataclass(frozen=True)
