@@ -27,7 +27,15 @@ from jaxalign.hub import download, is_hub_name
 from jaxalign.models import ModelConfig, Params, abstract_params
 from jaxalign.models.attention import default_attention
 from jaxalign.models.config import RUNTIME_KEYS
-from jaxalign.models.hf.importer import CONFIG, HFModel, Path, by_path, load_folder, open_folder
+from jaxalign.models.hf.importer import (
+    CONFIG,
+    HFModel,
+    Path,
+    by_path,
+    load_folder,
+    load_leaves,
+    open_folder,
+)
 from jaxalign.parallel import platform, processes
 from jaxalign.storage import local_copy, to_path
 from jaxalign.text.hf_tokenizer import HFTokenizer
@@ -114,10 +122,11 @@ class SavedModel:
         return None if found.place == self.place else found
 
     def leaf_reader(self, mesh: Mesh) -> Callable[[Path], jax.Array]:
-        """Reads single parameters by their path; those of a run without reading any others."""
-        if self.foreign is not None:
-            return by_path(self.load(mesh)).__getitem__
+        """Reads single parameters by their path, without reading any others."""
         abstract = by_path(abstract_params(self.config, mesh, scalar=self.scalar))
+        foreign = self.foreign
+        if foreign is not None:
+            return lambda path: load_leaves(foreign, {path: abstract[path]})[path]
         where = self.meta.get("weights", "params")
         return lambda path: load_leaf(self.place, "/".join(path), abstract[path], where=where)
 

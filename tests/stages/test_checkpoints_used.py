@@ -106,12 +106,6 @@ def test_every_place_that_takes_a_model_takes_a_checkpoint(sft, runs, tmp_path, 
     short = "--max-new-tokens=4"
     generated = tmp_path / "g.jsonl"
     assert main(["generate", f"--model={at_1}", prompts, f"--out={generated}", "--n=2", short]) == 0
-    assert (
-        main(
-            ["label", f"--completions={generated}", f"--reward-model={judge}@2", f"--out={tmp_path}/l.jsonl"]
-        )
-        == 0
-    )
     rewards = "--reward=tiny:reward_function"
     more = [f"--reference={sft}@3", "--take=8", short]
     assert main(["evaluate", f"--model={at_1}", prompts, rewards, *more]) == 0
