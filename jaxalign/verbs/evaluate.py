@@ -57,12 +57,12 @@ def evaluate(request: EvaluateRequest) -> Measured:
     rewards = load_rewards((request.reward,), key="--reward")
     mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
     with parallel.use_mesh(mesh):
-        models = {m.path: m for m in (model, reference, base) if m is not None}
-        params = {path: m.load(mesh) for path, m in models.items()}
+        models = {m.place: m for m in (model, reference, base) if m is not None}
+        params = {place: m.load(mesh) for place, m in models.items()}
         return measure_answers(
-            params[model.path],
-            reference and params[reference.path],
-            base and params[base.path],
+            params[model.place],
+            reference and params[reference.place],
+            base and params[base.place],
             model.config,
             model.path,
             request.prompts,
