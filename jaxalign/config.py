@@ -132,7 +132,7 @@ def read_config(config: str, settings: Sequence[str] = ()) -> ConfigDict:
     arg = _argument(get_config, config, arg if colon else None, settings)
     values = call_get_config(get_config, path, arg)
     flag_values = flags.FlagValues()
-    argv = ["jaxalign", *settings]
+    argv = ["jaxalign", *_set_to_none(values, settings)]
     try:
         config_flags.DEFINE_config_dict("config", values, flag_values=flag_values, sys_argv=argv)
         flag_values(argv)
@@ -149,6 +149,40 @@ def read_config(config: str, settings: Sequence[str] = ()) -> ConfigDict:
     for line in _leave_out(values, given):
         _tell(line)
     return values
+
+
+def _set_to_none(values: ConfigDict, settings: Sequence[str]) -> list[str]:
+    """Sets the keys that flags give as `none`, in any case, where None is one of their values.
+
+    Returns:
+      The flags that are left.
+
+    Raises:
+      ConfigError: `None` for a key whose empty value is written otherwise.
+    """
+    fields = {
+        path + name: (section, name, hint, cls)
+        for path, section, cls in sections(values)
+        for name, hint in typing.get_type_hints(cls).items()
+        if name in section
+    }
+    last = {flag.partition("=")[0]: flag for flag in settings}
+    left = []
+    for flag in settings:
+        key, _, text = flag.partition("=")
+        section, name, hint, cls = fields.get(key.removeprefix("--config."), (None, "", None, None))
+        if section is None or text.lower() != "none":
+            left.append(flag)
+        elif types.NoneType in typing.get_args(hint):
+            if last[key] is flag:
+                section[name] = None
+        elif text == "None" and getattr(cls, name, None) == "":
+            raise ConfigError(
+                f"{flag} would be the text 'None'; {key}= (with nothing behind) leaves it empty"
+            )
+        else:
+            left.append(flag)
+    return left
 
 
 def _argument(get_config: Any, config: str, arg: str | None, settings: Sequence[str]) -> str | None:

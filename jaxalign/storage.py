@@ -61,6 +61,12 @@ def to_path(path: str | os.PathLike) -> Path:
     return epath.Path(text)
 
 
+def split_place(place: str) -> tuple[str, str]:
+    """The two parts of "RUN@WORD", a run and one of its checkpoints; without @ the second is empty."""
+    run, at, word = place.rpartition("@")
+    return (run, word) if at and word.isalnum() else (place, "")
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file under another name first: one that exists is whole. Objects always are."""
     path.parent.mkdir(parents=True, exist_ok=True)

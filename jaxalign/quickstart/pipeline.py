@@ -33,8 +33,8 @@ from jaxalign.quickstart.report import print_results, write_report
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.stages import parse_config, train
 from jaxalign.storage import claim, is_remote, write_whole
-from jaxalign.training.loop import finished
 from jaxalign.training.saved_model import find_model
+from jaxalign.training.workdir import finished
 from jaxalign.training.writer import FILE_NAME, read_metrics
 from jaxalign.worlds import DEFAULT_NOISE, DatasetSizes, World, judge, label_pairs, write_dataset
 

@@ -111,6 +111,9 @@ def make_learner(
                 }
                 metrics = metrics | more
             seen.append(metrics)
+        if stopped:
+            # Updates that were left out have had their turn: the schedule ends with the run all the same.
+            policy = dataclasses.replace(policy, step=policy.step + (options.passes * M - updates))
         merged = merge_ragged(seen)
         merged["policy/updates"] = Mean(jnp.float32(updates), jnp.ones(()))
         state = dataclasses.replace(state, policy=policy, critic=critic, key=following)

@@ -81,6 +81,10 @@ class OnPolicyStage(Stage):
     critic_loss: LossFn | None = None
     log_samples: int = 4  # an evaluation samples anyway
 
+    def weights(self, options: Any) -> str:
+        """The policy's, or their average where there is one."""
+        return "average" if options.average_decay else "policy/params"
+
     def build(self, run: Run) -> Trainer:
         """What the loop runs: a rollout and an update."""
         return build_on_policy(self, run)
@@ -199,7 +203,7 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
     wanted = shares(run, count_samples(run, stage.log_samples))
     samples: Samples = []  # of the last evaluation
 
-    def evaluate(state: OnPolicyState) -> dict[str, float]:
+    def evaluate(state: OnPolicyState, go_on: Callable[[], bool]) -> dict[str, float]:
         # A fixed key: evaluations differ by the policy alone. And the policy is the one that is exported.
         policy = (
             state.policy if state.average is None else dataclasses.replace(state.policy, params=state.average)
@@ -208,11 +212,14 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
             state, policy=policy, key=jax.random.fold_in(jax.random.key(run.config.seed), 2)
         )
         samples.clear()
-        found, every = {}, []
+        found, every, going = {}, [], True
         for name in run.eval_sets:
             mine = []
             reader = Reader(run, name, wanted[name], samples)
             for batch in run.eval_batches(name):
+                going = going and go_on()
+                if not going:
+                    break
                 mine.append(sampler(fixed, batch, run.held_out, reader)[1])
             found[name] = _measured(mine)
             every += mine
@@ -225,10 +232,10 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
         phases=(("rollout", sampler), ("update", learner)),
         evaluate=evaluate,
         samples=lambda state: list(samples),
-        params=lambda state: state.policy.params if state.average is None else state.average,
         headlines=stage.headlines,
         changeable=stage.changeable,
         fingerprint=models.digest,
+        fresh=("rollout",),
     )
 
 
@@ -317,7 +324,8 @@ def make_rollout(
             reader.read(rows, completions, scores)
         control = {"kl_coef": state.kl_coef, "moments": state.moments}
         episodes, control, metrics = credit(scored, scores, completions, control)
-        if int(state.policy.step) == 0 and "objective/kl" in metrics:
+        begins_as_reference = int(state.policy.step) == 0 and not run.config.resume_from
+        if begins_as_reference and "objective/kl" in metrics:
             _verify_kl(metrics, exact=exact)
         return dataclasses.replace(state, rollout=episodes, key=key, **control), metrics | more
 

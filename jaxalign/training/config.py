@@ -16,6 +16,7 @@ from jaxalign.models.config import ARCHITECTURE_KEYS, ATTENTION, RUNTIME_KEYS, S
 from jaxalign.models.frozen import FrozenConfig
 from jaxalign.parallel import MeshConfig
 from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.selection import BestConfig
 from jaxalign.training.trackers import TRACKERS
 
 
@@ -79,10 +80,16 @@ class Config(Checked, at="config"):
     log_samples: int | None = field(None, at_least=0)
     # wandb, trackio, mlflow, separated by commas: where metrics go beside metrics.jsonl and TensorBoard.
     trackers: str = ""
+    eval_at_start: bool = False  # evaluate before the first step, too
+    eval_batch_size: int = field(0, at_least=0)  # as batch_size, of an evaluation; 0: batch_size
     checkpoint_every: int = field(0, at_least=0)  # steps; 0: at the end only
-    keep_checkpoints: int = field(1, at_least=1)
+    keep_checkpoints: int = field(1, at_least=1)  # the newest ones; the best one is kept beside them
+    keep_every: int = field(0, at_least=0)  # steps whose checkpoint is made and kept for good; 0: none
+    # RUN or RUN@STEP, whose state (weights, optimizer) this run begins with, under its own settings.
+    resume_from: str = ""
     # Seconds without a finished step after which a run ends itself; 0: never.
     hang_timeout: float = field(1800.0, at_least=0)
+    best: BestConfig = dataclasses.field(default_factory=BestConfig)
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -113,6 +120,12 @@ class Config(Checked, at="config"):
                 f"config.num_microbatches={self.num_microbatches}"
             )
 
+        if self.best.metric and not self.eval_every:
+            raise ConfigError(
+                f"config.best.metric={self.best.metric!r} compares evaluations: set config.eval_every, the steps from "
+                "one to the next"
+            )
+
     @property
     def tracker_names(self) -> tuple[str, ...]:
         """The trackers, one by one."""
@@ -139,7 +152,20 @@ class Config(Checked, at="config"):
         """With a model to start from by a flag, takes out what a file says that trains one from scratch.
 
         That is its tokenizer and its sizes. Returns the line that tells it.
+
+        Raises:
+          ConfigError: flags give two lengths of the run, or none.
         """
+        if {"num_steps", "num_epochs"} <= given and values.num_steps:
+            raise ConfigError(
+                f"--config.num_steps={values.num_steps} and --config.num_epochs={values.num_epochs} are two lengths of "
+                "one run; give one of them"
+            )
+        if "num_steps" in given and not values.num_steps and "num_epochs" not in given:
+            raise ConfigError(
+                "--config.num_steps=0 is no length of a run: give the number of steps, or, for passes over the data, "
+                "--config.num_epochs=N; a model that is not to be trained needs no run (jaxalign evaluate, generate)"
+            )
         if "model.init_from" not in given or not values.model.init_from:
             return []
         if "data.tokenizer" in given or not values.data.tokenizer:

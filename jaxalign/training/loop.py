@@ -18,17 +18,27 @@ from jaxalign.models import count_params
 from jaxalign.parallel import processes
 from jaxalign.signals import handled, restart_signals
 from jaxalign.storage import Path, to_path, write_whole
-from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer
-from jaxalign.training.open import TEMPLATE, Run, default_settings, describe, flat_settings, settings
+from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer, load_params, load_state
+from jaxalign.training.open import (
+    Run,
+    count_updates,
+    default_settings,
+    describe,
+    flat_settings,
+    settings,
+)
+from jaxalign.training.optimizer import make_schedule
 from jaxalign.training.progress import Progress
 from jaxalign.training.recorder import Recorder
-from jaxalign.training.saved_model import MODEL, save_model
+from jaxalign.training.saved_model import find_model, save_model, save_tokenizer
+from jaxalign.training.selection import Selection
+from jaxalign.training.state import restart_counts
 from jaxalign.training.trackers import Trackers
 from jaxalign.training.trainer import Trainer
 from jaxalign.training.watchdog import Watchdog
+from jaxalign.training.workdir import LATEST, MODEL, SUMMARY, TOKENIZER
 from jaxalign.training.writer import EVAL, FILE_NAME, MetricWriter, plain_name, read_metrics
 
-SUMMARY = "summary.json"
 SETTINGS = "settings.json"  # every setting of the run as it goes on now, by the names of flags
 
 StopAt = Callable[[int, int], bool]  # (step, phase) that has just ended -> stop here?
@@ -38,16 +48,10 @@ StopAt = Callable[[int, int], bool]  # (step, phase) that has just ended -> stop
 CHANGEABLE = tuple(
     f"config.{key}"
     for key in (
-        *(
-            "log_every",
-            "log_samples",
-            "trackers",
-            "eval_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "on_nonfinite",
-            "hang_timeout",
-        ),
+        *("log_every", "log_samples", "trackers", "on_nonfinite", "hang_timeout"),
+        *("checkpoint_every", "keep_checkpoints", "keep_every"),
+        *("eval_every", "eval_at_start", "eval_batch_size"),
+        *("best.metric", "best.mode", "best.patience", "best.export"),
         *("num_steps", "num_epochs", "num_microbatches", "model.attention", "model.remat"),
         "frozen.offload",
         *("model.init_from", "data.train", "data.eval", "data.tokenizer", "data.chat_template"),
@@ -55,7 +59,7 @@ CHANGEABLE = tuple(
     )
 )
 
-ASKED = b"\njaxalign: stopping as soon as the state is saved; a second Ctrl-C ends it at once\n"
+ASKED = "\njaxalign: stopping as soon as the state is saved{by}; {more} Ctrl-C ends it at once\n"
 
 Probe = Callable[[int, Any], dict[str, float]]  # (step, params) -> metrics
 
@@ -78,7 +82,8 @@ def train(
       quiet: show nothing.
 
     Returns:
-      The summary: last training metrics, final evaluation, steps, seconds.
+      The summary: last training metrics, the evaluation of what is in `model/`, steps, seconds; with
+      config.best.metric the best step and its value.
 
     Raises:
       Stopped: by `stop_at`, or by SIGTERM, SIGINT or SIGHUP to any of the processes, once the state is saved.
@@ -90,11 +95,21 @@ def train(
     run.workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(config.hang_timeout))
+        phases = len(trainer.phases)
         checkpointer = stack.enter_context(
-            Checkpointer(run.workdir / CHECKPOINTS, keep=config.keep_checkpoints)
+            Checkpointer(
+                run.workdir / CHECKPOINTS,
+                keep=config.keep_checkpoints,
+                keep_every=config.keep_every * phases,
+            )
         )
         loader = run.loader()
+        selection = Selection(config.best)
+        _check_evaluations(run, probe)
         state, step, phase, meta = _start(trainer, checkpointer, loader)
+        if "selection" in meta:
+            selection.restore(meta["selection"])
+            checkpointer.best = selection.position
         if step > run.steps or (step == run.steps and phase):
             raise ConfigError(
                 f"{run.workdir} has done {step} steps, and {_length(run)} are asked for; ask for more, or start in "
@@ -104,6 +119,7 @@ def train(
             text = json.dumps(settings(config), indent=1) + "\n"
             write_whole(run.workdir / SETTINGS, text.encode())
             write_dropped(run.workdir / DROPPED_FILE, run.invalid)
+            save_tokenizer(run.workdir / TOKENIZER, run.tokenizer, config.data.chat_template)
         writer = stack.enter_context(_writer(run))
         writer.truncate_after(step)
         progress = stack.enter_context(
@@ -124,7 +140,7 @@ def train(
             print(_introduction(trainer, step), flush=True)
 
         def save() -> None:
-            position = step * len(trainer.phases) + phase
+            position = step * phases + phase
             if checkpointer.latest() == position:
                 return
             watchdog.at(f"saving step {step}", patient=True)
@@ -135,14 +151,40 @@ def train(
                 "loader": loader.get_state(),
                 "fingerprint": trainer.fingerprint,
                 "metrics": recorder.metrics(),
+                "selection": selection.state(),
             }
             writer.flush()  # a run that goes on from here does not write these lines again
             checkpointer.save(position, state, meta)
 
+        def go_on() -> bool:
+            watchdog.at(f"the evaluation after step {step}", patient=True)
+            if vote(bool(asked)):
+                save()
+                raise Stopped(f"stopped in the evaluation after step {step}; state saved")
+            return True
+
         def evaluate() -> dict[str, float]:
             watchdog.at(f"the evaluation after step {step}", patient=True)
-            values = trainer.evaluate(state) if run.held_out is not None else {}
+            values = trainer.evaluate(state, go_on) if run.held_out is not None else {}
             return values | (probe(step, trainer.params(state)) if probe else {})
+
+        def select(values: dict[str, float]) -> None:
+            if selection.take(step, step * phases, values):
+                checkpointer.best = selection.position
+                save()
+
+        def evaluation_due() -> bool:
+            every = config.eval_every
+            due = step % every == 0 if step and every else not step and config.eval_at_start
+            return due and phase == 0 and step < run.steps and selection.evaluated != step
+
+        def write_evaluation() -> None:
+            recorder.flush(state)
+            values = evaluate()
+            show_evaluation(values, write=step > first or not _evaluated(run.workdir, step))
+            # After the line: a run that goes on from what is saved here does not evaluate again.
+            select(values)
+            recorder.restart_clock()
 
         def show_evaluation(values: dict[str, float], *, write: bool = True) -> None:
             samples = trainer.samples(state)  # by every process
@@ -155,31 +197,34 @@ def train(
             wanted = vote(bool(asked))  # by every process, whatever stop_at says
             return wanted or (stop_at is not None and stop_at(step, phase))
 
-        while step < run.steps:
+        if evaluation_due():  # at the start; or the run stopped in an evaluation
+            write_evaluation()
+        elif config.best.metric and selection.best is None and not probe:
+            # A name that is wrong is told now, not after hours: one batch says what there is.
+            config.best.pick(trainer.evaluate(state, iter((True, False)).__next__))
+        while step < run.steps and not selection.exhausted:
             # The host waits for a step after it has sent the next: two steps pass until all is compiled.
             watchdog.at(f"step {step + 1}", patient=step < first + 2)
             batch = run.put(next(loader)) if phase == 0 else None
             if step == 0 and phase == 0:
                 trainer.verify(state, batch)
             recorder.begin(batch)
-            while phase < len(trainer.phases):
+            while phase < phases:
                 name, function = trainer.phases[phase]
                 watchdog.at(f"step {step + 1}, {name} phase", patient=step < first + 2)
                 state, metrics = function(state, batch)
-                recorder.phase(name, metrics, wait=len(trainer.phases) > 1)
+                recorder.phase(name, metrics, wait=phases > 1)
                 phase += 1
-                if phase < len(trainer.phases) and stop_here():
+                if phase < phases and stop_here():
                     recorder.flush(state)
                     save()
                     raise Stopped(f"stopped in step {step + 1}, after its {name} phase; state saved")
             phase, step = 0, step + 1
             recorder.end(step, state)
-            if config.eval_every and step % config.eval_every == 0 and step < run.steps:
-                recorder.flush(state)
-                show_evaluation(evaluate())
-                recorder.restart_clock()
+            if evaluation_due():
+                write_evaluation()
             stop = stop_here()
-            if stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
+            if stop or _checkpoint_due(config, step):
                 recorder.flush(state)
                 save()
                 recorder.restart_clock()
@@ -187,20 +232,30 @@ def train(
                 raise Stopped(f"stopped after step {step}; state saved")
         recorder.flush(state)
         save()
-        final = evaluate()
-        if final:
-            show_evaluation(final, write=jax.process_index() == 0 and not _evaluated(run.workdir, step))
+        # A run that has just ended for want of a better evaluation has made its last one.
+        if selection.evaluated == step and selection.last is not None:
+            final = selection.last
+        else:
+            final = evaluate()
+            if final:
+                show_evaluation(final, write=jax.process_index() == 0 and not _evaluated(run.workdir, step))
+            select(final)
+        if selection.exhausted and step < run.steps:
+            _tell_early_end(run, selection, step)
         watchdog.at("writing the model", patient=True)
-        _export(trainer, state)
+        best = selection.best if config.best.export else None
+        _export(trainer, trainer.params(state) if best is None else _load_best(trainer, best["position"]))
         summary = {
             "stage": config.stage.name,
-            "steps": run.steps,
+            "steps": step,
             "seconds": round(time.monotonic() - began, 2),
             "train": recorder.last,
-            "eval": {plain_name(name, EVAL): x for name, x in final.items()},
+            "eval": {
+                plain_name(name, EVAL): x for name, x in (final if best is None else best["values"]).items()
+            },
             "eval_sets": [name for name in run.eval_sets if name],
             "data": str(run.train.report),
-        }
+        } | selection.summary()
         if jax.process_index() == 0:
             writer.flush()
             write_whole(run.workdir / SUMMARY, json.dumps(summary, indent=1).encode())
@@ -244,20 +299,46 @@ def _introduction(trainer: Trainer, step: int) -> str:
     return "\n".join(lines)
 
 
+def _check_evaluations(run: Run, probe: Probe | None) -> None:
+    """Raises ConfigError where evaluations are counted on and there is nothing to evaluate on."""
+    config = run.config
+    if run.held_out is not None or probe:
+        return
+    if config.best.metric or config.eval_at_start:
+        key = f"best.metric={config.best.metric!r}" if config.best.metric else "eval_at_start=True"
+        raise ConfigError(f"config.{key} needs held-out data: name them in config.data.eval")
+
+
+def _checkpoint_due(config: Any, step: int) -> bool:
+    return any(every and step % every == 0 for every in (config.checkpoint_every, config.keep_every))
+
+
+def _tell_early_end(run: Run, selection: Selection, step: int) -> None:
+    best = selection.best
+    if jax.process_index() == 0:
+        found = f"{best['value']:.6g} after step {best['step']}" if best else "a number at all"
+        print(
+            f"{run.workdir}: ends after step {step} of {run.steps}: in {selection.waited} evaluations "
+            f"{selection.config.metric} was not better than {found}; with a larger config.best.patience the same "
+            "command goes on",
+            file=sys.stderr,
+        )
+
+
+def _load_best(trainer: Trainer, position: int) -> Any:
+    run = trainer.run
+    return load_params(
+        run.workdir / CHECKPOINTS / str(position),
+        run.abstract_params(scalar=trainer.scalar),
+        where=run.config.stage.weights(run.config.options),
+    )
+
+
 def _length(run: Run) -> str:
     config = run.config
     if config.num_steps:
         return f"config.num_steps={config.num_steps}"
     return f"config.num_epochs={config.num_epochs}, {run.steps} steps,"
-
-
-def finished(workdir: Path) -> dict[str, Any] | None:
-    """The summary of a run that has ended, or None: also where an earlier version was cut off while writing it."""
-    path = workdir / SUMMARY
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else None
-    except ValueError:
-        return None
 
 
 def _evaluated(workdir: Path, step: int) -> bool:
@@ -271,7 +352,7 @@ def _start(trainer: Trainer, checkpointer: Checkpointer, loader: Any) -> tuple[A
     run = trainer.run
     latest = checkpointer.latest()
     if latest is None:
-        return trainer.init(), 0, 0, {}
+        return _take_over(trainer) if run.config.resume_from else trainer.init(), 0, 0, {}
     state, meta = checkpointer.restore(latest, trainer.abstract_state)
     now = describe(run) | {"fingerprint": trainer.fingerprint}
     for key, what in {
@@ -284,8 +365,56 @@ def _start(trainer: Trainer, checkpointer: Checkpointer, loader: Any) -> tuple[A
                 f"restore it, or start in another --workdir"
             )
     _check_changes(trainer, meta["config"])
+    _tell_other_rates(run, meta)
     loader.set_state(meta["loader"])
     return state, meta["step"], meta["phase"], meta
+
+
+def _take_over(trainer: Trainer) -> Any:
+    """The state of config.resume_from, at step 0: schedules and data begin anew."""
+    run, key, place = trainer.run, "config.resume_from", trainer.run.config.resume_from
+    name = f"{key}={place!r}"
+    # The result of a run has no optimizer, but its last checkpoint has.
+    found = find_model(f"{place}@{LATEST}" if (to_path(place) / CHECKPOINTS).is_dir() else place, key)
+    if "phase" not in found.meta:
+        raise CheckpointError(
+            f"{name}: a model alone, without the state of its optimizer; name a checkpoint, such as RUN@latest, or "
+            "begin with the weights by config.model.init_from"
+        )
+    stage = found.meta["config"]["stage"]
+    if stage != run.config.stage.name:
+        raise ConfigError(
+            f"{name}: a state of the stage {stage}, and this is {run.config.stage.name}; config.model.init_from takes "
+            "its weights alone"
+        )
+    try:
+        state = load_state(found.place, trainer.abstract_state, fresh=trainer.fresh)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+    if jax.process_index() == 0:
+        print(
+            f"{run.workdir}: begins with the weights and the optimizer of {found.place}, after step "
+            f"{found.meta['step']}; steps, learning rates and data begin anew",
+            file=sys.stderr,
+        )
+    return restart_counts(state)
+
+
+def _tell_other_rates(run: Run, meta: dict[str, Any]) -> None:
+    """Says what the learning rate does where a run goes on with another length than it was made for."""
+    config, before = run.config, meta["steps"]
+    done = count_updates(config, meta["step"])
+    if before == run.steps or not done or jax.process_index() != 0:
+        return
+    former = make_schedule(config.optimizer, count_updates(config, before))
+    last, unchanged, new = (float(x) for x in (former(done - 1), former(done), run.schedule(done)))
+    if abs(new - unchanged) > 1e-6 * max(new, unchanged):
+        print(
+            f"{run.workdir}: was begun for {before} steps and has {run.steps} now, over which the schedule "
+            f"{config.optimizer.schedule!r} is laid anew: the learning rate, {last:.3g} in step {meta['step']}, is "
+            f"{new:.3g} in the next one, where it would have been {unchanged:.3g}",
+            file=sys.stderr,
+        )
 
 
 def _check_changes(trainer: Trainer, before: dict[str, Any]) -> None:
@@ -300,25 +429,23 @@ def _check_changes(trainer: Trainer, before: dict[str, Any]) -> None:
         if key not in CHANGEABLE + own and not key.startswith("config.mesh."):
             raise CheckpointError(
                 f"{workdir}: began with {key}={was!r}, and now has {value!r}; go on with the former, or start in "
-                "another --workdir"
+                f"another --workdir, with --config.resume_from={workdir} to begin with the state of this one"
             )
         if jax.process_index() == 0:
             print(f"{workdir}: goes on with {key}={value!r} instead of {was!r}", file=sys.stderr)
 
 
-def _export(trainer: Trainer, state: Any) -> None:
+def _export(trainer: Trainer, params: Any) -> None:
     run = trainer.run
     save_model(
         run.workdir / MODEL,
-        trainer.params(state),
+        params,
         run.model,
         run.tokenizer,
         scalar=trainer.scalar,
         meta=describe(run),
+        chat_template=run.config.data.chat_template,
     )
-    if run.config.data.chat_template and jax.process_index() == 0:
-        template = to_path(run.config.data.chat_template).read_bytes()
-        write_whole(run.workdir / MODEL / TEMPLATE, template)
 
 
 @contextlib.contextmanager
@@ -332,7 +459,8 @@ def _signals() -> Iterator[list[int]]:
         asked.append(number)
         if len(asked) == 1:  # past Python's buffers, which may be half full; and nobody may be there to read
             with contextlib.suppress(OSError):
-                os.write(2, ASKED)
+                by = "" if number == signal.SIGINT else f", as {signal.Signals(number).name} asks"
+                os.write(2, ASKED.format(by=by, more="a second" if not by else "a").encode())
 
     with handled([*restart_signals(), signal.SIGINT], handle):
         yield asked

@@ -42,8 +42,7 @@ from jaxalign.training.saved_model import (
     find_model,
     origin,
 )
-
-TEMPLATE = "chat_template.jinja"
+from jaxalign.training.workdir import TEMPLATE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +121,14 @@ class Run:
         """Passes over the packed rows that the first `steps` steps make."""
         return min(steps * self.rows_per_step / len(self.train.rows), self.epochs)
 
-    def batches(self, dataset: Dataset, of: range | None = None) -> Iterator[Any]:
-        """Every row of a dataset, or those `of` a range, once and in order; empty rows fill up the last batch."""
-        return map(self.put, eval_batches(dataset.rows, self.rows_per_step, of=of, **self.share))
+    def batches(self, dataset: Dataset, of: range | None = None, rows: int = 0) -> Iterator[Any]:
+        """Every row of a dataset once and in order; empty rows fill up the last batch.
+
+        Args:
+          of: these rows alone.
+          rows: of a batch; 0: as many as of a step.
+        """
+        return map(self.put, eval_batches(dataset.rows, rows or self.rows_per_step, of=of, **self.share))
 
     @functools.cached_property
     def eval_sets(self) -> dict[str, range]:
@@ -136,9 +140,14 @@ class Run:
         return find_sets(self.held_out, names) or {"": range(len(self.held_out.rows))}
 
     def eval_batches(self, name: str) -> Iterator[Any]:
-        """Every held-out row of an evaluation set once; see `batches`."""
+        """Every held-out row of an evaluation set once, `eval_rows` at a time; see `batches`."""
         assert self.held_out is not None
-        return self.batches(self.held_out, self.eval_sets[name])
+        return self.batches(self.held_out, self.eval_sets[name], self.eval_rows)
+
+    @property
+    def eval_rows(self) -> int:
+        """Rows of the data in a batch of an evaluation."""
+        return count_rows(self.config, self.config.eval_batch_size)
 
     @property
     def invalid(self) -> tuple[BadRow, ...]:
@@ -225,9 +234,14 @@ def count_updates(config: Config, steps: int) -> int:
     return steps * getattr(config.options, "updates_per_step", 1)
 
 
-def count_rows(config: Config) -> int:
-    """Rows of the data in a step: batch_size, cut by the completions that are sampled of each."""
-    return config.batch_size // getattr(config.options, "samples_per_row", 1)
+def count_rows(config: Config, batch_size: int = 0) -> int:
+    """Rows of the data in a batch, config.batch_size's by default: cut by the completions that are sampled of each."""
+    return (batch_size or config.batch_size) // count_samples(config)
+
+
+def count_samples(config: Config) -> int:
+    """Completions that are sampled of a row of the data, or 1."""
+    return getattr(config.options, "samples_per_row", 1)
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
@@ -333,6 +347,7 @@ def _open(config: Config, workdir: Path) -> Run:
     parallel.check_divides(
         mesh, "batch_size / config.num_microbatches", config.batch_size // config.num_microbatches
     )
+    _check_eval_batch(config, mesh)
     return Run(
         config=config,
         workdir=workdir,
@@ -348,10 +363,24 @@ def _open(config: Config, workdir: Path) -> Run:
     )
 
 
+def _check_eval_batch(config: Config, mesh: Mesh) -> None:
+    size = config.eval_batch_size
+    rows = count_rows(config, size)
+    if size and rows * count_samples(config) != size:
+        raise ConfigError(
+            f"config.eval_batch_size={size}: no multiple of {count_samples(config)}, the completions of one prompt"
+        )
+    parallel.check_divides(mesh, "eval_batch_size", rows)
+
+
 def describe(run: Run) -> dict[str, Any]:
-    """What a run's `meta` records of it."""
+    """What a run's `meta` records of it: all that its checkpoints need to be read as models, and more."""
+    stage = run.config.stage
     return {
         "config": json.loads(to_json(run.config)),
         "data_fingerprint": run.train.fingerprint,
         "steps": run.steps,
+        "model": dataclasses.asdict(run.model),
+        "scalar": stage.scalar,
+        "weights": stage.weights(run.config.options),
     } | origin(run.source)

@@ -21,6 +21,9 @@ from jaxalign.training.open import Run
 from jaxalign.training.saved_model import fingerprint
 
 FOLDER = "reference_logp"
+# Relative rounding error of one number; float32's is covered by its own tolerance, and int8 has 127 steps a channel.
+_UNIT = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 2.0**-7}
+_UNITS = 8.0  # of that error, in the log-probability of a token, that passes for rounding
 
 
 def sequence_logprobs(params: Params, batch: Any, model: ModelConfig) -> jax.Array:
@@ -32,24 +35,47 @@ def sequence_logprobs(params: Params, batch: Any, model: ModelConfig) -> jax.Arr
 def verify_reference(run: Run, params: Params, batch: Any, frozen: dict[str, Params]) -> None:
     """Checks that every sequence of a batch is as likely under the reference as under the policy.
 
+    With config.resume_from the policy is not its reference any more, and there is nothing to check.
+
     Raises:
       StepZeroError: one is not, and so its margin is not 0 before the first update.
     """
+    if run.config.resume_from:
+        return
 
     @jax.jit
-    def compare(params: Params, batch: Any, frozen: dict[str, Params]) -> tuple[jax.Array, jax.Array]:
+    def compare(params: Params, batch: Any, frozen: dict[str, Params]) -> tuple[jax.Array, ...]:
         mine = sequence_logprobs(params, batch, run.model)
         theirs = sequence_logprobs(frozen["reference"], batch, run.model) if frozen else batch.ref_logp
-        return jnp.max(jnp.abs(mine - theirs)), jnp.max(jnp.abs(mine))
+        count = segment_sums(batch.loss_mask, batch.segment_ids, batch.rows.shape[1])
+        return jnp.abs(mine - theirs), jnp.abs(mine), count
 
-    gap, size = map(float, compare(params, batch, frozen))
-    tolerance = 1e-4 if run.model.dtype == run.config.frozen.dtype == "float32" else 0.1
-    if not gap <= tolerance * max(1.0, size):
+    gap, size, count = map(processes.fetch_whole, compare(params, batch, frozen))
+    allowed = _allowed_gap(size, count, {run.model.dtype, run.config.frozen.dtype})
+    worst = np.unravel_index(np.argmax(np.where(np.isfinite(gap), gap - allowed, np.inf)), gap.shape)
+    if not gap[worst] <= allowed[worst]:
         raise StepZeroError(
             f"before the first update the policy is the reference, and every margin is 0, yet the log-probabilities "
-            f"of a sequence differ by {gap:.3e}; those of the reference belong to other weights or other data, or "
+            f"of a sequence of {count[worst]:.0f} tokens differ by {gap[worst]:.3e}, and rounding explains "
+            f"{allowed[worst]:.1e}; those of the reference belong to other weights or other data, or "
             f"config.frozen.dtype rounds them by too much"
         )
+
+
+def _allowed_gap(size: np.ndarray, count: np.ndarray, dtypes: set[str]) -> np.ndarray:
+    """By how much rounding may move the log-probabilities of sequences: nats [B, S].
+
+    In fewer bits each token's is off by several units of its own size (or of 1, for a token that is almost certain),
+    up and down alike, so that over `count` tokens the errors grow as the root of their number.
+
+    Args:
+      size: |log-probability| of each sequence. dtypes: those of the computation and of the frozen weights.
+    """
+    unit = max(_UNIT[dtype] for dtype in dtypes)
+    if not unit:
+        return 1e-4 * np.maximum(1.0, size)
+    tokens = np.maximum(1.0, count)
+    return _UNITS * unit * np.sqrt(tokens) * np.maximum(1.0, size / tokens)
 
 
 def score_dataset(run: Run, reference: Params) -> Run:

@@ -1,14 +1,18 @@
-"""Models on disk: weights, architecture and tokenizer in one folder, left by a run or in Hugging Face's format.
+"""Models on disk: weights, architecture and tokenizer, left by a run or in Hugging Face's format.
 
 <run>/model/<step>/...        parameters and meta, see checkpoint.py
 <run>/model/tokenizer.model   or the files of a Hugging Face tokenizer
 <run>/model/chat_template.jinja, where the run had one of its own
 
+<run>/checkpoints/<step>/...  the same within a whole state, see workdir.py
+
 <folder>/config.json          a Hugging Face model: model.safetensors or shards, and a tokenizer
 """
 
 import dataclasses
+import functools
 import hashlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,27 +27,60 @@ from jaxalign.hub import download, is_hub_name
 from jaxalign.models import ModelConfig, Params, abstract_params, add_tokens
 from jaxalign.models.attention import default_attention
 from jaxalign.models.config import SCALING_KEYS
-from jaxalign.models.hf.importer import CONFIG, HFModel, Path, by_path, load_folder, open_folder
+from jaxalign.models.hf.importer import (
+    CONFIG,
+    HFModel,
+    Path,
+    by_path,
+    load_folder,
+    load_leaves,
+    open_folder,
+)
 from jaxalign.parallel import platform, processes
 from jaxalign.storage import local_copy, to_path
 from jaxalign.text.hf_tokenizer import HFTokenizer
-from jaxalign.training.checkpoint import load_leaf, load_meta, load_params, save_params
+from jaxalign.training.checkpoint import (
+    CHECKPOINTS,
+    find_step,
+    load_leaf,
+    load_meta,
+    load_params,
+    save_params,
+)
+from jaxalign.training.workdir import (
+    LATEST,
+    MODEL,
+    TEMPLATE,
+    TOKENIZER,
+    find_checkpoint,
+    named_checkpoint,
+)
 
-MODEL = "model"
 HF_CONFIG = "hf_config"  # in meta: the config.json that a model began with
 HF_DTYPE = "hf_dtype"  # and the type of its tensors
 HUB_FILES = ("model*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt")  # no pickle, no code
 
 
+_TRIES = 5  # to read the newest checkpoint of a run that goes on, and removes those before it
+
+
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
-    """A model folder that has been looked into."""
+    """A model on disk that has been looked into."""
 
-    path: storage.Path
+    path: storage.Path  # the folder with its tokenizer
     config: ModelConfig
     scalar: bool
     meta: dict[str, Any]
     foreign: HFModel | None = None  # None: left by a run
+    checkpoint: storage.Path | None = None  # where the parameters are, unless in `path`
+    # Looks for it again: what a run that goes on calls its latest or its best is another one then.
+    again: Callable[[], "SavedModel"] | None = None
+
+    @property
+    def place(self) -> storage.Path:
+        """The folder with its parameters, by which one model is told from another."""
+        return self.checkpoint or self.path
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the model was trained with."""
@@ -61,24 +98,54 @@ class SavedModel:
           vocab_size: rows of the vocabulary's tables, where they are to be more than the model's: see `add_tokens`.
         """
         abstract = abstract_params(self.config, mesh, scalar=self.scalar)
-        params = (
-            load_params(self.path, abstract) if self.foreign is None else load_folder(self.foreign, abstract)
-        )
+        params = self._load(abstract)
         if vocab_size <= self.config.vocab_size:
             return params
         larger = dataclasses.replace(self.config, vocab_size=vocab_size)
         return add_tokens(params, abstract_params(larger, mesh, scalar=self.scalar))
 
-    def leaf_reader(self, mesh: Mesh) -> Callable[[Path], jax.Array]:
-        """Reads single parameters by their path; those of a run without reading any others."""
+    def _load(self, abstract: Params) -> Params:
         if self.foreign is not None:
-            return by_path(self.load(mesh)).__getitem__
+            return load_folder(self.foreign, abstract)
+        found = self
+        for _ in range(_TRIES):
+            try:
+                return load_params(found.place, abstract, where=found.meta.get("weights", "params"))
+            except CheckpointError:
+                newer = found.newer()
+                if newer is None:
+                    raise
+                found = newer
+        raise CheckpointError(f"{found.place}: its run removes checkpoints faster than they can be read")
+
+    def newer(self) -> "SavedModel | None":
+        """The checkpoint that is in the place of this one now; None: this one is still it.
+
+        Raises:
+          CheckpointError: it was removed, and nothing stands in its place.
+        """
+        if self.checkpoint is not None and self.again is None and not self.checkpoint.is_dir():
+            raise CheckpointError(
+                f"{self.checkpoint} was removed while it was read, by the run that goes on there; config.keep_every "
+                "and config.keep_checkpoints keep checkpoints, and @latest is the one there is"
+            )
+        found = self.again() if self.again else self
+        return None if found.place == self.place else found
+
+    def leaf_reader(self, mesh: Mesh) -> Callable[[Path], jax.Array]:
+        """Reads single parameters by their path, without reading any others."""
         abstract = by_path(abstract_params(self.config, mesh, scalar=self.scalar))
-        return lambda path: load_leaf(self.path, "/".join(path), abstract[path])
+        foreign = self.foreign
+        if foreign is not None:
+            return lambda path: load_leaves(foreign, {path: abstract[path]})[path]
+        where = self.meta.get("weights", "params")
+        return lambda path: load_leaf(self.place, "/".join(path), abstract[path], where=where)
 
 
 def find_model(path: str, key: str) -> SavedModel:
-    """Looks into a model: a run's folder or its `model`, a Hugging Face folder, or the name of one on the hub.
+    """Looks into a model: a run, one of its checkpoints (see workdir.py), a Hugging Face folder or hub name.
+
+    Of a run that has not ended, the latest checkpoint is taken, and said on standard error.
 
     Raises:
       CheckpointError: nothing is there, or it is damaged; names the config `key` that gave the path.
@@ -86,29 +153,65 @@ def find_model(path: str, key: str) -> SavedModel:
     """
     try:
         folder = to_path(path)
+        named = named_checkpoint(path)
     except ConfigError as error:
         raise ConfigError(f"{key}={error}") from error
+    if named is not None:
+        return _of_run(*named, path, key)
     if not folder.exists() and is_hub_name(path):
         folder = download(path, HUB_FILES, key)
     if (folder / CONFIG).is_file() and not _has_steps(folder):
         return _find_foreign(folder, f"{key}={path!r}")
-    if (folder / MODEL).is_dir():
-        folder = folder / MODEL
-    elif (folder / "checkpoints").is_dir():
-        raise CheckpointError(
-            f"{key}={path!r}: that run has not finished; run it to its end, it resumes by itself"
-        )
+    if (folder / MODEL).is_dir() and _has_steps(folder / MODEL):
+        return _open(folder / MODEL, path, key)
+    if (folder / CHECKPOINTS).is_dir() and _has_steps(folder / CHECKPOINTS):
+        found = _of_run(folder, LATEST, path, key)
+        if jax.process_index() == 0:
+            done, steps = found.meta["step"], found.meta["steps"]
+            print(
+                f"{key}={path!r}: that run has not ended; its latest checkpoint is taken, after step {done} of {steps}",
+                file=sys.stderr,
+            )
+        return found
+    return _open(folder, path, key)
+
+
+def _of_run(run: storage.Path, which: str, path: str, key: str) -> SavedModel:
     try:
-        meta = load_meta(folder)
+        found = _open(find_checkpoint(run, which), path, key)
     except CheckpointError as error:
-        raise CheckpointError(f"{key}={path!r}: {error}") from error
+        where = f"{key}={path!r}: "
+        raise CheckpointError(f"{where}{str(error).removeprefix(where)}") from error
+    if which.isdigit():
+        return found
+    return dataclasses.replace(found, again=functools.partial(_of_run, run, which, path, key))
+
+
+def _open(folder: storage.Path, path: str, key: str) -> SavedModel:
+    """The model in `folder`, which `key` gave as `path`: parameters alone, or within the state of a run."""
+    try:
+        step = find_step(folder)
+        meta = load_meta(step)
+    except CheckpointError as error:
+        raise CheckpointError(f"{key}={path!r}: {error}{_advice(path)}") from error
     try:
         config = ModelConfig(**meta["model"] | {"attention": default_attention(platform())})
-    except TypeError as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{key}={path!r}: another version of jaxalign wrote it ({error}); use that version, or train it again"
         ) from None
-    return SavedModel(folder, config, meta["scalar"], meta)
+    if any(file.is_file() for file in folder.glob("tokenizer*")):
+        return SavedModel(folder, config, meta["scalar"], meta)
+    own = step.parent.parent / TOKENIZER
+    tokenizer = own if own.is_dir() else to_path(meta["config"]["data"]["tokenizer"])
+    return SavedModel(tokenizer, config, meta["scalar"], meta, checkpoint=step)
+
+
+def _advice(path: str) -> str:
+    """What makes the models that the config files of jaxalign begin with."""
+    if to_path(path).parent.name != "quickstart":
+        return ""
+    return "; `jaxalign quickstart` makes it, or name a model of yours"
 
 
 def find_language_model(path: str, key: str) -> SavedModel:
@@ -125,7 +228,7 @@ def find_language_model(path: str, key: str) -> SavedModel:
 
 def _has_steps(folder: storage.Path) -> bool:
     # The model of a run may have a config.json too, among the files of its tokenizer.
-    return any((folder / name).is_dir() for name in (MODEL, "checkpoints")) or any(
+    return any((folder / name).is_dir() for name in (MODEL, CHECKPOINTS)) or any(
         child.name.isdigit() for child in folder.iterdir()
     )
 
@@ -149,6 +252,15 @@ def origin(source: SavedModel | None) -> dict[str, Any]:
     return {key: source.meta[key] for key in (HF_CONFIG, HF_DTYPE) if key in source.meta}
 
 
+def save_tokenizer(folder: storage.Path, tokenizer: Tokenizer, chat_template: str) -> None:
+    """Leaves a tokenizer, and the file of a chat template if one is named, beside a model; process 0 does."""
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(folder)
+        if chat_template:
+            storage.write_whole(folder / TEMPLATE, to_path(chat_template).read_bytes())
+
+
 def save_model(
     folder: storage.Path,
     params: Params,
@@ -157,12 +269,11 @@ def save_model(
     *,
     scalar: bool,
     meta: dict[str, Any],
+    chat_template: str = "",
 ) -> None:
     """Leaves a model for `find_model`."""
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(folder)
-    own = {"model": dataclasses.asdict(config), "scalar": scalar}
+    save_tokenizer(folder, tokenizer, chat_template)
+    own = {"model": dataclasses.asdict(config), "scalar": scalar, "weights": "params"}
     save_params(folder, params, meta | own)
 
 

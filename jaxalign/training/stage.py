@@ -83,6 +83,10 @@ class Stage:
     # Keys of config.<name> with which a run may go on though it began with others.
     changeable: tuple[str, ...] = ()
 
+    def weights(self, options: Any) -> str:
+        """Where in the state the weights are that the stage is for: names of its fields, with "/" between them."""
+        return "params"
+
     def scores(
         self, model: ModelConfig, options: Any, others: dict[str, ModelConfig] | None = None
     ) -> Callable[..., tuple[Scores, dict[str, Scores]]]:

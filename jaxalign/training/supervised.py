@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -54,26 +56,29 @@ def build_trainer(stage: "Stage", run: Run) -> Trainer:
             for name in run.eval_sets
         }
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+    def evaluate(state: TrainState, go_on: Callable[[], bool]) -> dict[str, float]:
         # Each batch's loss divides by the totals of its set, and of them all: so they add up to the loss of all data.
         totals = held_out_totals()
-        if not totals:
-            return {}
         pooled = functools.reduce(add_trees, totals.values())
         found: dict[str, dict[str, float]] = {}
-        losses, every = [], []
+        losses, every, going = [], [], True
         for name, own in totals.items():
             mine, merged = [], None
             for batch in run.eval_batches(name):
+                going = going and go_on()
+                if not going:
+                    break
                 (value, share), metrics = evaluate_batch(state.params, batch, (own, pooled), frozen.params)
                 mine.append(value)
                 losses.append(share)
                 merged = metrics if merged is None else merge_two(merged, metrics)
-            assert merged is not None  # a set has rows
-            every.append(merged)
-            found[name] = _floats(finalize(merged)) | {"loss": sum(map(float, mine))}
+            if merged is not None:
+                every.append(merged)
+                found[name] = _floats(finalize(merged)) | {"loss": sum(map(float, mine))}
+        if not every:
+            return {}
         together = _floats(finalize(functools.reduce(merge_two, every))) | {"loss": sum(map(float, losses))}
-        return name_sets(found, together)
+        return name_sets({name: found.get(name, {}) for name in totals}, together)
 
     sample = make_sampler(run, count_samples(run, stage.log_samples, scalar=stage.scalar))
 
@@ -88,7 +93,6 @@ def build_trainer(stage: "Stage", run: Run) -> Trainer:
         phases=(("update", lambda state, batch: train_step(state, batch, frozen.params)),),
         evaluate=evaluate,
         samples=lambda state: sample(state.params),
-        params=lambda state: state.params,
         scalar=stage.scalar,
         verify=verify,
         headlines=stage.headlines,
@@ -168,10 +172,13 @@ def update_program(stage: "Stage", run: Run) -> Program:
 
 
 def name_sets(found: dict[str, dict[str, float]], together: dict[str, float]) -> dict[str, float]:
-    """The values of an evaluation by their full names: `eval/loss` over all sets, and `eval/SET/loss` of several."""
+    """The values of an evaluation by their full names: `eval/loss` over all sets, and `eval/SET/loss` of several.
+
+    A set that was not reached has the same names, and NaN.
+    """
     out = {f"eval/{name}": x for name, x in together.items()}
     for part, values in found.items() if len(found) > 1 else ():
-        out |= {f"eval/{part}/{name}": x for name, x in values.items()}
+        out |= {f"eval/{part}/{name}": values.get(name, math.nan) for name in together}
     return out
 
 

@@ -209,17 +209,17 @@ def _answers(request: EvaluateRequest, model: SavedModel, mesh: Mesh) -> Iterato
                 f"--against={request.against} has room for other prompts than --model={request.model}: leave out "
                 f"--prompt-slots={request.prompt_slots}"
             )
-    used = {m.path: m for m in (model, reference, base) if m is not None} if reference or base else {}
-    params = {path: m.load(mesh) for path, m in used.items()}
+    used = {m.place: m for m in (model, reference, base) if m is not None} if reference or base else {}
+    params = {place: m.load(mesh) for place, m in used.items()}
     measured = measure_answers(
         ask,
         answers,
         judges=judges,
         other=theirs,
         config=model.config,
-        params=params.get(model.path),
-        reference=reference and params[reference.path],
-        base=base and params[base.path],
+        params=params.get(model.place),
+        reference=reference and params[reference.place],
+        base=base and params[base.place],
         temperature=request.temperature,
     )
     for name, value in measured.scores.items():

@@ -67,7 +67,7 @@ def _write_missing(request: GenerateRequest, out: Path) -> Iterator[str]:
         tokenizer = load_tokenizer(model.path, request.chat_template)
         prompts = _read_prompts(request, tokenizer)
         wanted = {
-            "model": str(model.path),
+            "model": str(model.place),
             "prompts": prompts.fingerprint,
             "samples": request.n,
             "seed": request.seed,

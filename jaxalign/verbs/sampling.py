@@ -6,7 +6,7 @@ from jaxalign.fields import like
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.verbs.requests import Request, flag
 
-MODEL = "a run, a Hugging Face folder or a hub name"
+MODEL = "a run, RUN@STEP, RUN@best or RUN@latest of its checkpoints, a Hugging Face folder or a hub name"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -60,8 +60,7 @@ def config_lines(config: Any) -> list[str]:
 
     lines = []
     for name, value in settings(config).items():
-        if value is None:
-            lines.append(f"# {name} is not set")
-        else:
-            lines.append(f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}")
+        shown = ",".join(map(str, value)) if isinstance(value, list) else "none" if value is None else value
+        unused = name == "config.num_epochs" and config.num_steps
+        lines.append(f"{'# not used: ' if unused else ''}--{name}={shown}")
     return lines

@@ -9,7 +9,6 @@ from tiny import ON_POLICY, WORDS, run, set_reward_function, write_jsonl
 from jaxalign import parallel
 from jaxalign.data import train_sentencepiece
 from jaxalign.errors import CheckpointError, ConfigError, DataError, RewardError
-from jaxalign.training.loop import Stopped
 
 
 @pytest.mark.parametrize(
@@ -111,15 +110,6 @@ def test_a_model_of_the_wrong_kind_is_named(runs, tmp_path):
         ConfigError, match=r"config\.distill\.teacher='.*reward' is a reward model; name a lang"
     ):
         run("distill", runs, tmp_path / "teacher", **{"distill.teacher": str(runs / "reward")})
-
-
-def test_an_unfinished_run_is_no_model_to_start_from(runs, tmp_path):
-    with pytest.raises(Stopped):
-        run("pretrain", runs, tmp_path / "half", stop_at=lambda *now: now == (1, 0))
-    with pytest.raises(
-        CheckpointError, match=r"init_from='.*half': that run has not finished; run it to its end"
-    ):
-        run("sft", runs, tmp_path / "sft", **{"model.init_from": str(tmp_path / "half")})
 
 
 def test_another_tokenizer_is_refused(runs, tmp_path):
