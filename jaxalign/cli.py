@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from jaxalign import signals
 from jaxalign.errors import JaxalignError
 from jaxalign.fields import nearest_hint
-from jaxalign.storage import DISK_REFUSES
 from jaxalign.streams import unbroken_output
 from jaxalign.verbs import RESUMED, VERBS, load_verb
 from jaxalign.verbs.requests import WIDTH, summary, synopsis
@@ -54,6 +53,7 @@ def _run(verb: str, argv: list[str]) -> int:
     # Imports take seconds, and a signal may come meanwhile.
     import jax
 
+    from jaxalign.storage import DISK_REFUSES
     from jaxalign.training.loop import Stopped
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
