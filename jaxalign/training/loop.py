@@ -139,6 +139,9 @@ def train(
             watchdog.at(f"the evaluation after step {step}", patient=True)
             values = trainer.evaluate(state, go_on) if run.held_out is not None else {}
             values |= probe(step, trainer.params(state)) if probe else {}
+            # Once for each step, whatever was stopped or killed since.
+            if values and (step > first or not _evaluated(run.workdir, step)):
+                writer.write(step, values, kind="eval")
             if selection.take(step, step * phases, values):
                 checkpointer.best = selection.position
                 save()
@@ -149,11 +152,9 @@ def train(
             due = step % every == 0 if step and every else not step and config.eval_at_start
             return due and phase == 0 and step < run.steps and selection.evaluated != step
 
-        def write_evaluation() -> None:
+        def evaluate_on_the_way() -> None:
             recorder.flush(state)
-            values = evaluate()
-            if step > first or not _evaluated(run.workdir, step):
-                writer.write(step, values, kind="eval")
+            evaluate()
             recorder.restart_clock()
 
         def stop_here() -> bool:
@@ -161,7 +162,7 @@ def train(
             return wanted or (stop_at is not None and stop_at(step, phase))
 
         if evaluation_due():  # at the start; or the run stopped in an evaluation
-            write_evaluation()
+            evaluate_on_the_way()
         elif config.best.metric and selection.best is None and not probe:
             # A name that is wrong is told now, not after hours: one batch says what there is.
             config.best.pick(trainer.evaluate(state, iter((True, False)).__next__))
@@ -185,7 +186,7 @@ def train(
             phase, step = 0, step + 1
             recorder.end(step, state)
             if evaluation_due():
-                write_evaluation()
+                evaluate_on_the_way()
             stop = stop_here()
             if stop or _checkpoint_due(config, step):
                 recorder.flush(state)
@@ -211,8 +212,6 @@ def train(
             "data": str(run.train.report),
         } | selection.summary()
         if jax.process_index() == 0:
-            if final and not _evaluated(run.workdir, step):
-                writer.write(step, final, kind="eval")
             writer.flush()
             write_whole(run.workdir / SUMMARY, json.dumps(summary, indent=1).encode())
         processes.barrier()  # what is returned to any process is there for all

@@ -87,7 +87,7 @@ def test_a_run_that_was_stopped_chooses_alike(stop, runs, changes, whole, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("evaluation", range(4))
 def test_a_run_that_was_killed_chooses_alike(evaluation, runs, changes, whole, tmp_path, monkeypatch):
-    """Killed before anything of an evaluation is written, and after its best checkpoint is."""
+    """Killed after an evaluation is written and before it is in a checkpoint, and right after it is in one."""
 
     class Killed(BaseException):
         pass
@@ -101,12 +101,20 @@ def test_a_run_that_was_killed_chooses_alike(evaluation, runs, changes, whole, t
             raise Killed
         return better
 
-    monkeypatch.setattr(loop.Selection, "take", killing)
-    for _ in range(2):
+    save = loop.Checkpointer.save
+
+    def killed_after(self, *args):
+        save(self, *args)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Selection, "take", killing)
         with pytest.raises(Killed):
             run("pretrain", runs, tmp_path, **changes)
-        count.clear()
-    monkeypatch.setattr(loop.Selection, "take", take)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Checkpointer, "save", killed_after)
+        with pytest.raises(Killed):
+            run("pretrain", runs, tmp_path, **changes)
     run("pretrain", runs, tmp_path, **changes)
     assert_same(tmp_path, whole)
 
