@@ -76,7 +76,7 @@ def test_the_run_ends_early_and_leaves_its_best(whole):
     assert (weights(whole, "model")["params/embedding"] != only(whole, last)["params/embedding"]).any()
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+@pytest.mark.parametrize("stop", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3, 4))])
 def test_a_run_that_was_stopped_chooses_alike(stop, runs, changes, whole, tmp_path):
     with pytest.raises(Stopped):
         run("pretrain", runs, tmp_path, **changes, stop_at=lambda *now: now == (stop, 0))
@@ -85,7 +85,7 @@ def test_a_run_that_was_stopped_chooses_alike(stop, runs, changes, whole, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("evaluation", range(4))
+@pytest.mark.parametrize("evaluation", range(3))
 def test_a_run_that_was_killed_chooses_alike(evaluation, runs, changes, whole, tmp_path, monkeypatch):
     """Killed after an evaluation is written and before it is in a checkpoint, and right after it is in one."""
 
@@ -151,6 +151,7 @@ def test_a_signal_in_an_evaluation_stops_within_a_batch(runs, changes, whole, tm
         assert losses(tmp_path)[step] == pytest.approx(value, rel=1e-6)  # batches of another size
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_early_goes_on_with_more_patience(runs, changes, whole, tmp_path, capsys):
     run("pretrain", runs, tmp_path, **changes)
     assert "ends after step" in capsys.readouterr().err

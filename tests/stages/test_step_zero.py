@@ -57,7 +57,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "factor"), WRONG)
+@pytest.mark.parametrize(
+    ("changes", "factor"), [WRONG[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in WRONG[1:])]
+)
 def test_rounding_does_not_hide_another_reference(changes, factor, runs, tmp_path, monkeypatch):
     """The right reference passes in every precision, one with larger tables in none."""
     run("dpo", runs, tmp_path / "right", num_steps=1, **changes)
