@@ -54,6 +54,7 @@ def _run(verb: str, argv: list[str]) -> int:
     # Imports take seconds, and a signal may come meanwhile.
     import jax
 
+    from jaxalign.storage import DISK_REFUSES
     from jaxalign.training.loop import Stopped
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -72,6 +73,15 @@ def _run(verb: str, argv: list[str]) -> int:
             f"jaxalign {verb}: out of memory on a device ({str(error).splitlines()[0]}); take shorter rows "
             "(config.data.max_length and row_length) or fewer (config.batch_size), cut batches into slices "
             "(config.num_microbatches), or split the model (config.mesh.fsdp); jaxalign plan says what a step takes",
+            file=sys.stderr,
+        )
+        return 1
+    except OSError as error:
+        if error.errno not in DISK_REFUSES:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"jaxalign {verb}: {where}the disk takes no more ({error.strerror}); make room, then run the same command",
             file=sys.stderr,
         )
         return 1

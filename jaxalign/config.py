@@ -43,8 +43,7 @@ def thaw(cls: type, **given: Any) -> ConfigDict:
         else:
             value = field.default
         if value is None:
-            kinds = [t for t in typing.get_args(hint) if t is not types.NoneType]
-            value = config_dict.placeholder(typing.get_origin(kinds[0]) or kinds[0])
+            value = _placeholder(typing.get_args(hint))
         out[field.name] = value
     object.__setattr__(out, _CLASS, cls)
     return out
@@ -132,7 +131,8 @@ def read_config(config: str, settings: Sequence[str] = ()) -> ConfigDict:
     arg = _argument(get_config, config, arg if colon else None, settings)
     values = call_get_config(get_config, path, arg)
     flag_values = flags.FlagValues()
-    argv = ["jaxalign", *_set_to_none(values, settings)]
+    given_values, unset = _split_none(values, settings)
+    argv = ["jaxalign", *given_values]
     try:
         config_flags.DEFINE_config_dict("config", values, flag_values=flag_values, sys_argv=argv)
         flag_values(argv)
@@ -145,44 +145,55 @@ def read_config(config: str, settings: Sequence[str] = ()) -> ConfigDict:
         raise ConfigError(f"{flag} does not exist; {hint}") from error
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    for section, name in unset:
+        section[name] = None
     given = {arg.split("=")[0].removeprefix("--config.") for arg in settings}
     for line in _leave_out(values, given):
         _tell(line)
     return values
 
 
-def _set_to_none(values: ConfigDict, settings: Sequence[str]) -> list[str]:
-    """Sets the keys that flags give as `none`, in any case, where None is one of their values.
+def _split_none(
+    values: ConfigDict, settings: Sequence[str]
+) -> tuple[list[str], list[tuple[ConfigDict, str]]]:
+    """The flags that give a value, and the keys that others set to None: by `none`, in any case.
 
-    Returns:
-      The flags that are left.
+    Makes keys whose value is None ready for flags that give one.
 
     Raises:
       ConfigError: `None` for a key whose empty value is written otherwise.
     """
     fields = {
-        path + name: (section, name, hint, cls)
+        f"--config.{path}{name}": (section, name, typing.get_args(hint), getattr(cls, name, None))
         for path, section, cls in sections(values)
         for name, hint in typing.get_type_hints(cls).items()
         if name in section
     }
+    for section, name, kinds, _ in fields.values():
+        if types.NoneType in kinds and section[name] is None:
+            section[name] = _placeholder(kinds)
     last = {flag.partition("=")[0]: flag for flag in settings}
-    left = []
+    left, unset = [], []
     for flag in settings:
         key, _, text = flag.partition("=")
-        section, name, hint, cls = fields.get(key.removeprefix("--config."), (None, "", None, None))
+        section, name, kinds, default = fields.get(key, (None, "", (), None))
         if section is None or text.lower() != "none":
             left.append(flag)
-        elif types.NoneType in typing.get_args(hint):
-            if last[key] is flag:
-                section[name] = None
-        elif text == "None" and getattr(cls, name, None) == "":
+        elif types.NoneType in kinds:
+            unset += [(section, name)] if last[key] is flag else []
+        elif text == "None" and default == "":
             raise ConfigError(
                 f"{flag} would be the text 'None'; {key}= (with nothing behind) leaves it empty"
             )
         else:
             left.append(flag)
-    return left
+    return left, unset
+
+
+def _placeholder(kinds: tuple[Any, ...]) -> Any:
+    """What stands for None in a ConfigDict, so that a value of the kinds may replace it."""
+    kind = next(kind for kind in kinds if kind is not types.NoneType)
+    return config_dict.placeholder(typing.get_origin(kind) or kind)
 
 
 def _argument(get_config: Any, config: str, arg: str | None, settings: Sequence[str]) -> str | None:

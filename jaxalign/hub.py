@@ -14,7 +14,7 @@ _SECONDS = 5  # for an answer of the hub, before its cache is asked
 def is_hub_name(path: str) -> bool:
     """Whether `path` reads as "organisation/name" and can be no path of this machine."""
     parts = re.fullmatch(r"([\w.-]+)/[\w.-]+", path)
-    return parts is not None and not pathlib.Path(parts[1]).exists()
+    return parts is not None and parts[1] != QUICKSTART and not pathlib.Path(parts[1]).exists()
 
 
 def way_to(path: str) -> str:

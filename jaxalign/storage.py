@@ -5,6 +5,7 @@ whole, once its writing has ended, and can only be written anew; a folder withou
 """
 
 import atexit
+import errno
 import fnmatch
 import functools
 import json
@@ -26,6 +27,8 @@ from jaxalign.locks import try_lock
 
 Path = pathlib.Path | epath.Path
 
+# What a disk may refuse to write for.
+DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 SCHEME = "gs://"
 _UPLOAD_SECONDS = 60.0
 _TEMPORARY = "jaxalign-"  # how the names of temporary folders begin

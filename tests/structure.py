@@ -15,6 +15,7 @@ OTHER_MEANINGS = {
     ("models/hf/config.py", "reward"): "the label that transformers gives a score",
     ("rl/programs.py", "reward"): "a frozen model, by what it gives",
     ("tokens.py", "ppo"): "a loss of single tokens, by its name in the Tinker API",
+    ("training/selection.py", "reward"): "the last word of a metric's name",
     ("verbs/evaluate.py", "reward"): "the number that a reward function gives",
     ("worlds/dataset.py", "sft"): "a file of demonstrations",
 }

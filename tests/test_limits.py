@@ -1,15 +1,17 @@
 """A value outside the limits of its field is refused under its true key, wherever the object comes from."""
 
 import dataclasses
+import functools
 import math
 import re
+import types
 import typing
 
 import jax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxalign.config import freeze, load_config, sections, thaw
+from jaxalign.config import freeze, load_config, read_config, sections, thaw
 from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, Limits, check, field, like, limits_of, nearest
 from jaxalign.stages import NAMES, default_config, parse_config
@@ -56,6 +58,62 @@ def test_every_field_with_limits_is_refused_under_its_key(stage):
             values.update_from_flattened_dict({key: value})
             with pytest.raises(ConfigError, match=re.escape(f"config.{key}={shown!r}")):
                 parse_config(values)
+
+
+@pytest.mark.parametrize("stage", NAMES)
+def test_every_key_that_may_be_none_can_be_set_to_it_by_a_flag(stage):
+    """And back to a number, whichever flag comes last; whatever the config file says."""
+    keys = [
+        (path + name, each)
+        for path, _, cls in sections(whole_config(stage))
+        for name, each in typing.get_type_hints(cls).items()
+        if types.NoneType in typing.get_args(each)
+    ]
+    assert "optimizer.clip_norm" in dict(keys)
+    must = [
+        f"--config.{stage}.{k}=m:f"
+        for k in ("reward_function", "teacher")
+        if k in default_config(stage)[stage]
+    ]
+    for key, hint in keys:
+        for word in ("None", "none", "NONE"):
+            config = parse_config(read_config(stage, [*must, f"--config.{key}=1", f"--config.{key}={word}"]))
+            assert value_at(config, key, stage) is None
+        kind = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+        values = read_config(stage, [*must, f"--config.{key}=none", f"--config.{key}=1"])
+        assert value_at(parse_config(values), key, stage) == kind(1)
+
+
+def value_at(config, key, stage):
+    first, *rest = key.split(".")
+    return functools.reduce(getattr, rest, getattr(config, "options" if first == stage else first))
+
+
+def test_none_where_there_is_no_none_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"--config.data.eval=None would be the text 'None'; --config.data.eval= "
+    ):
+        read_config("sft", ["--config.data.eval=None"])
+    with pytest.raises(ConfigError, match="None"):
+        read_config("sft", ["--config.eval_every=None"])
+    assert read_config("sft", ["--config.model.remat=none"]).model.remat == "none"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["num_steps=5", "num_epochs=2"],
+            r"num_steps=5 and --config.num_epochs=2.0 are two lengths of one run",
+        ),
+        (["num_steps=0"], r"num_steps=0 is no length of a run: give .*--config.num_epochs=N"),
+    ],
+)
+def test_a_run_has_one_length(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        read_config("sft", [f"--config.{flag}" for flag in flags])
+    values = read_config("sft", ["--config.num_steps=0", "--config.num_epochs=2"])
+    assert (values.num_steps, values.num_epochs) == (0, 2.0)
 
 
 @pytest.mark.parametrize("stage", NAMES)

@@ -10,7 +10,6 @@ leaves the steps before it and never a broken one. The directory may be local or
 
 import contextlib
 import dataclasses
-import errno
 import json
 import logging
 import os
@@ -24,15 +23,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxalign.errors import CheckpointError
-from jaxalign.storage import is_remote, read_json, to_path
+from jaxalign.storage import DISK_REFUSES, is_remote, read_json, to_path
 
 PyTree = Any
 Index = dict[str, dict[str, Any]]  # Array name -> {"shape", "dtype"} and, for PRNG keys, {"impl"}.
 
 CHECKPOINTS = "checkpoints"  # Where, inside a run directory, the steps lie.
 _FILES = "files.json"
-# What a disk may refuse to write for.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)
 
 
 def _no_orbax_chatter(record: logging.LogRecord) -> bool:
@@ -244,11 +241,11 @@ def saved_metas(directory: epath.PathLike) -> dict[int, dict[str, Any]]:
 
 def _disk_reason(error: BaseException) -> str | None:
     """What the disk says in an error of writing; None: the disk is not the reason."""
-    known = [os.strerror(number) for number in _DISK]
+    known = [os.strerror(number) for number in DISK_REFUSES]
     seen: BaseException | None = error
     while seen is not None:
         text = str(seen)
-        if isinstance(seen, OSError) and seen.errno in _DISK:
+        if isinstance(seen, OSError) and seen.errno in DISK_REFUSES:
             return os.strerror(seen.errno)
         if found := next((reason for reason in known if reason in text), None):
             return found

@@ -13,51 +13,31 @@ import jax
 
 from jaxalign.data.invalid import DROPPED_FILE, write_dropped
 from jaxalign.data.loader import rows_of_epochs
-from jaxalign.errors import CheckpointError, ConfigError, amount
+from jaxalign.errors import ConfigError, amount
 from jaxalign.models import count_params
 from jaxalign.parallel import processes
 from jaxalign.signals import handled, restart_signals
-from jaxalign.storage import Path, to_path, write_whole
-from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer, load_params, load_state
+from jaxalign.storage import Path, write_whole
+from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer, load_params
 from jaxalign.training.open import (
     Run,
-    count_updates,
-    default_settings,
     describe,
-    flat_settings,
     settings,
 )
-from jaxalign.training.optimizer import make_schedule
 from jaxalign.training.progress import Progress
 from jaxalign.training.recorder import Recorder
-from jaxalign.training.saved_model import find_model, save_model, save_tokenizer
+from jaxalign.training.resume import begin
+from jaxalign.training.saved_model import save_model, save_tokenizer
 from jaxalign.training.selection import Selection
-from jaxalign.training.state import restart_counts
 from jaxalign.training.trackers import Trackers
 from jaxalign.training.trainer import Trainer
 from jaxalign.training.watchdog import Watchdog
-from jaxalign.training.workdir import LATEST, MODEL, SUMMARY, TOKENIZER
+from jaxalign.training.workdir import MODEL, SUMMARY, TOKENIZER
 from jaxalign.training.writer import EVAL, FILE_NAME, MetricWriter, plain_name, read_metrics
 
 SETTINGS = "settings.json"  # every setting of the run as it goes on now, by the names of flags
 
 StopAt = Callable[[int, int], bool]  # (step, phase) that has just ended -> stop here?
-
-# Settings with which a run may go on though it began with others, as it may with another config.mesh. Where files lie
-# may change: what is in them is compared by fingerprints, but for held-out data, which trains nothing.
-CHANGEABLE = tuple(
-    f"config.{key}"
-    for key in (
-        *("log_every", "log_samples", "trackers", "on_nonfinite", "hang_timeout"),
-        *("checkpoint_every", "keep_checkpoints", "keep_every"),
-        *("eval_every", "eval_at_start", "eval_batch_size"),
-        *("best.metric", "best.mode", "best.patience", "best.export"),
-        *("num_steps", "num_epochs", "num_microbatches", "model.attention", "model.remat"),
-        "frozen.offload",
-        *("model.init_from", "data.train", "data.eval", "data.tokenizer", "data.chat_template"),
-        "data.invalid",
-    )
-)
 
 ASKED = "\njaxalign: stopping as soon as the state is saved{by}; {more} Ctrl-C ends it at once\n"
 
@@ -106,7 +86,7 @@ def train(
         loader = run.loader()
         selection = Selection(config.best)
         _check_evaluations(run, probe)
-        state, step, phase, meta = _start(trainer, checkpointer, loader)
+        state, step, phase, meta = begin(trainer, checkpointer, loader)
         if "selection" in meta:
             selection.restore(meta["selection"])
             checkpointer.best = selection.position
@@ -166,39 +146,36 @@ def train(
         def evaluate() -> dict[str, float]:
             watchdog.at(f"the evaluation after step {step}", patient=True)
             values = trainer.evaluate(state, go_on) if run.held_out is not None else {}
-            return values | (probe(step, trainer.params(state)) if probe else {})
-
-        def select(values: dict[str, float]) -> None:
+            values |= probe(step, trainer.params(state)) if probe else {}
+            samples = trainer.samples(state)  # by every process
+            # Once for each step, whatever was stopped or killed since.
+            if values and (step > first or not _evaluated(run.workdir, step)):
+                writer.write(step, values, kind=EVAL)
+                writer.write_samples(step, samples)
+            if values:
+                progress.evaluation(step, values)
+            # After the line: a run that goes on from what is saved here does not evaluate again.
             if selection.take(step, step * phases, values):
                 checkpointer.best = selection.position
                 save()
+            return values
 
         def evaluation_due() -> bool:
             every = config.eval_every
             due = step % every == 0 if step and every else not step and config.eval_at_start
             return due and phase == 0 and step < run.steps and selection.evaluated != step
 
-        def write_evaluation() -> None:
+        def evaluate_on_the_way() -> None:
             recorder.flush(state)
-            values = evaluate()
-            show_evaluation(values, write=step > first or not _evaluated(run.workdir, step))
-            # After the line: a run that goes on from what is saved here does not evaluate again.
-            select(values)
+            evaluate()
             recorder.restart_clock()
-
-        def show_evaluation(values: dict[str, float], *, write: bool = True) -> None:
-            samples = trainer.samples(state)  # by every process
-            if write:
-                writer.write(step, values, kind=EVAL)
-                writer.write_samples(step, samples)
-            progress.evaluation(step, values)
 
         def stop_here() -> bool:
             wanted = vote(bool(asked))  # by every process, whatever stop_at says
             return wanted or (stop_at is not None and stop_at(step, phase))
 
         if evaluation_due():  # at the start; or the run stopped in an evaluation
-            write_evaluation()
+            evaluate_on_the_way()
         elif config.best.metric and selection.best is None and not probe:
             # A name that is wrong is told now, not after hours: one batch says what there is.
             config.best.pick(trainer.evaluate(state, iter((True, False)).__next__))
@@ -222,7 +199,7 @@ def train(
             phase, step = 0, step + 1
             recorder.end(step, state)
             if evaluation_due():
-                write_evaluation()
+                evaluate_on_the_way()
             stop = stop_here()
             if stop or _checkpoint_due(config, step):
                 recorder.flush(state)
@@ -233,13 +210,7 @@ def train(
         recorder.flush(state)
         save()
         # A run that has just ended for want of a better evaluation has made its last one.
-        if selection.evaluated == step and selection.last is not None:
-            final = selection.last
-        else:
-            final = evaluate()
-            if final:
-                show_evaluation(final, write=jax.process_index() == 0 and not _evaluated(run.workdir, step))
-            select(final)
+        final = selection.last if selection.evaluated == step and selection.last is not None else evaluate()
         if selection.exhausted and step < run.steps:
             _tell_early_end(run, selection, step)
         watchdog.at("writing the model", patient=True)
@@ -346,93 +317,6 @@ def _evaluated(workdir: Path, step: int) -> bool:
     if not (workdir / FILE_NAME).is_file():
         return False
     return any(line["step"] == step and line["kind"] == EVAL for line in read_metrics(workdir))
-
-
-def _start(trainer: Trainer, checkpointer: Checkpointer, loader: Any) -> tuple[Any, int, int, dict[str, Any]]:
-    run = trainer.run
-    latest = checkpointer.latest()
-    if latest is None:
-        return _take_over(trainer) if run.config.resume_from else trainer.init(), 0, 0, {}
-    state, meta = checkpointer.restore(latest, trainer.abstract_state)
-    now = describe(run) | {"fingerprint": trainer.fingerprint}
-    for key, what in {
-        "data_fingerprint": "the training data or its tokenisation",
-        "fingerprint": "a frozen model (reference or reward)",
-    }.items():
-        if meta[key] != now[key]:
-            raise CheckpointError(
-                f"{run.workdir}: {what} is not what this run began with, so it cannot go on as it would have; "
-                f"restore it, or start in another --workdir"
-            )
-    _check_changes(trainer, meta["config"])
-    _tell_other_rates(run, meta)
-    loader.set_state(meta["loader"])
-    return state, meta["step"], meta["phase"], meta
-
-
-def _take_over(trainer: Trainer) -> Any:
-    """The state of config.resume_from, at step 0: schedules and data begin anew."""
-    run, key, place = trainer.run, "config.resume_from", trainer.run.config.resume_from
-    name = f"{key}={place!r}"
-    # The result of a run has no optimizer, but its last checkpoint has.
-    found = find_model(f"{place}@{LATEST}" if (to_path(place) / CHECKPOINTS).is_dir() else place, key)
-    if "phase" not in found.meta:
-        raise CheckpointError(
-            f"{name}: a model alone, without the state of its optimizer; name a checkpoint, such as RUN@latest, or "
-            "begin with the weights by config.model.init_from"
-        )
-    stage = found.meta["config"]["stage"]
-    if stage != run.config.stage.name:
-        raise ConfigError(
-            f"{name}: a state of the stage {stage}, and this is {run.config.stage.name}; config.model.init_from takes "
-            "its weights alone"
-        )
-    try:
-        state = load_state(found.place, trainer.abstract_state, fresh=trainer.fresh)
-    except CheckpointError as error:
-        raise CheckpointError(f"{name}: {error}") from error
-    if jax.process_index() == 0:
-        print(
-            f"{run.workdir}: begins with the weights and the optimizer of {found.place}, after step "
-            f"{found.meta['step']}; steps, learning rates and data begin anew",
-            file=sys.stderr,
-        )
-    return restart_counts(state)
-
-
-def _tell_other_rates(run: Run, meta: dict[str, Any]) -> None:
-    """Says what the learning rate does where a run goes on with another length than it was made for."""
-    config, before = run.config, meta["steps"]
-    done = count_updates(config, meta["step"])
-    if before == run.steps or not done or jax.process_index() != 0:
-        return
-    former = make_schedule(config.optimizer, count_updates(config, before))
-    last, unchanged, new = (float(x) for x in (former(done - 1), former(done), run.schedule(done)))
-    if abs(new - unchanged) > 1e-6 * max(new, unchanged):
-        print(
-            f"{run.workdir}: was begun for {before} steps and has {run.steps} now, over which the schedule "
-            f"{config.optimizer.schedule!r} is laid anew: the learning rate, {last:.3g} in step {meta['step']}, is "
-            f"{new:.3g} in the next one, where it would have been {unchanged:.3g}",
-            file=sys.stderr,
-        )
-
-
-def _check_changes(trainer: Trainer, before: dict[str, Any]) -> None:
-    """Says what a resumed run has set otherwise than it began with; refuses what would make it another run."""
-    run = trainer.run
-    workdir, new = run.workdir, settings(run.config)
-    own = tuple(f"config.{run.config.stage.name}.{key}" for key in trainer.changeable)
-    # A key that came with a later version of jaxalign was at its default; one that went says nothing any more.
-    old = default_settings(run.config) | flat_settings(before)
-    changes = {key: (old[key], value) for key, value in new.items() if old[key] != value}
-    for key, (was, value) in changes.items():
-        if key not in CHANGEABLE + own and not key.startswith("config.mesh."):
-            raise CheckpointError(
-                f"{workdir}: began with {key}={was!r}, and now has {value!r}; go on with the former, or start in "
-                f"another --workdir, with --config.resume_from={workdir} to begin with the state of this one"
-            )
-        if jax.process_index() == 0:
-            print(f"{workdir}: goes on with {key}={value!r} instead of {was!r}", file=sys.stderr)
 
 
 def _export(trainer: Trainer, params: Any) -> None:

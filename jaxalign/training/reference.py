@@ -21,9 +21,8 @@ from jaxalign.training.open import Run
 from jaxalign.training.saved_model import fingerprint
 
 FOLDER = "reference_logp"
-# Relative rounding error of one number; float32's is covered by its own tolerance, and int8 has 127 steps a channel.
-_UNIT = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 2.0**-7}
-_UNITS = 8.0  # of that error, in the log-probability of a token, that passes for rounding
+# Relative rounding error of one number; int8 has 127 steps a channel.
+_UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 2.0**-7}
 
 
 def sequence_logprobs(params: Params, batch: Any, model: ModelConfig) -> jax.Array:
@@ -50,32 +49,39 @@ def verify_reference(run: Run, params: Params, batch: Any, frozen: dict[str, Par
         count = segment_sums(batch.loss_mask, batch.segment_ids, batch.rows.shape[1])
         return jnp.abs(mine - theirs), jnp.abs(mine), count
 
-    gap, size, count = map(processes.fetch_whole, compare(params, batch, frozen))
-    allowed = _allowed_gap(size, count, {run.model.dtype, run.config.frozen.dtype})
-    worst = np.unravel_index(np.argmax(np.where(np.isfinite(gap), gap - allowed, np.inf)), gap.shape)
-    if not gap[worst] <= allowed[worst]:
+    gap, size, count = (processes.fetch_whole(x) for x in compare(params, batch, frozen))
+    dtypes = {run.model.dtype, run.config.frozen.dtype}
+    if dtypes == {"float32"}:
+        allowed = np.full_like(size, 1e-4 * max(1.0, size.max()))
+        off = (gap / allowed).max()
+    else:
+        # One program that reads the same weights twice rounds alike; scores from before, or rounded weights, do not.
+        units = 2.0 if frozen and run.config.frozen.dtype == "float32" else 8.0
+        allowed = units * _rounding(size, count, dtypes)
+        off = np.sqrt(np.mean(np.square((gap / allowed)[count > 0])))
+    if not off <= 1:
+        worst = np.argmax(np.where(count > 0, gap / allowed, 0.0))
         raise StepZeroError(
             f"before the first update the policy is the reference, and every margin is 0, yet the log-probabilities "
-            f"of a sequence of {count[worst]:.0f} tokens differ by {gap[worst]:.3e}, and rounding explains "
-            f"{allowed[worst]:.1e}; those of the reference belong to other weights or other data, or "
-            f"config.frozen.dtype rounds them by too much"
+            f"of a sequence differ by {gap.flat[worst]:.3e}, and rounding explains {allowed.flat[worst]:.1e} (its "
+            f"{count.flat[worst]:.0f} tokens have {-size.flat[worst]:.4g} nats); those of the reference belong to "
+            f"other weights or other data, or config.frozen.dtype rounds them by too much"
         )
 
 
-def _allowed_gap(size: np.ndarray, count: np.ndarray, dtypes: set[str]) -> np.ndarray:
-    """By how much rounding may move the log-probabilities of sequences: nats [B, S].
+def _rounding(size: np.ndarray, count: np.ndarray, dtypes: set[str]) -> np.ndarray:
+    """The unit in which rounding moves the log-probabilities of sequences: nats [B, S].
 
-    In fewer bits each token's is off by several units of its own size (or of 1, for a token that is almost certain),
-    up and down alike, so that over `count` tokens the errors grow as the root of their number.
+    A token's is off by some units of rounding of its own size, or of 1 where it is almost certain, up and down alike:
+    over `count` tokens the errors grow as the root of their number. Measured on a model of 20,000 parameters, in root
+    mean squares over sequences: 0 units where policy and reference are read by one program, 1.9 between bfloat16 and
+    float32, 1.8 for a reference rounded to bfloat16, 2.0 for int8; and 3.2 of bfloat16 for tables that are 1 % larger.
 
     Args:
-      size: |log-probability| of each sequence. dtypes: those of the computation and of the frozen weights.
+      size: |log-probability| of each sequence. count: its tokens. dtypes: of the computation and the frozen weights.
     """
-    unit = max(_UNIT[dtype] for dtype in dtypes)
-    if not unit:
-        return 1e-4 * np.maximum(1.0, size)
     tokens = np.maximum(1.0, count)
-    return _UNITS * unit * np.sqrt(tokens) * np.maximum(1.0, size / tokens)
+    return max(_UNIT[dtype] for dtype in dtypes) * np.sqrt(tokens) * np.maximum(1.0, size / tokens)
 
 
 def score_dataset(run: Run, reference: Params) -> Run:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from jaxalign import storage
 from jaxalign.data import Tokenizer, load_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError, JaxalignError
-from jaxalign.hub import download, is_hub_name
+from jaxalign.hub import QUICKSTART, download, is_hub_name
 from jaxalign.models import ModelConfig, Params, abstract_params, add_tokens
 from jaxalign.models.attention import default_attention
 from jaxalign.models.config import SCALING_KEYS
@@ -209,7 +209,7 @@ def _open(folder: storage.Path, path: str, key: str) -> SavedModel:
 
 def _advice(path: str) -> str:
     """What makes the models that the config files of jaxalign begin with."""
-    if to_path(path).parent.name != "quickstart":
+    if to_path(path).parent.name != QUICKSTART:
         return ""
     return "; `jaxalign quickstart` makes it, or name a model of yours"
 

@@ -81,9 +81,15 @@ def _find_base(model: SavedModel) -> SavedModel | None:
     return base if same else None
 
 
+def _rounded(x: jax.Array, dtype: str) -> jax.Array:
+    # Casts there and back may be optimised away.
+    kind = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def _rounding_error(x: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
-    lost = x - x.astype(dtype).astype(x.dtype)
+    lost = x - _rounded(x, dtype)
     return jnp.sum(jnp.square(lost)), jnp.sum(jnp.square(x))
 
 
@@ -91,5 +97,5 @@ def _rounding_error(x: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
 def _changed(x: jax.Array, base: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
     """Shares, as counts of large tables would leave int32."""
     changed = x != base
-    back = changed & (x.astype(dtype) == base.astype(dtype))
+    back = changed & (_rounded(x, dtype) == _rounded(base, dtype))
     return jnp.mean(changed, dtype=jnp.float32), jnp.mean(back, dtype=jnp.float32)

@@ -61,6 +61,8 @@ def config_lines(config: Any) -> list[str]:
     lines = []
     for name, value in settings(config).items():
         shown = ",".join(map(str, value)) if isinstance(value, list) else "none" if value is None else value
-        unused = name == "config.num_epochs" and config.num_steps
-        lines.append(f"{'# not used: ' if unused else ''}--{name}={shown}")
+        if name == "config.num_epochs" and config.num_steps:
+            lines.append(f"# {name} is not used: config.num_steps is set")
+        else:
+            lines.append(f"--{name}={shown}")
     return lines

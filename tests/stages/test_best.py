@@ -76,7 +76,7 @@ def test_the_run_ends_early_and_leaves_its_best(whole):
     assert (weights(whole, "model")["params/embedding"] != only(whole, last)["params/embedding"]).any()
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+@pytest.mark.parametrize("stop", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3, 4))])
 def test_a_run_that_was_stopped_chooses_alike(stop, runs, changes, whole, tmp_path):
     with pytest.raises(Stopped):
         run("pretrain", runs, tmp_path, **changes, stop_at=lambda *now: now == (stop, 0))
@@ -85,9 +85,9 @@ def test_a_run_that_was_stopped_chooses_alike(stop, runs, changes, whole, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("evaluation", range(4))
+@pytest.mark.parametrize("evaluation", range(3))
 def test_a_run_that_was_killed_chooses_alike(evaluation, runs, changes, whole, tmp_path, monkeypatch):
-    """Killed before anything of an evaluation is written, and after its best checkpoint is."""
+    """Killed after an evaluation is written and before it is in a checkpoint, and right after it is in one."""
 
     class Killed(BaseException):
         pass
@@ -101,12 +101,20 @@ def test_a_run_that_was_killed_chooses_alike(evaluation, runs, changes, whole, t
             raise Killed
         return better
 
-    monkeypatch.setattr(loop.Selection, "take", killing)
-    for _ in range(2):
+    save = loop.Checkpointer.save
+
+    def killed_after(self, *args):
+        save(self, *args)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Selection, "take", killing)
         with pytest.raises(Killed):
             run("pretrain", runs, tmp_path, **changes)
-        count.clear()
-    monkeypatch.setattr(loop.Selection, "take", take)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Checkpointer, "save", killed_after)
+        with pytest.raises(Killed):
+            run("pretrain", runs, tmp_path, **changes)
     run("pretrain", runs, tmp_path, **changes)
     assert_same(tmp_path, whole)
 
@@ -143,6 +151,7 @@ def test_a_signal_in_an_evaluation_stops_within_a_batch(runs, changes, whole, tm
         assert losses(tmp_path)[step] == pytest.approx(value, rel=1e-6)  # batches of another size
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_early_goes_on_with_more_patience(runs, changes, whole, tmp_path, capsys):
     run("pretrain", runs, tmp_path, **changes)
     assert "ends after step" in capsys.readouterr().err

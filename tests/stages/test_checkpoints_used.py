@@ -149,7 +149,7 @@ def test_a_checkpoint_that_is_not_there_lists_those_that_are(sft, runs, tmp_path
     with pytest.raises(
         CheckpointError, match=r"init_from='.*quickstart/pretrain': no .*`jaxalign quickstart`"
     ):
-        run("sft", runs, tmp_path / "a", **{"model.init_from": str(tmp_path / "quickstart" / "pretrain")})
+        run("sft", runs, tmp_path / "a", **{"model.init_from": "quickstart/pretrain"})
 
 
 def test_a_run_that_goes_on_may_remove_what_is_being_read(sft, runs, tmp_path):

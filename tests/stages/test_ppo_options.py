@@ -200,16 +200,19 @@ def test_average_reference_and_exported_weights_follow_the_policy(runs, tmp_path
 
 
 def test_early_stop_ends_the_policy_updates_of_a_rollout_only(runs, tmp_path):
-    changes = {"num_steps": 1, "ppo.ppo_epochs": 2, "ppo.num_minibatches": 2, "ppo.early_stop_kl": 1e-9}
+    changes = {"num_steps": 2, "ppo.ppo_epochs": 4, "ppo.early_stop_kl": 1e-9, "optimizer.schedule": "linear"}
     run("ppo", runs, tmp_path, **changes, **{"ppo.critic_learning_rate": 5e-4})
     # The first update has ratio 1 and KL 0; the second one's KL is seen, and ends it.
     values = history(tmp_path)[0][1]
     assert values["policy/updates"] == 2
-    assert values["learning_rate"] == pytest.approx(1e-3) and values["critic/learning_rate"] == pytest.approx(
-        5e-4
-    )
+    assert values["critic/learning_rate"] == pytest.approx(5e-4 * (1 - 3 / 8), rel=1e-5)  # of update 3 of 8
     state = final_state(tmp_path)
-    assert (state["policy/step"], state["critic/step"]) == (2, 4)
+    applied = state["policy/opt_state/1/count"]
+    # Those that were left out have had their turn in the schedule, which is the critic's.
+    assert (state["policy/step"], state["critic/step"]) == (8, 8) and 3 <= applied <= 4
+    first, second = (values["learning_rate"] for _, values in history(tmp_path))
+    assert first == pytest.approx(1e-3 * (1 - 0.5 / 8), rel=1e-5)  # updates 0 and 1 of 8
+    assert second == pytest.approx(1e-3 * np.mean([1 - i / 8 for i in range(4, 8)][: applied - 2]), rel=1e-5)
 
 
 @pytest.mark.slow
