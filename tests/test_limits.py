@@ -8,7 +8,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxalign.config import freeze, load_config, sections, thaw
+from jaxalign.config import freeze, sections, thaw
 from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, Limits, check, field, like, limits_of, nearest
 from jaxalign.stages import NAMES, default_config, parse_config
@@ -27,7 +27,7 @@ def bad_values(limits: Limits) -> list:
 def whole_config(stage):
     """The defaults of a stage, with what must be set."""
     values = default_config(stage)
-    for key in ("reward_function", "teacher"):
+    for key in ("reward", "teacher"):
         if key in values[stage]:
             values[stage][key] = "module:function"
     parse_config(values)
@@ -68,7 +68,7 @@ def test_objects_made_by_hand_are_checked_as_well(stage):
 
 
 def test_the_settings_of_sampling_are_named_by_where_they_stand():
-    values = load_config("ppo")
+    values = default_config("ppo")
     values.ppo.sampling.temperature = -1.0
     with pytest.raises(ConfigError, match=r"^config\.ppo\.sampling\.temperature=-1\.0 must be 0 \(greedy\)"):
         parse_config(values)

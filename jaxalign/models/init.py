@@ -94,6 +94,11 @@ def lay_out(params: Params, config: ModelConfig) -> Params:
     return jax.tree_util.tree_map_with_path(leaf, params, boxed)
 
 
+def count_parameters(config: ModelConfig) -> int:
+    """Number of parameters of a language model of this architecture."""
+    return count_params(jax.eval_shape(lambda: _init_boxed(jax.random.key(0), config)))
+
+
 def count_params(params: Params) -> int:
     """Number of parameters, of arrays or of ShapeDtypeStructs."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))

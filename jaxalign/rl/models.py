@@ -59,16 +59,14 @@ def load_models(stage: Any, run: Run) -> RolloutModels:
         run.check_divides(key, options.ptx_batch_size, run.config.num_microbatches)
     judge, functions = None, None
     if isinstance(options, RewardedConfig):
-        judge = (
-            find_judge(run, options.reward_model, f"{path}.reward_model") if options.reward_model else None
-        )
-        weights = options.reward_weights[1 if judge else 0 :]
+        judge = find_judge(run, options.reward_model, f"{path}.reward") if options.reward_model else None
         if options.functions:
-            functions = load_rewards(
-                options.functions, weights, f"{path}.reward_function", f"{path}.reward_weights"
-            )
+            weights = [options.weights[name] for name in options.functions]
+            functions = load_rewards(options.functions, weights, f"{path}.reward", f"{path}.reward_weights")
     reward: Any = judge.load(run.mesh) if judge else None
     digests = [f"reward:{fingerprint(reward)}"] if judge else []
+    if functions is not None:
+        digests += [f"function:{name.rpartition('/')[2]}" for name in getattr(options, "functions", ())]
     reference: Any = None
     if stage.reference(options):
         reference = run.load_init()
@@ -84,7 +82,7 @@ def load_models(stage: Any, run: Run) -> RolloutModels:
     new = options.sampling.max_new_tokens
     check_length(run, run.model, "config.model.init_from", path, new)
     if judge:
-        check_length(run, judge.config, f"{path}.reward_model", path, new)
+        check_length(run, judge.config, f"{path}.reward", path, new)
     for name, model in frozen.configs.items():
         check_length(run, model, stage.frozen(options)[name].key, path, new)
     digests += [frozen.digest] if frozen.digest else []

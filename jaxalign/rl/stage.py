@@ -291,6 +291,8 @@ def make_rollout(
         critic = None if state.critic is None else state.critic.params
         scored = score(state.policy.params, critic, reference, models.reward, prompts, completions)
         scores, more = scored.pop("scores", None), {}
+        if scores is not None:
+            scores = options.weights[options.reward_model] * scores
         if models.functions is not None:
             scores, more = call_functions(
                 models.functions, scores, run, dataset, rows, completions, step=int(state.policy.step)
@@ -337,12 +339,11 @@ def call_functions(
     for name, values in found.each.items():
         columns[name] = np.zeros(len(texts))
         columns[name][live] = values
-    weights = run.config.options.reward_weights
     total = np.zeros(len(texts), np.float32)
     total[live] = found.total
     total = run.put(total)
     if scores is not None:
-        total = total + weights[0] * scores
+        total = total + scores
     return total, reward_metrics({name: run.put(np.float32(x)) for name, x in columns.items()}, run.put(mask))
 
 

@@ -15,6 +15,7 @@ from jaxalign.data.kinds import TEXT
 from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.nll import nll_loss
 from jaxalign.models.scoring import Scores
+from jaxalign.stages import published
 from jaxalign.training.stage import Stage, Totals
 
 
@@ -56,4 +57,5 @@ STAGE = Stage(
         "jaxalign train --config=sft --workdir={beside}/sft --config.model.init_from={run} "
         "--config.data.train=CONVERSATIONS.jsonl",
     ),
+    recipe=published.PRETRAIN,
 )

@@ -8,6 +8,7 @@ The mask m comes with the batch: it is set where text is rendered, turn by turn,
 import dataclasses
 
 from jaxalign.data.kinds import DEMONSTRATIONS
+from jaxalign.stages import published
 from jaxalign.stages.pretrain import HEADLINES, loss, token_totals
 from jaxalign.training.stage import Stage
 
@@ -30,4 +31,5 @@ STAGE = Stage(
         "jaxalign train --config=dpo --workdir={beside}/dpo --config.model.init_from={run} "
         "--config.data.train=PAIRS.jsonl",
     ),
+    recipe=published.SFT,
 )

@@ -24,6 +24,7 @@ from jaxalign.models import ModelConfig, Params
 from jaxalign.models.scoring import Scores, score_batch
 from jaxalign.training.flops import count_work
 from jaxalign.training.optimizer import make_optimizer, make_schedule
+from jaxalign.training.recipe import Recipe
 from jaxalign.training.state import Objective, Update, make_update, slices
 from jaxalign.training.supervised import build_trainer, update_program
 from jaxalign.training.trainer import Program, Trainer
@@ -78,6 +79,8 @@ class Stage:
     # Commands for what people do next with the model, as the end of a run tells them: {run} is its folder, {beside} the
     # one that it lies in, words in capitals are for the reader to fill in.
     afterwards: tuple[str, ...] = ()
+    # The numbers that a config may leave to the stage.
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
     # Keys of config.<name> with which a run may go on though it began with others.
     changeable: tuple[str, ...] = ()
 
@@ -187,7 +190,7 @@ class Stage:
           total_steps: updates in all, for the schedule; 0: config.num_steps.
         """
         architecture: ModelConfig = model or config.model.architecture(0, jax.default_backend())
-        updates, parts = total_steps or config.num_steps, config.num_microbatches
+        updates, parts = total_steps or config.num_steps, config.num_microbatches or 1
         return make_update(
             self.objective(architecture, config.options, others, whole=parts == 1),
             self.total(architecture, config.options, others, num_microbatches=parts),

@@ -38,7 +38,7 @@ def tiny(stage, **model):
     config.data.row_length = 512
     options = config[stage]
     if "sampling" in options:
-        options["teacher" if stage == "distill" else "reward_model"] = "a/run"
+        options["teacher" if stage == "distill" else "reward"] = "a/run"
         options.sampling.max_new_tokens = 128
     if "group_size" in options:
         options.group_size = 2

@@ -1,0 +1,95 @@
+"""The first lines of a run: what will be trained on what and how long, what was found for it, and what looks wrong."""
+
+import math
+
+from jaxalign.data.loader import rows_of_epochs
+from jaxalign.data.records import KINDS
+from jaxalign.models import count_params
+from jaxalign.training.open import Run
+from jaxalign.training.recipe import LEAST_STEPS
+
+FULL = 0.8  # of a row: below it a fifth of all computing is for nothing
+
+
+def introduce(run: Run, step: int, *, scalar: bool) -> list[str]:
+    """What to say before step `step` + 1.
+
+    Args:
+      scalar: the trained model is a reward model.
+    """
+    size = count_params(run.abstract_params(scalar=scalar))
+    devices = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items() if n > 1) or "1 device"
+    rows, batch_size, config = run.train.rows, run.rows_per_step, run.config
+    lines = [
+        f"{config.stage.name}: {size:,} parameters on {devices}; data: {run.train.report}; packed into "
+        f"{len(rows):,} rows of {rows.row_length:,} tokens, {rows.efficiency:.0%} full",
+        f"{run.steps - step:,} of {run.steps:,} steps to go = {run.epochs:.3g} epochs in all; a step is {_step(run)}; "
+        f"the learning rate {_rate(run)}",
+    ]
+    if run.found:
+        lines.append("chosen where the config leaves it open: " + ", ".join(run.found))
+    if run.epochs_to_fill and (left := rows_of_epochs(rows, run.epochs_to_fill) % batch_size):
+        lines.append(f"the last batch holds {left} rows and {batch_size - left} empty ones")
+    return lines + [f"warning: {line}" for line in warnings(run)]
+
+
+def _step(run: Run) -> str:
+    rows, config = run.train.rows, run.config
+    tokens = sum(len(item.ids) for item in rows.items) / len(rows) * run.rows_per_step
+    sampling = getattr(config.options, "sampling", None)
+    if sampling is not None:
+        return (
+            f"{config.batch_size:,} completions of {run.rows_per_step:,} prompts, of at most "
+            f"{sampling.max_new_tokens:,} tokens each"
+        )
+    slots = run.rows_per_step * rows.row_length
+    return f"{run.rows_per_step:,} rows, about {tokens:,.0f} tokens in {slots:,} slots"
+
+
+def _rate(run: Run) -> str:
+    optimizer = run.config.optimizer
+    warmup = optimizer.warmup_steps or int(optimizer.warmup * run.updates + 1e-9)
+    of = "updates" if run.updates != run.steps else "steps"
+    rise = f"rises for {warmup:,} {of} to" if warmup else "begins at"
+    return f"{rise} {optimizer.learning_rate:g}, {optimizer.schedule}"
+
+
+def warnings(run: Run) -> list[str]:
+    """What is no error, and seldom meant; each with a way out."""
+    rows, config, found = run.train.rows, run.config, []
+    if config.data.packing and not KINDS[rows.kind].one_per_row and rows.efficiency < FULL:
+        empty = f"rows are {rows.efficiency:.0%} full"
+        if rows.crowded > 0.5:
+            found.append(
+                f"{empty}: {rows.crowded:.0%} of the rows take no more sequences, though they have room: raise "
+                f"config.data.max_segments={rows.max_segments}"
+            )
+        elif len(rows) > 1:
+            found.append(
+                f"{empty}: records of {_mean(run):,.0f} tokens on average leave gaps in rows of {rows.row_length:,}; "
+                f"set config.data.row_length={2 * rows.row_length} and half of config.batch_size={config.batch_size}"
+            )
+    if run.steps == 1 and not config.num_steps:
+        found.append(
+            f"config.num_epochs={config.num_epochs:g} is a single step, as a batch holds all rows: set a smaller "
+            f"config.batch_size than {config.batch_size}, or 0 to have it chosen, or more epochs"
+        )
+    elif run.steps < LEAST_STEPS:
+        smaller = max(1, run.rows_per_step * run.steps // LEAST_STEPS) * (
+            config.batch_size // run.rows_per_step
+        )
+        more = f"config.num_steps={LEAST_STEPS}"
+        if not config.num_steps:
+            more = f"config.num_epochs={math.ceil(config.num_epochs * LEAST_STEPS / run.steps)}"
+        way_out = (
+            f"a smaller config.batch_size ({smaller} in place of {config.batch_size}) or "
+            if smaller < (config.batch_size) and not config.num_steps
+            else ""
+        )
+        found.append(f"only {run.steps} steps, each of which is a large part of the run: set {way_out}{more}")
+    return found
+
+
+def _mean(run: Run) -> float:
+    items = run.train.rows.items
+    return sum(len(item.ids) for item in items) / len(items)
