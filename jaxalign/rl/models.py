@@ -57,12 +57,7 @@ def load_models(stage: Any, run: Run) -> RolloutModels:
     if options.ptx_coef:
         key = f"{path.removeprefix('config.')}.ptx_batch_size / config.num_microbatches"
         run.check_divides(key, options.ptx_batch_size, run.config.num_microbatches)
-    judge, functions = None, None
-    if isinstance(options, RewardedConfig):
-        judge = find_judge(run, options.reward_model, f"{path}.reward") if options.reward_model else None
-        if options.functions:
-            weights = [options.weights[name] for name in options.functions]
-            functions = load_rewards(options.functions, weights, f"{path}.reward", f"{path}.reward_weights")
+    judge, functions = find_rewards(run)
     reward: Any = judge.load(run.mesh) if judge else None
     digests = [f"reward:{fingerprint(reward)}"] if judge else []
     if functions is not None:
@@ -87,6 +82,23 @@ def load_models(stage: Any, run: Run) -> RolloutModels:
         check_length(run, model, stage.frozen(options)[name].key, path, new)
     digests += [frozen.digest] if frozen.digest else []
     return RolloutModels(reference, reward, judge, functions, frozen, text_batch, "-".join(digests))
+
+
+def find_rewards(run: Run) -> tuple[SavedModel | None, Rewards | None]:
+    """The reward model of a run, not loaded, and its reward functions, imported.
+
+    Raises:
+      ConfigError: the model is none, or reads other tokens than the policy writes; a function cannot be imported.
+      CheckpointError: the model is missing.
+    """
+    options: OnPolicyConfig = run.config.options
+    key, judge, functions = f"{options.path}.reward", None, None
+    if isinstance(options, RewardedConfig):
+        judge = find_judge(run, options.reward_model, key) if options.reward_model else None
+        if options.functions:
+            weights = [options.weights[name] for name in options.functions]
+            functions = load_rewards(options.functions, weights, key, f"{key}_weights")
+    return judge, functions
 
 
 def critic_architecture(options: Any, run: Run, reward_config: ModelConfig | None) -> ModelConfig:

@@ -17,7 +17,13 @@ from jaxalign.parallel import processes
 from jaxalign.rewards import Rewards, TrainerState, reward_metrics
 from jaxalign.rl.abstract import abstract_state, check_run, critic_rates, make_critic_optimizer
 from jaxalign.rl.learner import make_learner, merge_ragged, mix_text, mixed_totals
-from jaxalign.rl.models import RolloutModels, critic_architecture, first_critic, load_models
+from jaxalign.rl.models import (
+    RolloutModels,
+    critic_architecture,
+    find_rewards,
+    first_critic,
+    load_models,
+)
 from jaxalign.rl.programs import on_policy_programs
 from jaxalign.rl.rollout import (
     OnPolicyState,
@@ -78,6 +84,12 @@ class OnPolicyStage(Stage):
     # As `loss`, of a scalar model beside the policy; None: there is no critic.
     critic_loss: LossFn | None = None
     log_samples: int = 4  # an evaluation samples anyway
+
+    def check(self, run: Run) -> None:
+        """Raises, as `build` would, for what can be known without loading a model."""
+        check_run(self, run)
+        find_rewards(run)
+        super().check(run)
 
     def build(self, run: Run) -> Trainer:
         """What the loop runs: a rollout and an update."""

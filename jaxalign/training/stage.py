@@ -26,7 +26,7 @@ from jaxalign.training.flops import count_work
 from jaxalign.training.optimizer import make_optimizer, make_schedule
 from jaxalign.training.recipe import Recipe
 from jaxalign.training.state import Objective, Update, make_update, slices
-from jaxalign.training.supervised import build_trainer, update_program
+from jaxalign.training.supervised import build_trainer, find_frozen, update_program
 from jaxalign.training.trainer import Program, Trainer
 
 Totals = dict[str, jax.Array]  # float32 scalars over the whole batch, by name
@@ -200,6 +200,10 @@ class Stage:
             halt=config.on_nonfinite == "stop",
             measure=lambda batch: count_work(batch.segment_ids, batch.positions),
         )
+
+    def check(self, run: Any) -> None:
+        """Raises, as `build` would, for what can be known without loading a model."""
+        find_frozen(self.frozen(run.config.options), run)
 
     def build(self, run: Any) -> Trainer:
         """What the loop runs."""
