@@ -20,7 +20,7 @@ LLEMMA = "Llemma, arXiv 2310.10631"
 PRETRAIN = Recipe(
     # What a model can forget bounds the rate at which it goes on.
     rates=(
-        Rate(SMALL, 1e-3, HERE),
+        Rate(SMALL, 1e-3, f"as sft, {HERE}"),
         Rate(2e9, 1e-4, f"{LLEMMA}, its 7B"),
         Rate(20e9, 1e-4, f"{LLEMMA}, 7B", batch=4_000_000),
         Rate(LARGEST, 5e-5, f"{LLEMMA}, 34B", batch=4_000_000),
@@ -86,7 +86,7 @@ ORPO = Recipe(
     source="Mistral-ORPO 7B, arXiv 2403.07691",
 )
 KTO = Recipe(
-    rates=(Rate(SMALL, 2e-4, HERE), Rate(LARGEST, 1e-6, "TRL's default for KTO")),
+    rates=(Rate(SMALL, 2e-4, f"as dpo, {HERE}"), Rate(LARGEST, 1e-6, "TRL's default for KTO")),
     batch=64,
     max_length=2048,
     source="within what TRL's guide to KTO advises",
@@ -114,13 +114,13 @@ GRPO = Recipe(
     source="as PPO",
 )
 RLOO = Recipe(
-    rates=(Rate(SMALL, 2e-4, HERE), Rate(LARGEST, 1e-6, "arXiv 2402.14740, 6.9B")),
+    rates=(Rate(SMALL, 2e-4, f"as ppo, {HERE}"), Rate(LARGEST, 1e-6, "arXiv 2402.14740, 6.9B")),
     batch=512,
     max_length=1024,
     source="as PPO",
 )
 DISTILL = Recipe(
-    rates=(Rate(SMALL, 2e-4, HERE), Rate(LARGEST, 1e-6, "as RLOO")),
+    rates=(Rate(SMALL, 2e-4, f"as ppo, {HERE}"), Rate(LARGEST, 1e-6, "as rloo")),
     batch=128,
     max_length=1024,
     source="no paper's",

@@ -2,8 +2,10 @@
 
 import math
 
+from jaxalign.data.invalid import DROPPED_FILE
 from jaxalign.data.loader import rows_of_epochs
 from jaxalign.data.records import KINDS
+from jaxalign.errors import amount
 from jaxalign.models import count_params
 from jaxalign.training.open import Run
 from jaxalign.training.recipe import LEAST_STEPS
@@ -22,14 +24,17 @@ def introduce(run: Run, step: int, *, scalar: bool) -> list[str]:
     rows, batch_size, config = run.train.rows, run.rows_per_step, run.config
     lines = [
         f"{config.stage.name}: {size:,} parameters on {devices}; data: {run.train.report}; packed into "
-        f"{len(rows):,} rows of {rows.row_length:,} tokens, {rows.efficiency:.0%} full",
-        f"{run.steps - step:,} of {run.steps:,} steps to go = {run.epochs:.3g} epochs in all; a step is {_step(run)}; "
+        f"{amount(len(rows), 'row')} of {rows.row_length:,} tokens, {rows.efficiency:.0%} full",
+        f"{run.steps - step:,} of {amount(run.steps, 'step')} to go = {run.epochs:.3g} epochs in all; a step is {_step(run)}; "
         f"the learning rate {_rate(run)}",
     ]
     if run.found:
         lines.append("chosen where the config leaves it open: " + ", ".join(run.found))
     if run.epochs_to_fill and (left := rows_of_epochs(rows, run.epochs_to_fill) % batch_size):
-        lines.append(f"the last batch holds {left} rows and {batch_size - left} empty ones")
+        lines.append(f"the last batch holds {amount(left, 'row')} and {batch_size - left} empty ones")
+    if run.invalid:
+        where = run.workdir / DROPPED_FILE
+        lines.append(f"{amount(len(run.invalid), 'row')} left out as invalid: see {where}")
     return lines + [f"warning: {line}" for line in warnings(run)]
 
 
@@ -39,18 +44,18 @@ def _step(run: Run) -> str:
     sampling = getattr(config.options, "sampling", None)
     if sampling is not None:
         return (
-            f"{config.batch_size:,} completions of {run.rows_per_step:,} prompts, of at most "
+            f"{config.batch_size:,} completions of {amount(run.rows_per_step, 'prompt')}, of at most "
             f"{sampling.max_new_tokens:,} tokens each"
         )
     slots = run.rows_per_step * rows.row_length
-    return f"{run.rows_per_step:,} rows, about {tokens:,.0f} tokens in {slots:,} slots"
+    return f"{amount(run.rows_per_step, 'row')}, about {tokens:,.0f} tokens in {slots:,} slots"
 
 
 def _rate(run: Run) -> str:
     optimizer = run.config.optimizer
     warmup = optimizer.warmup_steps or int(optimizer.warmup * run.updates + 1e-9)
-    of = "updates" if run.updates != run.steps else "steps"
-    rise = f"rises for {warmup:,} {of} to" if warmup else "begins at"
+    of = "update" if run.updates != run.steps else "step"
+    rise = f"rises for {amount(warmup, of)} to" if warmup else "begins at"
     return f"{rise} {optimizer.learning_rate:g}, {optimizer.schedule}"
 
 
@@ -86,7 +91,7 @@ def warnings(run: Run) -> list[str]:
             if smaller < (config.batch_size) and not config.num_steps
             else ""
         )
-        found.append(f"only {run.steps} steps, each of which is a large part of the run: set {way_out}{more}")
+        found.append(f"only {amount(run.steps, 'step')}, each of which is a large part of the run: set {way_out}{more}")
     return found
 
 

@@ -234,7 +234,7 @@ def _with_microbatches(config: Any, mesh: Mesh | AbstractMesh, *, free: bool) ->
     """The config with as few microbatches as leave at most `SLICE_TOKENS` tokens of one on a device.
 
     Args:
-      free: the batch may become a little smaller, so that fewer will do.
+      free: the batch may become a little smaller where that halves their number.
     """
     sampling = getattr(config.options, "sampling", None)
     length = config.data.row_length if sampling is None else config.data.max_length + sampling.max_new_tokens
@@ -242,10 +242,10 @@ def _with_microbatches(config: Any, mesh: Mesh | AbstractMesh, *, free: bool) ->
     rows = max(1, config.batch_size // pieces)  # of a device, in an update
     most = max(1, SLICE_TOKENS // length)
     per_row = getattr(config.options, "samples_per_row", 1)
-    if free and rows > most and rows * pieces == config.batch_size:
-        needed = -(-rows // most)
-        smaller = rows // needed * needed
-        if smaller * pieces % (per_row * shards(mesh, "batch")) == 0:
-            rows, config = smaller, dataclasses.replace(config, batch_size=smaller * pieces)
-    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= most)
+    needed = -(-rows // most)
+    parts = next(n for n in range(needed, rows + 1) if rows % n == 0)
+    smaller = rows // needed * needed
+    fits = smaller * pieces % (per_row * shards(mesh, "batch")) == 0
+    if free and parts > 2 * needed and fits and rows * pieces == config.batch_size:
+        parts, config = needed, dataclasses.replace(config, batch_size=smaller * pieces)
     return dataclasses.replace(config, num_microbatches=parts)

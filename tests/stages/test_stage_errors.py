@@ -175,11 +175,12 @@ def test_positions_beyond_the_table_are_refused(runs, tmp_path):
     run("pretrain", runs, tmp_path / "learned", **learned, num_steps=1)
     changes = {"model.init_from": str(tmp_path / "learned")} | set_reward_function("reward_function")
     with pytest.raises(
-        ConfigError, match=r"config\.data\.max_length=48: the model's position table ends at 20"
+        ConfigError, match=r"config\.data\.max_length=48: the model was made for sequences of 20 tokens; set"
     ):
         run("sft", runs, tmp_path / "sft", **{"model.init_from": str(tmp_path / "learned")})
     with pytest.raises(
-        ConfigError, match=r"make 24 positions, but the table of the model in config\.model.init_from"
+        ConfigError,
+        match=r"max_length=16 and config\.ppo\.sampling\.max_new_tokens=8: prompt and completion .* the 20",
     ):
         run("ppo", runs, tmp_path / "ppo", **changes)
 
@@ -193,7 +194,7 @@ def test_an_unsupervised_file_is_named(runs, tmp_path):
 @pytest.mark.parametrize(
     ("code", "error", "message"),
     [
-        ("def f(text):\n    return 1.0\n", ConfigError, r"reward_function='.*reward\.py:f'.*f\(text\)"),
+        ("def f(text):\n    return 1.0\n", ConfigError, r"reward='.*reward\.py:f'.*f\(text\)"),
         (
             "def f(prompts, completions):\n    return [1.0]\n",
             RewardError,
