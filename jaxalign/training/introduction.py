@@ -25,8 +25,8 @@ def introduce(run: Run, step: int, *, scalar: bool) -> list[str]:
     lines = [
         f"{config.stage.name}: {size:,} parameters on {devices}; data: {run.train.report}; packed into "
         f"{amount(len(rows), 'row')} of {rows.row_length:,} tokens, {rows.efficiency:.0%} full",
-        f"{run.steps - step:,} of {amount(run.steps, 'step')} to go = {run.epochs:.3g} epochs in all; a step is {_step(run)}; "
-        f"the learning rate {_rate(run)}",
+        f"{run.steps - step:,} of {amount(run.steps, 'step')} to go = {run.epochs:.3g} epochs in all; "
+        f"a step is {_step(run)}; the learning rate {_rate(run)}",
     ]
     if run.found:
         lines.append("chosen where the config leaves it open: " + ", ".join(run.found))
@@ -80,18 +80,17 @@ def warnings(run: Run) -> list[str]:
             f"config.batch_size than {config.batch_size}, or 0 to have it chosen, or more epochs"
         )
     elif run.steps < LEAST_STEPS:
-        smaller = max(1, run.rows_per_step * run.steps // LEAST_STEPS) * (
-            config.batch_size // run.rows_per_step
-        )
-        more = f"config.num_steps={LEAST_STEPS}"
-        if not config.num_steps:
-            more = f"config.num_epochs={math.ceil(config.num_epochs * LEAST_STEPS / run.steps)}"
-        way_out = (
-            f"a smaller config.batch_size ({smaller} in place of {config.batch_size}) or "
-            if smaller < (config.batch_size) and not config.num_steps
-            else ""
-        )
-        found.append(f"only {amount(run.steps, 'step')}, each of which is a large part of the run: set {way_out}{more}")
+        few = f"only {amount(run.steps, 'step')}, each of which is a large part of the run"
+        if config.num_steps:
+            found.append(f"{few}: set config.num_steps={LEAST_STEPS}")
+        else:
+            epochs = math.ceil(config.num_epochs * LEAST_STEPS / run.steps)
+            smaller = max(1, run.rows_per_step * run.steps // LEAST_STEPS) * (
+                config.batch_size // run.rows_per_step
+            )
+            less = f"config.batch_size={smaller} in place of {config.batch_size} or "
+            way_out = less if smaller < config.batch_size else ""
+            found.append(f"{few}: set {way_out}config.num_epochs={epochs}")
     return found
 
 

@@ -67,7 +67,7 @@ def test_the_first_line_says_epochs_and_what_the_last_batch_holds(runs, tmp_path
     out = said(batch_size=4, num_epochs=1.0)
     assert "2 of 2 steps to go = 1 epochs in all; a step is 4 rows, about " in out
     assert "the learning rate begins at 0.001, constant" in out
-    assert "warning: only 2 steps" in out and "set a smaller config.batch_size" not in out
+    assert "warning: only 2 steps" in out and "config.num_epochs=10" in out
     assert "the last batch holds 1 row and 3 empty ones" in out
 
 
@@ -108,7 +108,7 @@ def test_what_looks_wrong_is_said_with_the_way_out(runs, tmp_path, capsys):
     assert "or 0 to have it chosen" in out and "% full:" not in out
     out = said("apart", batch_size=8, num_epochs=1.0, data__packing=False)
     assert "warning: only 5 steps" in out
-    assert "a smaller config.batch_size (2 in place of 8) or config.num_epochs=4" in out
+    assert "set config.batch_size=2 in place of 8 or config.num_epochs=4" in out
     out = said("chosen", batch_size=0, num_epochs=1.0, optimizer__warmup=0.1, data__row_length=0)
     assert "warning" not in out and "rises for 2 steps to 0.001" in out
     assert (
