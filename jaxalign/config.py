@@ -19,7 +19,6 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from jaxalign.config_files import call_get_config, find_config, load_get_config
 from jaxalign.errors import ConfigError
 from jaxalign.fields import check, replaced_by
-from jaxalign.hub import is_foreign
 
 _CLASS = "_jaxalign_class"  # the attribute of a ConfigDict that holds the dataclass it was made of
 
@@ -128,8 +127,7 @@ def read_config(config: str, settings: Sequence[str] = ()) -> ConfigDict:
     name, colon, arg = config.partition(":")
     path = find_config(name)
     get_config = load_get_config(path)
-    arg = _argument(get_config, config, arg if colon else None, settings)
-    values = call_get_config(get_config, path, arg)
+    values = call_get_config(get_config, path, arg if colon else None)
     flag_values = flags.FlagValues()
     given_values, unset = _split_none(values, settings)
     argv = ["jaxalign", *given_values]
@@ -194,22 +192,6 @@ def _placeholder(kinds: tuple[Any, ...]) -> Any:
     """What stands for None in a ConfigDict, so that a value of the kinds may replace it."""
     kind = next(kind for kind in kinds if kind is not types.NoneType)
     return config_dict.placeholder(typing.get_origin(kind) or kind)
-
-
-def _argument(get_config: Any, config: str, arg: str | None, settings: Sequence[str]) -> str | None:
-    """The argument of a config file, which may have one of its own for a model from elsewhere.
-
-    Without a word a stage's config file is the quickstart's, for a model of a million parameters.
-    """
-    models = [flag.split("=", 1)[1] for flag in settings if flag.startswith("--config.model.init_from=")]
-    if not models or not models[-1] or not is_foreign(models[-1]):
-        return arg
-    chosen = getattr(get_config, "argument_for_any_model", lambda arg: None)(arg or "")
-    if chosen is None:
-        return arg
-    name = config.split(":")[0]
-    _tell(f"{models[-1]} is no model of the quickstart: settings for fine-tuning are taken, {name}:{chosen}")
-    return chosen
 
 
 def _leave_out(values: ConfigDict, given: set[str]) -> list[str]:

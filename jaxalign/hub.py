@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 
 from jaxalign.errors import ConfigError
-from jaxalign.storage import is_remote, split_place
 
 QUICKSTART = "quickstart"  # the folder that `jaxalign quickstart` makes, and that config files name
 _SECONDS = 5  # for an answer of the hub, before its cache is asked
@@ -21,21 +20,6 @@ def way_to(path: str) -> str:
     """What to do about a path that does not exist, for errors."""
     made = QUICKSTART in pathlib.PurePath(path).parts
     return "`jaxalign quickstart` makes it; or check the path" if made else "check the path"
-
-
-def is_foreign(path: str) -> bool:
-    """Whether a model was not made here: the hub or another program has it, or a run here began with it."""
-    folder = pathlib.Path(path).expanduser()
-    if not folder.exists():
-        folder = pathlib.Path(split_place(path)[0]).expanduser()  # RUN@STEP
-    if is_remote(path) or not folder.exists():
-        return is_remote(path) or is_hub_name(path)
-    # A run keeps the config.json that its model came with beside the weights.
-    places = ("model/*", "checkpoints/*", "[0-9]*", ".")
-    kept = [file for place in places for file in folder.glob(f"{place}/meta/metadata")]
-    if kept or (folder / "model").is_dir():
-        return any(b'"hf_config"' in file.read_bytes() for file in kept)
-    return (folder / "config.json").is_file()
 
 
 def download(name: str, patterns: Sequence[str], key: str) -> pathlib.Path:

@@ -11,7 +11,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxalign.config import freeze, load_config, read_config, sections, thaw
+from jaxalign.config import freeze, read_config, sections, thaw
 from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, Limits, check, field, like, limits_of, nearest
 from jaxalign.stages import NAMES, default_config, parse_config
@@ -30,7 +30,7 @@ def bad_values(limits: Limits) -> list:
 def whole_config(stage):
     """The defaults of a stage, with what must be set."""
     values = default_config(stage)
-    for key in ("reward_function", "teacher"):
+    for key in ("reward", "teacher"):
         if key in values[stage]:
             values[stage][key] = "module:function"
     parse_config(values)
@@ -162,7 +162,7 @@ def test_a_list_of_numbers_must_be_finite(key, stage):
 
 
 def test_the_settings_of_sampling_are_named_by_where_they_stand():
-    values = load_config("ppo")
+    values = default_config("ppo")
     values.ppo.sampling.temperature = -1.0
     with pytest.raises(ConfigError, match=r"^config\.ppo\.sampling\.temperature=-1\.0 must be 0 \(greedy\)"):
         parse_config(values)

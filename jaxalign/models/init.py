@@ -111,6 +111,11 @@ def add_tokens(params: Params, abstract: Params) -> Params:
     return jax.jit(lambda params: jax.tree.map(grow, params, abstract), out_shardings=layout)(params)
 
 
+def count_parameters(config: ModelConfig) -> int:
+    """Number of parameters of a language model of this architecture."""
+    return count_params(jax.eval_shape(lambda: _init_boxed(jax.random.key(0), config)))
+
+
 def count_params(params: Params) -> int:
     """Number of parameters, of arrays or of ShapeDtypeStructs."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))

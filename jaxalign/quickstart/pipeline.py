@@ -64,7 +64,7 @@ class Scale:
     questions: int = 400  # held-out questions that every model answers
     probe_questions: int = 128  # those answered in the middle of training
     probes: int = 4  # points of the frontier
-    steps: float = 1.0  # of the config files' num_steps
+    steps: float = 1.0  # of the num_steps in configs/quickstart.py
 
 
 FULL = Scale(DatasetSizes())
@@ -140,8 +140,8 @@ def _run_parts(root: pathlib.Path, fast: bool, seed: int, console: Console) -> d
 
 
 def stage_config(stage: str, root: pathlib.Path, scale: Scale, seed: int) -> ConfigDict:
-    """The config file of a stage, for this folder, seed and scale."""
-    config = load_config(stage, root=str(root))
+    """The config of a stage, for this folder, seed and scale."""
+    config = load_config("quickstart", stage=stage, root=str(root))
     config.seed = seed
     full = config.num_steps
     config.num_steps = max(2, round(full * scale.steps))

@@ -57,18 +57,11 @@ def load_models(stage: Any, run: Run) -> RolloutModels:
     if options.ptx_coef:
         key = f"{path.removeprefix('config.')}.ptx_batch_size / config.num_microbatches"
         run.check_divides(key, options.ptx_batch_size, run.config.num_microbatches)
-    judge, functions = None, None
-    if isinstance(options, RewardedConfig):
-        judge = (
-            find_judge(run, options.reward_model, f"{path}.reward_model") if options.reward_model else None
-        )
-        weights = options.reward_weights[1 if judge else 0 :]
-        if options.functions:
-            functions = load_rewards(
-                options.functions, weights, f"{path}.reward_function", f"{path}.reward_weights"
-            )
+    judge, functions = find_rewards(run)
     reward: Any = judge.load(run.mesh) if judge else None
     digests = [f"reward:{fingerprint(reward)}"] if judge else []
+    if functions is not None:
+        digests += [f"function:{name.rpartition('/')[2]}" for name in getattr(options, "functions", ())]
     reference: Any = None
     if stage.reference(options):
         reference = run.load_init()
@@ -88,11 +81,28 @@ def load_models(stage: Any, run: Run) -> RolloutModels:
     if judge:
         # It also reads what the chat format writes after the token that stops the policy.
         more = max(len(item.ending) for item in run.train.rows.items) - 1
-        check_length(judge.config, longest + more, asked, f"{path}.reward_model")
+        check_length(judge.config, longest + more, asked, f"{path}.reward")
     for name, model in frozen.configs.items():
         check_length(model, longest, asked, stage.frozen(options)[name].key)
     digests += [frozen.digest] if frozen.digest else []
     return RolloutModels(reference, reward, judge, functions, frozen, text_batch, "-".join(digests))
+
+
+def find_rewards(run: Run) -> tuple[SavedModel | None, Rewards | None]:
+    """The reward model of a run, not loaded, and its reward functions, imported.
+
+    Raises:
+      ConfigError: the model is none, or reads other tokens than the policy writes; a function cannot be imported.
+      CheckpointError: the model is missing.
+    """
+    options: OnPolicyConfig = run.config.options
+    key, judge, functions = f"{options.path}.reward", None, None
+    if isinstance(options, RewardedConfig):
+        judge = find_judge(run, options.reward_model, key) if options.reward_model else None
+        if options.functions:
+            weights = [options.weights[name] for name in options.functions]
+            functions = load_rewards(options.functions, weights, key, f"{key}_weights")
+    return judge, functions
 
 
 def critic_architecture(options: Any, run: Run, reward_config: ModelConfig | None) -> ModelConfig:

@@ -32,7 +32,9 @@ def on_policy_programs(stage: "OnPolicyStage", run: Run) -> list[Program]:
     kept = abstract_keep(params, config.frozen)
     moving = bool(options.reference_rate)
     reference = kept if stage.reference(options) and not moving else None
-    judge = abstract_keep(scalar, config.frozen) if options.reward_model else None
+    # Where no reward is named, it may be a model.
+    judged_by_model = bool(options.reward_model) or getattr(options, "rewards", None) == ()
+    judge = abstract_keep(scalar, config.frozen) if judged_by_model else None
     read = {name: kept for name, x in stage.frozen(options).items() if not x.precompute}
     frozen = {"reference": reference, "reward": judge} | read
     # A moving reference and averaged weights are further copies in the state.

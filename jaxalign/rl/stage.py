@@ -17,7 +17,13 @@ from jaxalign.parallel import processes
 from jaxalign.rewards import Rewards, TrainerState, reward_metrics
 from jaxalign.rl.abstract import abstract_state, check_run, critic_rates, make_critic_optimizer
 from jaxalign.rl.learner import make_learner, merge_ragged, mix_text, mixed_totals
-from jaxalign.rl.models import RolloutModels, critic_architecture, first_critic, load_models
+from jaxalign.rl.models import (
+    RolloutModels,
+    critic_architecture,
+    find_rewards,
+    first_critic,
+    load_models,
+)
 from jaxalign.rl.programs import on_policy_programs
 from jaxalign.rl.rollout import (
     OnPolicyState,
@@ -84,6 +90,12 @@ class OnPolicyStage(Stage):
     def weights(self, options: Any) -> str:
         """The policy's, or their average where there is one."""
         return "average" if options.average_decay else "policy/params"
+
+    def check(self, run: Run) -> None:
+        """Raises, as `build` would, for what can be known without loading a model."""
+        check_run(self, run)
+        find_rewards(run)
+        super().check(run)
 
     def build(self, run: Run) -> Trainer:
         """What the loop runs: a rollout and an update."""
@@ -315,6 +327,8 @@ def make_rollout(
         critic = None if state.critic is None else state.critic.params
         scored = score(state.policy.params, critic, reference, models.reward, prompts, completions)
         scores, more = scored.pop("scores", None), measure(prompts, scored)
+        if scores is not None:
+            scores = options.weights[options.reward_model] * scores
         if models.functions is not None:
             scores, found = call_functions(
                 models.functions, scores, run, dataset, rows, completions, step=int(state.policy.step)
@@ -363,12 +377,11 @@ def call_functions(
     for name, values in found.each.items():
         columns[name] = np.zeros(len(texts))
         columns[name][live] = values
-    weights = run.config.options.reward_weights
     total = np.zeros(len(texts), np.float32)
     total[live] = found.total
     total = run.put(total)
     if scores is not None:
-        total = total + weights[0] * scores
+        total = total + scores
     return total, reward_metrics({name: run.put(np.float32(x)) for name, x in columns.items()}, run.put(mask))
 
 

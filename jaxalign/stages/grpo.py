@@ -28,6 +28,7 @@ from jaxalign.rl.config import GroupConfig
 from jaxalign.rl.rollout import Rollout, plain_rollout, rollout_metrics, shape
 from jaxalign.rl.stage import OnPolicyStage
 from jaxalign.sampling.generate import Completions
+from jaxalign.stages import published
 from jaxalign.training.stage import Totals
 
 HEADLINES = (
@@ -108,5 +109,6 @@ STAGE = OnPolicyStage(
     credit=credit,
     reference=lambda options: options.beta > 0,
     headlines=HEADLINES,
-    changeable=("reward_model", "ptx_data"),
+    changeable=("reward", "ptx_data"),
+    recipe=published.GRPO,
 )

@@ -18,6 +18,7 @@ from jaxalign.data.kinds import UNPAIRED
 from jaxalign.losses.kto import KTOObjective, kto_loss
 from jaxalign.losses.metrics import Metrics, masked_mean
 from jaxalign.models.scoring import Scores
+from jaxalign.stages import published
 from jaxalign.training.reference import verify_reference
 from jaxalign.training.stage import FrozenModel, Stage, Totals
 
@@ -83,4 +84,5 @@ STAGE = Stage(
         *("loss", "rewards/margins", "rewards/chosen", "rewards/rejected", "kl"),
         *("grad_norm", "learning_rate", "skipped_steps"),
     ),
+    recipe=published.KTO,
 )

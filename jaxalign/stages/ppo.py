@@ -29,6 +29,7 @@ from jaxalign.rl.config import RewardedConfig
 from jaxalign.rl.rollout import Rollout, plain_rollout, rollout_metrics, shape
 from jaxalign.rl.stage import OnPolicyStage
 from jaxalign.sampling.generate import Completions
+from jaxalign.stages import published
 from jaxalign.training.stage import Totals
 
 HEADLINES = (
@@ -72,8 +73,8 @@ class PPOConfig(RewardedConfig, at="config.ppo"):
     entropy_coef: float = field(0.0, at_least=0)
     # Critic
     # Start from the "policy", from the "reward" model, or "auto": from the reward model if there is one.
-    critic_init: str = field("policy", choices=("policy", "reward", "auto"))
-    critic_learning_rate: float = field(1e-5, above=0)
+    critic_init: str = field("auto", choices=("policy", "reward", "auto"))
+    critic_learning_rate: float = field(0.0, at_least=0)  # 0: the policy's
     value_clip: float | None = field(0.2, above=0)
     normalize_values: bool = False  # train the critic on returns of mean 0 and variance 1
     value_decay: float = field(0.99, at_least=0, below=1)  # of their running mean and variance
@@ -92,7 +93,7 @@ class PPOConfig(RewardedConfig, at="config.ppo"):
         super().__post_init__()
         if self.critic_init == "reward" and not self.reward_model:
             raise ConfigError(
-                "config.ppo.critic_init='reward' needs config.ppo.reward_model; or use 'policy'"
+                "config.ppo.critic_init='reward' needs a reward model in config.ppo.reward; or use 'policy'"
             )
 
 
@@ -218,5 +219,6 @@ STAGE = OnPolicyStage(
     reference=lambda options: True,
     critic_loss=critic_loss,
     headlines=HEADLINES,
-    changeable=("reward_model", "ptx_data"),
+    changeable=("reward", "ptx_data"),
+    recipe=published.PPO,
 )

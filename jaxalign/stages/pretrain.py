@@ -16,6 +16,7 @@ from jaxalign.fields import Checked, field
 from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.nll import nll_loss
 from jaxalign.models.scoring import Scores
+from jaxalign.stages import published
 from jaxalign.training.stage import Stage, Totals
 
 
@@ -57,4 +58,5 @@ STAGE = Stage(
         "jaxalign train --config=sft --workdir={beside}/sft --config.model.init_from={run} "
         "--config.data.train=CONVERSATIONS.jsonl",
     ),
+    recipe=published.PRETRAIN,
 )

@@ -20,6 +20,7 @@ from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.reward import bradley_terry_loss
 from jaxalign.models import Params
 from jaxalign.models.scoring import Scores, segment_rewards
+from jaxalign.stages import published
 from jaxalign.stages.dpo import pair_totals
 from jaxalign.training.open import Run
 from jaxalign.training.stage import Stage, Totals
@@ -91,4 +92,5 @@ STAGE = Stage(
         "--config.ppo.reward_model={run} --config.data.train=PROMPTS.jsonl",
     ),
     step_zero=verify_scores,
+    recipe=published.REWARD,
 )

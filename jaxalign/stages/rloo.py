@@ -15,7 +15,7 @@ from jaxalign.fields import field, like
 from jaxalign.losses.metrics import Metrics
 from jaxalign.rl.rollout import Rollout, rollout_metrics, shape
 from jaxalign.sampling.generate import Completions
-from jaxalign.stages import grpo
+from jaxalign.stages import grpo, published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ def credit(
 STAGE = dataclasses.replace(
     grpo.STAGE,
     name="rloo",
+    recipe=published.RLOO,
     options=RLOOConfig,
     credit=credit,
     reference=lambda options: options.kl_coef > 0,

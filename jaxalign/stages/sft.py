@@ -9,6 +9,7 @@ import dataclasses
 
 from jaxalign.data.kinds import DEMONSTRATIONS
 from jaxalign.fields import Checked, field
+from jaxalign.stages import published
 from jaxalign.stages.pretrain import HEADLINES, loss, token_totals
 from jaxalign.training.stage import Stage
 
@@ -31,4 +32,5 @@ STAGE = Stage(
         "jaxalign train --config=dpo --workdir={beside}/dpo --config.model.init_from={run} "
         "--config.data.train=PAIRS.jsonl",
     ),
+    recipe=published.SFT,
 )

@@ -28,6 +28,8 @@ class ModelSettings(ModelConfig):
     vocab_size: int = field(0, at_least=0)
     # 0: that of init_from; from scratch 512, or config.data.max_length where that is more.
     max_length: int = field(0, at_least=0)
+    # "auto": bfloat16, and float32 on a CPU, which has no faster way.
+    dtype: str = field("float32", choices=("auto", "float32", "bfloat16", "float16"))
     # "auto": splash on TPU, blockwise on GPU, else xla.
     attention: str = field("auto", choices=("auto", *ATTENTION))
     # None: that of init_from, which has it from its config.json; from scratch 0.
@@ -48,6 +50,8 @@ class ModelSettings(ModelConfig):
         }
         if self.router_balance_coef is None:
             values["router_balance_coef"] = saved.router_balance_coef
+        if self.dtype == "auto":
+            values["dtype"] = "float32" if platform == "cpu" else "bfloat16"
         if self.attention == "auto":
             values["attention"] = default_attention(platform)
         elif self.attention == "splash" and platform != "tpu":
@@ -68,9 +72,10 @@ class Config(Checked, at="config"):
     # Passes over the packed rows; ignored when num_steps is set.
     num_epochs: float = field(1.0, at_least=0, replaces=("num_steps",))
     num_steps: int = field(0, at_least=0)  # optimizer steps, or rollouts; 0: as num_epochs says
-    batch_size: int = field(32, at_least=1)  # rows of a step over all devices, or completions
-    # Slices of a batch whose gradients are added up before an update.
-    num_microbatches: int = field(1, at_least=1)
+    # Rows of a step over all devices, or completions; 0: as published, and fewer where the data are few.
+    batch_size: int = field(0, at_least=0)
+    # Slices of a batch whose gradients are added up before an update; 0: as few as need not much memory.
+    num_microbatches: int = field(0, at_least=0)
     # "skip": leave the update out, and count it.
     on_nonfinite: str = field("stop", choices=("stop", "skip"))
     log_every: int = field(10, at_least=1)  # steps that a line of metrics.jsonl is about
@@ -114,7 +119,7 @@ class Config(Checked, at="config"):
                     f"config.trackers={self.trackers!r}: {name!r} is not one of {', '.join(TRACKERS)}"
                     f"{nearest_hint(name, TRACKERS)}"
                 )
-        if self.batch_size % self.num_microbatches:
+        if self.num_microbatches and self.batch_size % self.num_microbatches:
             raise ConfigError(
                 f"config.batch_size={self.batch_size} is not divisible by "
                 f"config.num_microbatches={self.num_microbatches}"

@@ -12,19 +12,15 @@ from typing import Any
 import jax
 
 from jaxalign.data.invalid import DROPPED_FILE, write_dropped
-from jaxalign.data.loader import rows_of_epochs
-from jaxalign.errors import ConfigError, amount
-from jaxalign.models import count_params
+from jaxalign.errors import ConfigError
 from jaxalign.parallel import processes
 from jaxalign.signals import handled, restart_signals
 from jaxalign.storage import Path, write_whole
 from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer, load_params
-from jaxalign.training.open import (
-    Run,
-    describe,
-    settings,
-)
+from jaxalign.training.introduction import introduce
+from jaxalign.training.open import Run, describe, settings
 from jaxalign.training.progress import Progress
+from jaxalign.training.recipe import SETTINGS
 from jaxalign.training.recorder import Recorder
 from jaxalign.training.resume import begin
 from jaxalign.training.saved_model import save_model, save_tokenizer
@@ -34,8 +30,6 @@ from jaxalign.training.trainer import Trainer
 from jaxalign.training.watchdog import Watchdog
 from jaxalign.training.workdir import MODEL, SUMMARY, TOKENIZER
 from jaxalign.training.writer import EVAL, FILE_NAME, MetricWriter, plain_name, read_metrics
-
-SETTINGS = "settings.json"  # every setting of the run as it goes on now, by the names of flags
 
 StopAt = Callable[[int, int], bool]  # (step, phase) that has just ended -> stop here?
 
@@ -117,7 +111,7 @@ def train(
         began = time.monotonic() - meta.get("seconds", 0.0)
         first = step
         if not quiet and jax.process_index() == 0:
-            print(_introduction(trainer, step), flush=True)
+            print("\n".join(introduce(run, step, scalar=trainer.scalar)), flush=True)
 
         def save() -> None:
             position = step * phases + phase
@@ -241,33 +235,6 @@ def _writer(run: Run) -> MetricWriter:
     if names and jax.process_index() == 0:
         trackers = Trackers(names, run.workdir, settings(run.config))
     return MetricWriter(run.workdir, sets=[name for name in run.eval_sets if name], trackers=trackers)
-
-
-def _introduction(trainer: Trainer, step: int) -> str:
-    run = trainer.run
-    size = count_params(run.abstract_params(scalar=trainer.scalar))
-    devices = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items() if n > 1) or "1 device"
-    rows, batch_size = run.train.rows, run.rows_per_step
-    lines = [
-        f"{run.config.stage.name}: {size:,} parameters on {devices}; data: {run.train.report}; packed into "
-        f"{amount(len(rows), 'row')}, {rows.efficiency:.0%} full; "
-        f"{run.steps - step:,} of {amount(run.steps, 'step')} to go, {amount(batch_size, 'row')} each, "
-        f"{run.epochs:.3g} epochs in all"
-    ]
-    lines += run.model_changes
-    if run.epochs_to_fill and (left := rows_of_epochs(rows, run.epochs_to_fill) % batch_size):
-        lines.append(f"the last batch holds {amount(left, 'row')} and {batch_size - left} empty ones")
-    if run.invalid:
-        lines.append(
-            f"{amount(len(run.invalid), 'row')} left out as invalid: see {run.workdir / DROPPED_FILE}"
-        )
-    packed = run.config.data.packing and rows.kind != "prompt"
-    if packed and rows.efficiency < 0.8 and rows.crowded > 0.5:
-        lines.append(
-            f"{rows.crowded:.0%} of the rows take no more sequences, though they have room: raise "
-            f"config.data.max_segments={rows.max_segments}"
-        )
-    return "\n".join(lines)
 
 
 def _check_evaluations(run: Run, probe: Probe | None) -> None:

@@ -30,13 +30,16 @@ from jaxalign.data.loader import rows_of_epochs
 from jaxalign.data.sets import find_sets
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, abstract_params, init_head, init_params
+from jaxalign.models.init import count_parameters
 from jaxalign.parallel import processes
 from jaxalign.storage import Path, to_path
 from jaxalign.training.config import Config, to_json
 from jaxalign.training.optimizer import make_optimizer, make_schedule
+from jaxalign.training.recipe import Size, keep_found, resolve_data, resolve_model
 from jaxalign.training.saved_model import (
     SavedModel,
     check_length,
+    check_pieces,
     check_vocabulary,
     describe_changes,
     find_model,
@@ -47,12 +50,18 @@ from jaxalign.training.workdir import TEMPLATE
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a config names, opened; the config has the tokenizer and the chat template of its model filled in."""
+    """What a config names, opened.
+
+    The config has the tokenizer and the chat template of its model filled in, and what it leaves to jaxalign and the
+    model decides, see `training.recipe`.
+    """
 
     config: Config
     model: ModelConfig
     tokenizer: Tokenizer
     source: SavedModel | None  # config.model.init_from
+    size: Size
+    found: tuple[str, ...]  # what was filled in by the model, in words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +79,7 @@ class Run:
     steps: int
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
+    found: tuple[str, ...] = ()  # what the config left to jaxalign, in words
 
     @property
     def rows_sharding(self) -> NamedSharding:
@@ -156,7 +166,9 @@ class Run:
 
     def text_batches(self, names: str | tuple[str, ...], batch_size: int) -> tuple[Callable[[int], Any], str]:
         """Batches of pretraining text by number, for a loss that mixes it in, and the text's fingerprint."""
-        data = dataclasses.replace(self.config.data, train=names, weights=())
+        own = self.config.data  # of prompts, perhaps, whose rows are no longer than one
+        row_length = max(own.row_length, own.max_length)
+        data = dataclasses.replace(own, train=names, weights=(), row_length=row_length)
         dataset = build_dataset(data, self.tokenizer, TEXT)
         if jax.process_index() == 0:
             write_dropped(self.workdir / f"text_{DROPPED_FILE}", dataset.invalid)
@@ -258,6 +270,8 @@ def open_inputs(config: Config) -> Inputs:
     Raises:
       ConfigError, CheckpointError: see the parts.
     """
+    if hasattr(config.options, "check_named"):
+        config.options.check_named()
     source = find_model(config.model.init_from, "config.model.init_from") if config.model.init_from else None
     data = config.data
     if source is not None:
@@ -275,9 +289,15 @@ def open_inputs(config: Config) -> Inputs:
     model = config.architecture(parallel.platform(), vocab_size=tokenizer.vocab_size, saved=saved)
     where = f"config.data.tokenizer={data.tokenizer!r}"
     check_vocabulary(model, tokenizer, where, started=source is not None)
+    if source is not None and data.tokenizer != str(source.path):
+        check_pieces(source, tokenizer, where)
     key = "config.model.init_from" if source else "config.model"
     check_length(model, data.max_length, f"config.data.max_length={data.max_length} makes", key)
-    return Inputs(dataclasses.replace(config, data=data), model, tokenizer, source)
+    settings_of_model = dataclasses.replace(config.model, dtype=model.dtype)
+    config = dataclasses.replace(config, data=data, model=settings_of_model)
+    size = Size(count_parameters(model), fresh=source is None)
+    config, found = resolve_model(config, model, size)
+    return Inputs(config, model, tokenizer, source, size, found)
 
 
 def open_run(config: Config, workdir: str | os.PathLike) -> Run:
@@ -338,9 +358,9 @@ def _flatten(values: Any, path: str) -> dict[str, Any]:
 
 def _open(config: Config, workdir: Path) -> Run:
     mesh = jax.sharding.get_mesh()
-    inputs = open_inputs(config)
-    config = inputs.config
-    train, held_out = build_datasets(config.data, inputs.tokenizer, config.stage.data)
+    inputs = open_inputs(keep_found(config, workdir))
+    train, held_out = build_datasets(inputs.config.data, inputs.tokenizer, inputs.config.stage.data)
+    config, found = resolve_data(inputs.config, train.rows, mesh, inputs.size)
     total = rows_of_epochs(train.rows, config.num_epochs)
     steps = config.num_steps or -(-total // count_rows(config))
     updates = count_updates(config, steps)
@@ -360,6 +380,7 @@ def _open(config: Config, workdir: Path) -> Run:
         steps=steps,
         optimizer=make_optimizer(config.optimizer, updates),
         schedule=make_schedule(config.optimizer, updates),
+        found=(*inputs.found, *found),
     )
 
 

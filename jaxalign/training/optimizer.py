@@ -23,8 +23,9 @@ class OptimizerConfig(Checked, at="config.optimizer"):
     """What `make_schedule` and `make_optimizer` need; raises ConfigError on a value that cannot work."""
 
     name: str = field("adamw", choices=OPTIMIZERS)
-    # The peak. For Adafactor it is relative to the RMS of each parameter.
-    learning_rate: float = field(3e-4, above=0, says=": use a number above 0")
+    # The peak; 0: as published for the stage and the size of the model, see docs/defaults.md. For Adafactor it is
+    # relative to the RMS of each parameter.
+    learning_rate: float = field(0.0, at_least=0, says=": use a number above 0, or 0 for the published rate")
     schedule: str = field("cosine", choices=SCHEDULES)
     # Part of all steps in which the rate rises; or a number of them:
     warmup: float = field(
@@ -74,6 +75,10 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     total_steps the rate stays where it ended.
     Raises ConfigError when the warm-up (and the wsd decay) do not fit in total_steps.
     """
+    if not config.learning_rate:
+        raise ConfigError(
+            "config.optimizer.learning_rate=0 is found when a run is opened, and here is none; give a number above 0"
+        )
     warmup = config.warmup_steps or int(config.warmup * total_steps + 1e-9)
     peak, final = config.learning_rate, config.final_ratio
     decay_start = warmup

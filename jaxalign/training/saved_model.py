@@ -342,6 +342,22 @@ def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, where: str, *, s
         )
 
 
+def check_pieces(source: SavedModel, tokenizer: Tokenizer, where: str) -> None:
+    """Checks that a tokenizer gives the model's ids to the model's pieces.
+
+    Raises:
+      ConfigError: it is another one, however many pieces it has; names the first piece that differs.
+    """
+    own = source.tokenizer()
+    for number in range(min(own.vocab_size, tokenizer.vocab_size)):
+        mine, theirs = tokenizer.decode([number]), own.decode([number])
+        if mine != theirs:
+            raise ConfigError(
+                f"{where} is another tokenizer than that of config.model.init_from: token {number} is {mine!r} in it, "
+                f"and {theirs!r} to the model, whose embeddings would stand for other text; leave the key empty"
+            )
+
+
 @jax.jit
 def _checksums(params: Params) -> jax.Array:
     def one(x: jax.Array) -> jax.Array:

@@ -26,8 +26,9 @@ from jaxalign.models.logprobs import TokenStatistics
 from jaxalign.models.scoring import Scores, score_batch
 from jaxalign.training.flops import count_work, flops_metric, tokens_metric, update_flops
 from jaxalign.training.optimizer import make_optimizer, make_schedule
+from jaxalign.training.recipe import Recipe
 from jaxalign.training.state import Objective, Update, make_update, slices
-from jaxalign.training.supervised import build_trainer, update_program
+from jaxalign.training.supervised import build_trainer, find_frozen, update_program
 from jaxalign.training.trainer import Program, Trainer
 
 Totals = dict[str, jax.Array]  # float32 scalars over the whole batch, by name
@@ -80,6 +81,8 @@ class Stage:
     # Commands for what people do next with the model, as the end of a run tells them: {run} is its folder, {beside} the
     # one that it lies in, words in capitals are for the reader to fill in.
     afterwards: tuple[str, ...] = ()
+    # The numbers that a config may leave to the stage.
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
     # Keys of config.<name> with which a run may go on though it began with others.
     changeable: tuple[str, ...] = ()
 
@@ -206,7 +209,7 @@ class Stage:
             )
 
         architecture: ModelConfig = model or config.architecture(jax.default_backend())
-        updates, parts = total_steps or config.num_steps, config.num_microbatches
+        updates, parts = total_steps or config.num_steps, config.num_microbatches or 1
         return make_update(
             self.objective(architecture, config.options, others, whole=parts == 1),
             self.total(architecture, config.options, others, num_microbatches=parts),
@@ -216,6 +219,10 @@ class Stage:
             halt=config.on_nonfinite == "stop",
             measure=measure,
         )
+
+    def check(self, run: Any) -> None:
+        """Raises, as `build` would, for what can be known without loading a model."""
+        find_frozen(self.frozen(run.config.options), run)
 
     def build(self, run: Any) -> Trainer:
         """What the loop runs."""

@@ -109,6 +109,16 @@ def check_frozen(run: Run, *, held: bool) -> None:
         )
 
 
+def find_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> dict[str, SavedModel]:
+    """The models that a loss reads beside the one that training starts from, by name, not loaded; see `load_frozen`."""
+    found = {}
+    for name, model in sorted(wanted.items()):
+        if model.path:
+            found[name] = find_language_model(model.path, model.key)
+            check_same_tokenizer(found[name], model.path, model.key, run)
+    return found
+
+
 def load_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> tuple[Run, FrozenModels]:
     """Loads the models that a loss reads; of those to be scored beforehand the data keep their scores alone.
 
@@ -119,13 +129,12 @@ def load_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> tuple[Run, Frozen
     params: dict[str, Params] = {}
     configs: dict[str, ModelConfig] = {}
     digests = []
+    others = find_frozen(wanted, run)
     for name, model in sorted(wanted.items()):
-        if model.path:
-            found = find_language_model(model.path, model.key)
-            check_same_tokenizer(found, model.path, model.key, run)
-            loaded = found.load(run.mesh)
+        if name in others:
+            loaded = others[name].load(run.mesh)
             configs[name] = dataclasses.replace(
-                found.config, dtype=run.model.dtype, attention=run.model.attention
+                others[name].config, dtype=run.model.dtype, attention=run.model.attention
             )
         else:
             loaded = run.load_init()

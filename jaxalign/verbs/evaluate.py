@@ -146,7 +146,6 @@ def _read(request: EvaluateRequest, model: SavedModel, kind: str) -> Dataset:
         request.data,
         take=request.take,
         max_length=longest,
-        row_length=2 * longest,
         chat_template=request.chat_template,
     )
     with request.named(eval="--data", max_length="--max-length"):

@@ -49,7 +49,7 @@ def flag(
       doc: what `--help` says of it.
       show: what its value is, in capitals, as in `--out=FILE`.
       one_of: of all flags with the same word here, exactly one is to be given.
-      unless: it must be given unless this field is set.
+      unless: it must be given unless this field, or one of these (with spaces between), is set.
       constraints: as for `fields.field`.
     """
     return field(default, doc=doc, metadata={_SHOW: show, _ONE_OF: one_of, _UNLESS: unless}, **constraints)
@@ -90,7 +90,8 @@ class Request(Checked):
         super().__post_init__()
         for each in _flags(type(self)):
             unless = each.metadata.get(_UNLESS)
-            if unless and not getattr(self, each.name) and not getattr(self, unless):
+            spared = any(getattr(self, name) for name in (unless or "").split())
+            if unless and not getattr(self, each.name) and not spared:
                 raise ConfigError(_missing(type(self), each))
         for word in {each.metadata.get(_ONE_OF, "") for each in _flags(type(self))} - {""}:
             names = [each.name for each in _flags(type(self)) if each.metadata.get(_ONE_OF) == word]
@@ -152,7 +153,7 @@ def help_text(verb: str, cls: type[Request]) -> str:
         if each.metadata.get(_ONE_OF):
             said += " (one of these must be given)" if said else ""
         elif unless := each.metadata.get(_UNLESS):
-            said += f" (required, but for {cls.key(unless)})"
+            said += f" (required, but for {' and '.join(map(cls.key, unless.split()))})"
         elif _required(each):
             said += " (required)"
         elif each.default is not False and each.default != "":

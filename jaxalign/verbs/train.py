@@ -23,7 +23,12 @@ class TrainRequest(ConfigRequest):
         "the folder for checkpoints, metrics and the final model",
         default="",
         show="DIR",
-        unless="print_config",
+        unless="print_config dry_run",
+    )
+    dry_run: bool = flag(
+        "say what the run would be, its length, its memory on these devices and its first batch token by token, and "
+        "write nothing",
+        default=False,
     )
     print_config: bool = flag(
         "print every key of the config with its value, and start nothing", default=False
@@ -45,6 +50,11 @@ def run(request: TrainRequest) -> int:
             print(line)
         return 0
     processes.initialize()
+    if request.dry_run:
+        from jaxalign.verbs.dry_run import print_dry_run
+
+        print_dry_run(config, request.workdir)
+        return 0
     summary = train(config, request.workdir)
     if jax.process_index() == 0:
         title = f"{summary['stage']}: {summary['steps']} steps in {summary['seconds']} s"

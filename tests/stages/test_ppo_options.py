@@ -15,8 +15,9 @@ from jaxalign.errors import ConfigError
 from jaxalign.losses import running_moments
 from jaxalign.losses.metrics import finalize
 from jaxalign.models import hidden_states, unembedding
+from jaxalign.rl.config import RolloutSampling
 from jaxalign.rl.rollout import score_completions
-from jaxalign.sampling.generate import Completions, SamplingConfig, join
+from jaxalign.sampling.generate import Completions, join
 from jaxalign.stages.ppo import PPOConfig, assign_advantages
 from jaxalign.training.loop import Stopped
 
@@ -67,7 +68,7 @@ def advantages_by_hand(rewards, values, mask, gamma, lam):
     ids=lambda changes: "+".join(changes) or "plain",
 )
 def test_scores_become_advantages_as_by_hand(changes):
-    options = PPOConfig(reward_function="f:f", **{"whiten_advantages": False} | changes)
+    options = PPOConfig(reward="f:f", **{"whiten_advantages": False} | changes)
     scored, scores, completions = scored_episodes()
     before = running_moments.RunningMoments(jnp.float32(0.3), jnp.float32(0.59), jnp.float32(1.0))
     rollout, after, metrics = assign_advantages(
@@ -256,7 +257,7 @@ def test_truncated_sampling_is_refused(truncation):
     with pytest.raises(
         ConfigError, match=r"config\.ppo\.sampling uses top_k, top_p or min_p: the loss would divide"
     ):
-        PPOConfig(reward_function="f:f", sampling=SamplingConfig(**truncation))
+        PPOConfig(reward="f:f", sampling=RolloutSampling(**truncation))
 
 
 def test_values_are_clipped_around_what_the_critic_said(runs, tmp_path):

@@ -34,15 +34,26 @@ from jaxalign.errors import CheckpointError, ConfigError, DataError, RewardError
         ("dpo", {"dpo.beta": 0.0}, r"config\.dpo\.beta=0\.0 must be a positive"),
         (
             "ppo",
-            {"ppo.reward_model": ""},
-            r"set config\.ppo\.reward_model or config\.ppo\.reward_function; neither",
+            {"ppo.reward": ""},
+            r"config\.ppo\.reward is empty: name what scores",
+        ),
+        ("ppo", {"ppo.reward": "one,two"}, r"ppo\.reward='one,two' names 2 reward models, one and two"),
+        (
+            "ppo",
+            {"ppo.reward": "mine.py"},
+            r"ppo\.reward='mine\.py' names no function; write mine\.py:FUNCTION",
+        ),
+        ("rloo", {"rloo.reward": "a:b,a:b"}, r"'a:b,a:b' names one of them twice; give it a weight"),
+        (
+            "ppo",
+            {"ppo.reward_weights": (1.0, 2.0)},
+            r"reward_weights=\(1\.0, 2\.0\): give one for each of the 1 in config\.ppo\.reward",
         ),
         (
             "sft",
             {"model.dtype": "float16"},
             r"config\.model\.dtype='float16' cannot train: .* use 'bfloat16'",
         ),
-        ("ppo", {"ppo.reward_function": "a:b"}, "both are set"),
         (
             "ppo",
             {"ppo.kl_target": 1.0, "ppo.kl_horizon": 1},
@@ -72,8 +83,8 @@ from jaxalign.errors import CheckpointError, ConfigError, DataError, RewardError
         ),
         (
             "grpo",
-            {"grpo.reward_model": ""},
-            r"set config\.grpo\.reward_model or config\.grpo\.reward_function; neither",
+            {"grpo.reward": ""},
+            r"config\.grpo\.reward is empty: name what scores",
         ),
         (
             "kto",
@@ -103,9 +114,9 @@ def test_a_model_of_the_wrong_kind_is_named(runs, tmp_path):
         ):
             run(stage, runs, tmp_path / stage, **{"model.init_from": str(runs / "reward")})
     for stage in ("ppo", "grpo", "rloo"):
-        message = rf"config\.{stage}\.reward_model='.*sft' is a language model; name a run of"
+        message = rf"config\.{stage}\.reward='.*sft' is a language model; name a run of"
         with pytest.raises(ConfigError, match=message):
-            run(stage, runs, tmp_path / "rm", **{f"{stage}.reward_model": str(runs / "sft")})
+            run(stage, runs, tmp_path / "rm", **{f"{stage}.reward": str(runs / "sft")})
     with pytest.raises(
         ConfigError, match=r"config\.distill\.teacher='.*reward' is a reward model; name a lang"
     ):
@@ -122,11 +133,9 @@ def test_another_tokenizer_is_refused(runs, tmp_path):
     model = next((tmp_path / "reward" / "model").glob("tokenizer*.model"))
     train_sentencepiece(["zebras yawn, xylophones wail over quiet vales\n"] * 50, model, 300)
     with pytest.raises(ConfigError, match=r"has another tokenizer than config\.model.init_from"):
-        run("ppo", runs, tmp_path / "ppo", **{"ppo.reward_model": str(tmp_path / "reward")})
-    with pytest.raises(
-        ConfigError, match=r"grpo\.reward_model='.*' has another tokenizer than config\.model.init"
-    ):
-        run("grpo", runs, tmp_path / "grpo", **{"grpo.reward_model": str(tmp_path / "reward")})
+        run("ppo", runs, tmp_path / "ppo", **{"ppo.reward": str(tmp_path / "reward")})
+    with pytest.raises(ConfigError, match=r"grpo\.reward='.*' has another tokenizer than config\.model.init"):
+        run("grpo", runs, tmp_path / "grpo", **{"grpo.reward": str(tmp_path / "reward")})
     shutil.copytree(runs / "pretrain", tmp_path / "teacher")
     shutil.copy(model, next((tmp_path / "teacher" / "model").glob("tokenizer*.model")))
     with pytest.raises(
@@ -151,9 +160,9 @@ def test_another_tokenizer_is_refused(runs, tmp_path):
         (
             "absent",
             ConfigError,
-            r"reward_function='tiny:absent' cannot be imported .* write FILE.py:function",
+            r"reward='tiny:absent' cannot be imported .* write FILE.py:function",
         ),
-        ("WORDS", ConfigError, "reward_function='tiny:WORDS' is not callable"),
+        ("WORDS", ConfigError, "reward='tiny:WORDS' is not callable"),
     ],
 )
 def test_bad_reward_functions_are_named(name, error, message, runs, tmp_path):
@@ -172,7 +181,7 @@ def test_positions_beyond_the_table_are_refused(runs, tmp_path):
         run("sft", runs, tmp_path / "sft", **{"model.init_from": str(tmp_path / "learned")})
     with pytest.raises(
         ConfigError,
-        match=r"new_tokens=8 make .* 24 tokens, but the position table of .*init_from ends at 20;",
+        match=r"max_length=16 and config\.ppo\.sampling\.max_new_tokens=8: prompt and completion .* the 20",
     ):
         run("ppo", runs, tmp_path / "ppo", **changes)
 
@@ -186,7 +195,7 @@ def test_an_unsupervised_file_is_named(runs, tmp_path):
 @pytest.mark.parametrize(
     ("code", "error", "message"),
     [
-        ("def f(text):\n    return 1.0\n", ConfigError, r"reward_function='.*reward\.py:f'.*f\(text\)"),
+        ("def f(text):\n    return 1.0\n", ConfigError, r"reward='.*reward\.py:f'.*f\(text\)"),
         (
             "def f(prompts, completions):\n    return [1.0]\n",
             RewardError,
@@ -197,7 +206,7 @@ def test_an_unsupervised_file_is_named(runs, tmp_path):
 @pytest.mark.parametrize("stage", ["grpo", "rloo"])
 def test_reward_functions_of_another_form_are_named(stage, code, error, message, runs, tmp_path):
     (tmp_path / "reward.py").write_text(code)
-    changes = {f"{stage}.reward_model": "", f"{stage}.reward_function": f"{tmp_path}/reward.py:f"}
+    changes = {f"{stage}.reward": f"{tmp_path}/reward.py:f"}
     with pytest.raises(error, match=message):
         run(stage, runs, tmp_path / "run", **changes)
 

@@ -207,7 +207,7 @@ def test_state_shardings_follow_the_parameters(name):
     [
         ({"name": "adam"}, r"config\.optimizer\.name='adam'.*adamw, rmsprop.*did you mean 'adamw'"),
         ({"schedule": "cosin"}, r"config\.optimizer\.schedule='cosin'.*did you mean 'cosine'"),
-        ({"learning_rate": 0.0}, r"config\.optimizer\.learning_rate=0\.0: use a number above 0"),
+        ({"learning_rate": -0.1}, r"config\.optimizer\.learning_rate=-0\.1: use a number above 0, or 0 for"),
         ({"learning_rate": float("inf")}, r"config\.optimizer\.learning_rate=inf"),
         ({"warmup_steps": 0.1}, r"config\.optimizer\.warmup_steps=0\.1: use a whole number"),
         ({"warmup_steps": -1}, r"config\.optimizer\.warmup_steps=-1"),
@@ -231,4 +231,9 @@ def test_bad_values_name_the_key_and_the_way_out(changes, message):
 )
 def test_warmup_must_leave_room(changes, limit):
     with pytest.raises(ConfigError, match=rf"warmup_steps.*10 steps in all, use fewer than {limit}$"):
-        make_schedule(OptimizerConfig(**changes), total_steps=10)
+        make_schedule(OptimizerConfig(learning_rate=1e-3, **changes), total_steps=10)
+
+
+def test_a_rate_that_is_not_found_yet_is_no_rate():
+    with pytest.raises(ConfigError, match=r"learning_rate=0 is found when a run is opened, and here is none"):
+        make_schedule(OptimizerConfig(), total_steps=10)

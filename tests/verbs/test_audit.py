@@ -64,7 +64,7 @@ def make_config(folder, stage, rows, **changes) -> ConfigDict:
     config.data.tokenizer = str(folder / "t.model")
     config.data.max_length, config.data.row_length = 32, 96
     if stage == "ppo":
-        config.ppo.reward_function = "math:hypot"
+        config.ppo.reward = "math:hypot"
     for key, value in changes.items():
         config.data[key] = value
     return config
