@@ -33,6 +33,7 @@ class GRPOObjective:
 
     # Ratios are clipped to [1 - clip, 1 + clip_high]; None means that clip_high equals clip.
     clip: float = 0.2
+    # The upper clip, where it differs.
     clip_high: float | None = None
     # β, the weight of the KL estimate in the loss.
     beta: float = 0.0

@@ -23,8 +23,9 @@ class KTOObjective:
     beta: float = 0.1
     # kto, or apo_zero_unpaired, which has no baseline.
     variant: str = "kto"
-    # λ_D and λ_U, with which the two sides can weigh alike though the data has more of one.
+    # λ_D; with λ_U, the two sides can weigh alike though the data has more of one.
     desirable_weight: float = 1.0
+    # λ_U, as desirable_weight.
     undesirable_weight: float = 1.0
 
     @property

@@ -72,7 +72,7 @@ class RewardedConfig(OnPolicyConfig):
     # Or module:function or FILE.py:function; several give a weighted sum. See docs/rewards.md.
     reward_function: str | tuple[str, ...] = field("", replaces=("reward_model",))
     reward_weights: tuple[float, ...] = ()  # one for each function, after that of the model; none: 1 each
-    reward_scale: float = 1.0
+    reward_scale: float = 1.0  # scores are multiplied by it
     reward_clip: float | None = None  # scaled scores are clipped to ± this
     missing_eos_penalty: float | None = None  # taken off a completion that ran into the length limit
 

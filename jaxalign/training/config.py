@@ -10,6 +10,7 @@ from jaxalign.config import check_keys, freeze, thaw
 from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, check, field, nearest_hint
+from jaxalign.keys import Key, list_keys
 from jaxalign.models import ModelConfig
 from jaxalign.models.attention import default_attention
 from jaxalign.models.config import ARCHITECTURE_KEYS, ATTENTION
@@ -52,7 +53,7 @@ class Config(Checked, at="config"):
 
     stage: Any  # the Stage; in a config file its name
     options: Any
-    seed: int = 0
+    seed: int = 0  # of new weights, the order of the data and the sampling
     # Passes over the packed rows; ignored when num_steps is set.
     num_epochs: float = field(1.0, replaces=("num_steps",))
     num_steps: int = field(0, at_least=0)  # optimizer steps, or rollouts; 0: as num_epochs says
@@ -69,7 +70,7 @@ class Config(Checked, at="config"):
     # wandb, trackio, mlflow, separated by commas: where metrics go beside metrics.jsonl and TensorBoard.
     trackers: str = ""
     checkpoint_every: int = field(0, at_least=0)  # steps; 0: at the end only
-    keep_checkpoints: int = field(1, at_least=1)
+    keep_checkpoints: int = field(1, at_least=1)  # the newest so many; older ones are deleted
     # Seconds without a finished step after which a run ends itself; 0: never.
     hang_timeout: float = field(1800.0, at_least=0)
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
@@ -144,6 +145,23 @@ def parse_config(values: ConfigDict, stage: Any) -> Config:
 class _Shared(Config):
     stage: str = ""
     options: Any = None
+
+
+def config_keys(stage: Any) -> list[Key]:
+    """Every key of a config of a `Stage`: those of a run, those of the stage itself, then those of the sections."""
+    shared = [key for key in list_keys(Config) if key.path not in ("stage", "options")]
+    plain = [key for key in shared if "." not in key.path]
+    sections = [key for key in shared if "." in key.path]
+    return [*plain, *list_keys(stage.options, f"{stage.name}."), *sections]
+
+
+def value_of(config: Config, path: str) -> Any:
+    """The value of a key by its path below config."""
+    stage, *parts = path.split(".")
+    found = config.options if parts and stage == config.stage.name else getattr(config, stage)
+    for part in parts:
+        found = getattr(found, part)
+    return found
 
 
 def to_json(config: Config) -> str:

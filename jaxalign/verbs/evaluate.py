@@ -25,7 +25,10 @@ from jaxalign.verbs.sampling import MODEL
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateRequest(RowsRequest):
-    """Sample an answer to every prompt; print mean reward, KL from the reference, perplexity under the base, length."""
+    """Sample an answer to every prompt; print mean reward, KL from the reference, perplexity under the base, length.
+
+    jaxalign evaluate --model=runs/dpo --prompts=held_out.jsonl --reward=rewards.py:score --reference=runs/sft
+    """
 
     model: str = flag(MODEL, show="SRC")
     prompts: str = flag(SOURCES, show="SRC")
