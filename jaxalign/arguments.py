@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxalign.errors import ConfigError
+from jaxalign.errors import UsageError
 from jaxalign.fields import nearest
 from jaxalign.models.presets import PRESETS
 from jaxalign.scale import smoke
@@ -53,7 +53,7 @@ class ConfigFunction:
         """The parameters that `arg` gives, by name; those that it need not give are in `have`.
 
         Raises:
-          ConfigError: a part that is no word, name or value here (with the nearest), is given twice, or is missing.
+          UsageError: a part that is no word, name or value here (with the nearest), is given twice, or is missing.
         """
         preset = self._named(Preset)
         free = [name for name in self.parameters if name != preset and self._kind(name) is not bool]
@@ -70,10 +70,10 @@ class ConfigFunction:
                 # What may be a misspelt model is a folder only if it looks or exists like one.
                 left = [name for name in free if name not in given]
                 if not left or (preset and not (os.sep in part or os.path.isdir(part))):
-                    raise ConfigError(self._refusal(part))
+                    raise UsageError(self._refusal(part))
                 name, value = left[0], part
             if name in given:
-                raise ConfigError(f"{part!r} is the second value of {name}; this argument is {self.usage()}")
+                raise UsageError(f"{part!r} is the second value of {name}; this argument is {self.usage()}")
             given[name] = self._typed(name, value)
         empty = inspect.Parameter.empty
         missing = [
@@ -82,7 +82,7 @@ class ConfigFunction:
             if each.default is empty and name not in (*given, *have)
         ]
         if missing:
-            raise ConfigError(
+            raise UsageError(
                 f"{' and '.join(missing)} must be given after ':'; this argument is {self.usage()}"
             )
         return given
@@ -112,21 +112,21 @@ class ConfigFunction:
         if key not in known:
             near = nearest(key, known)
             hint = f"did you mean {near!r}?" if near else f"the names here are {', '.join(known)}"
-            raise ConfigError(f"{key!r} is no name in this argument, which is {self.usage()}; {hint}")
+            raise UsageError(f"{key!r} is no name in this argument, which is {self.usage()}; {hint}")
         return key
 
     def _typed(self, name: str, text: str) -> Any:
         kind = self._kind(name)
         if kind is Preset and text not in ("", *PRESETS):
-            raise ConfigError(self._refusal(text))
+            raise UsageError(self._refusal(text))
         if kind is bool:
             if text not in ("True", "False"):
-                raise ConfigError(f"{name}={text!r} must be True or False, or only {name}")
+                raise UsageError(f"{name}={text!r} must be True or False, or only {name}")
             return text == "True"
         try:
             return kind(text)
         except ValueError:
-            raise ConfigError(f"{name}={text!r} must be of type {kind.__name__}") from None
+            raise UsageError(f"{name}={text!r} must be of type {kind.__name__}") from None
 
     def _refusal(self, part: str) -> str:
         words = [name for name in (*self.parameters, SMOKE) if self._kind(name) is bool]

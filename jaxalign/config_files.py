@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxalign.errors import ConfigError, JaxalignError
+from jaxalign.errors import ConfigError, JaxalignError, UsageError
 from jaxalign.fields import nearest
 
 
@@ -27,7 +27,7 @@ def find_config(name: str) -> str:
     """The path of a config file that is named by its path, or by one of jaxalign's own names: "dpo".
 
     Raises:
-      ConfigError: there is no such file; says which name is nearest.
+      UsageError: there is no such file; says which name is nearest.
     """
     own = own_configs()
     if os.path.isfile(name):
@@ -36,7 +36,7 @@ def find_config(name: str) -> str:
         return str(own[name])
     near = nearest(pathlib.PurePath(name).stem, list(own))
     hint = f"did you mean --config={near}? " if near else ""
-    raise ConfigError(
+    raise UsageError(
         f"--config={name} does not exist; {hint}write the path of a file, or one that comes with jaxalign: "
         f"{', '.join(own)}"
     )
@@ -100,7 +100,8 @@ def blaming(path: str) -> Iterator[None]:
             way_out = "" if isinstance(cause, JaxalignError) else "; mend the config file"
             raise ConfigError(f"--config={path}, line {line}: {said}{way_out}") from error
         if isinstance(error, JaxalignError | OSError | UnicodeError):
-            raise ConfigError(f"--config={path}: {error}") from error
+            kind = UsageError if isinstance(error, UsageError) else ConfigError
+            raise kind(f"--config={path}: {error}") from error
         raise
 
 

@@ -27,7 +27,19 @@ ROOMS = (
     *("arguments", "scale"),
     *("models.hf", "models", "parallel"),
     # The ground floor.
-    *("config", "config_files", "hub", "storage", "locks", "signals", "streams", "fields", "errors"),
+    *(
+        "config",
+        "config_files",
+        "peer_names",
+        "keys",
+        "hub",
+        "storage",
+        "locks",
+        "signals",
+        "streams",
+        "fields",
+        "errors",
+    ),
 )
 
 

@@ -40,6 +40,7 @@ class DataConfig(Checked, at="config.data"):
     # Sources; several also as one string, separated by commas. Shares and held-out data that a config file names are
     # those of its own training data.
     train: str | tuple[str, ...] = field("", replaces=("weights", "eval"))
+    # Sources of held-out data, named as those of train.
     eval: str | tuple[str, ...] = field("", replaces=("eval_fraction",))
     # Without `eval`: share of the training prompts to hold out, by their hash.
     eval_fraction: float = field(

@@ -27,6 +27,7 @@ class GRPOObjective(Checked, at="config.grpo"):
 
     # Ratios are clipped to [1 - clip, 1 + clip_high]; None means that clip_high equals clip.
     clip: float = field(0.2, above=0)
+    # The upper clip, where it differs.
     clip_high: float | None = field(None, above=0)
     # β, the weight of the KL estimate in the loss.
     beta: float = field(0.0, at_least=0)

@@ -24,8 +24,9 @@ class KTOObjective(Checked, at="config.kto"):
     beta: float = field(0.1, above=0)
     # kto, or apo_zero_unpaired, which has no baseline.
     variant: str = field("kto", choices=VARIANTS)
-    # λ_D and λ_U, with which the two sides can weigh alike though the data has more of one.
+    # λ_D; with λ_U, the two sides can weigh alike though the data has more of one.
     desirable_weight: float = field(1.0, above=0)
+    # λ_U, as desirable_weight.
     undesirable_weight: float = field(1.0, above=0)
 
     @property

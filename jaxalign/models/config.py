@@ -20,29 +20,30 @@ class ModelConfig(Checked, at="config.model"):
     """
 
     vocab_size: int = field(512, at_least=1)
-    num_layers: int = field(2, at_least=1)
-    embed_dim: int = field(64, at_least=1)
-    num_heads: int = field(4, at_least=1)
+    num_layers: int = field(2, at_least=1)  # blocks of attention and MLP
+    embed_dim: int = field(64, at_least=1)  # width of the residual stream
+    num_heads: int = field(4, at_least=1)  # of queries
     # Fewer than num_heads: grouped queries (GQA); 1: one for all (MQA).
     num_kv_heads: int = field(4, at_least=1)
-    head_dim: int = field(16, at_least=1)
+    head_dim: int = field(16, at_least=1)  # of a query, key or value
     mlp_dim: int = field(256, at_least=1)  # of each expert, where there are experts
     # Longest sequence; the size of the table when positions="learned".
     max_length: int = field(512, at_least=1)
-    # Norms
-    norm: str = field("rms", choices=("rms", "layer"))
-    norm_eps: float = field(1e-5, above=0)
+    # --- Norms ---
+    norm: str = field("rms", choices=("rms", "layer"))  # RMSNorm, or LayerNorm with a bias
+    norm_eps: float = field(1e-5, above=0)  # added to the mean square or the variance
     norm_offset: bool = False  # scale by 1 + weight (Gemma)
     # "before" each sublayer, its output "after" it (OLMo 2), or "both" (Gemma 2).
     norm_placement: str = field("before", choices=("before", "after", "both"))
     parallel_blocks: bool = False  # attention and MLP read the same input (GPT-NeoX)
-    # Positions
-    positions: str = field("rope", choices=("rope", "learned"))
+    # --- Positions ---
+    positions: str = field("rope", choices=("rope", "learned"))  # rotary, or a table that is trained
     position_offset: int = field(0, at_least=0)  # rows of the table before that of position 0 (OPT: 2)
-    rope_theta: float = field(10_000.0, above=0)
+    rope_theta: float = field(10_000.0, above=0)  # base of the wavelengths
     # Of layers with a window, which are then never scaled; 0: as the others.
     rope_local_theta: float = field(0.0, at_least=0)
     rope_fraction: float = field(1.0, above=0, at_most=1)  # of each head's dimensions that is rotated
+    # How wavelengths are stretched for a context longer than the original.
     rope_scaling: str = field("none", choices=("none", "linear", "llama3", "yarn", "longrope"))
     rope_factor: float = field(1.0, above=0)  # how many times the original context
     rope_original_length: int = field(0, at_least=0)  # that context in tokens (llama3, yarn, longrope)
@@ -56,7 +57,7 @@ class ModelConfig(Checked, at="config.model"):
     # longrope: what each frequency is divided by, in sequences of at most the original context and in longer ones.
     rope_short_factors: tuple[float, ...] = ()
     rope_long_factors: tuple[float, ...] = ()
-    # Attention
+    # --- Attention ---
     # RMSNorm of queries and keys: each "head" (Qwen 3), or "all" heads at once (OLMo 2).
     qk_norm: str = field("none", choices=("none", "head", "all"))
     query_scale: float = field(0.0, at_least=0)  # scores are multiplied by it; 0: head_dim ** -0.5
@@ -64,29 +65,30 @@ class ModelConfig(Checked, at="config.model"):
     attention_softcap: float = field(0.0, at_least=0)
     window: int = field(0, at_least=0)  # a token sees itself and the window - 1 before it; 0: all before it
     layer_pattern: str = ""  # "LG": local (with the window) and global layers, repeated; "": all alike
-    qkv_bias: bool = False
-    out_bias: bool = False
-    # MLP
+    qkv_bias: bool = False  # of the projections to queries, keys and values
+    out_bias: bool = False  # of the projection out of attention
+    # --- MLP ---
+    # Of the gate, or of the only product where there is none.
     activation: str = field("silu", choices=("silu", "gelu", "gelu_tanh", "relu"))
     gated_mlp: bool = True  # activation(gate(x)) * up(x), as in SwiGLU; False: activation(up(x))
-    mlp_bias: bool = False
+    mlp_bias: bool = False  # of all its projections
     num_experts: int = field(0, at_least=0)  # 0: a dense MLP
-    experts_per_token: int = field(2, at_least=1)
+    experts_per_token: int = field(2, at_least=1)  # experts that each token is sent to
     normalize_experts: bool = True  # the chosen experts' weights sum to 1
     router_balance_coef: float = field(0.0, at_least=0)  # weight of the load-balancing loss
     router_z_coef: float = field(0.0, at_least=0)  # weight of the router z-loss
-    # Embeddings
-    tie_embeddings: bool = True
+    # --- Embeddings ---
+    tie_embeddings: bool = True  # one matrix for the tokens read and the logits
     scale_embedding: bool = False  # by the square root of embed_dim (Gemma)
     final_softcap: float = field(0.0, at_least=0)  # of the logits (Gemma 2)
-    # How it is computed, not what it is
+    # --- How it is computed, not what it is ---
     # Computation; master weights are always float32.
     dtype: str = field("float32", choices=("float32", "bfloat16", "float16"))
     # Recomputed in backward: nothing; full: layers; dots, dots_no_batch: all but (weight) matmuls.
     remat: str = field("none", choices=("none", "full", "dots", "dots_no_batch"))
     # "xla": whole score matrices; "blockwise": some queries at a time; "splash": TPU kernel.
     attention: str = field("xla", choices=ATTENTION)
-    init_std: float = field(0.02, above=0)
+    init_std: float = field(0.02, above=0)  # of new weights
 
     def __post_init__(self) -> None:
         for name in ("rope_short_factors", "rope_long_factors"):  # JSON has them as lists, which have no hash

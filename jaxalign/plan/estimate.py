@@ -1,13 +1,16 @@
 """Memory and time of a step from shapes alone: for devices that cannot be compiled for, and to prune a search."""
 
 import math
+import os
 from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxalign import parallel
+from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig
+from jaxalign.parallel.chips import Chip
 from jaxalign.parallel.sharding import shards
 from jaxalign.plan.collectives import SLICES
 from jaxalign.plan.programs import bytes_per_device
@@ -18,6 +21,30 @@ from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS, Program
 
 GRADIENTS, ACTIVATIONS, CACHE, SCRATCH = "gradients", "saved activations", "keys and values", "scratch space"
 ELSEWHERE = "beside this program"
+# Of the memory there is, left free for what an estimate cannot know: scratch space, fragments, other buffers.
+MARGIN = 0.1
+_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+
+
+def room(chip: Chip) -> dict[str, float]:
+    """Bytes of a GPU: `all`, the `pool` that JAX takes of it, and up to what an estimate `fits`.
+
+    A TPU's are all of one kind: its compiler has the last word.
+
+    Raises:
+      ConfigError: XLA_PYTHON_CLIENT_MEM_FRACTION is no share.
+    """
+    if chip.torus:
+        return {"all": chip.hbm, "pool": chip.hbm, "fits": chip.hbm}
+    said = os.environ.get(_FRACTION) or "0.75"
+    try:
+        share = float(said)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(f"{_FRACTION}={said} must be a share above 0 and at most 1, such as 0.9")
+    pool = share * chip.hbm
+    return {"all": chip.hbm, "pool": pool, "fits": (1 - MARGIN) * pool}
 
 
 def estimate(
@@ -66,7 +93,7 @@ def estimate(
         axis: topology.chip.network if axis == SLICES else _bandwidth(topology, sizes[axis]) for axis in sent
     }
     times = bounds(topology.chip, flops, traffic, sent, bandwidth)
-    over = memory["total"] - topology.chip.hbm
+    over = memory["total"] - room(topology.chip)["fits"]
     return {
         "name": step.name,
         "fits": over <= 0,

@@ -23,7 +23,7 @@ from rich.console import Console
 from jaxalign import parallel
 from jaxalign.config import load_config
 from jaxalign.data import read_records, train_sentencepiece
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, amount
 from jaxalign.evaluation import win_rate
 from jaxalign.locks import LOCK, locked
 from jaxalign.models import count_params
@@ -196,7 +196,9 @@ def _write_on_policy_pairs(root: pathlib.Path, world: World, scale: Scale, seed:
     (first, second), (one, other) = answers, scores
     rows, without = label_pairs(examiner.prompts, (first, second), (one, other), seed=seed)
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    Console().print(f"  {len(rows)} pairs; {without} prompts gave none (equal or empty answers)")
+    Console().print(
+        f"  {amount(len(rows), 'pair')}; {amount(without, 'prompt')} gave none (equal or empty answers)"
+    )
 
 
 def _measure(root: pathlib.Path, world: World, scale: Scale) -> dict[str, Any]:

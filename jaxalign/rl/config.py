@@ -88,11 +88,10 @@ class RewardedConfig(OnPolicyConfig):
     # a weighted sum. See docs/rewards.md.
     reward: str | tuple[str, ...] = ""
     reward_weights: tuple[float, ...] = ()  # one for each of `reward`; none: 1 each
-    reward_scale: float = 1.0
+    reward_scale: float = 1.0  # scores are multiplied by it
     reward_clip: float | None = field(None, above=0)  # scaled scores are clipped to ± this
-    missing_eos_penalty: float | None = field(
-        None, at_least=0
-    )  # taken off a completion that ran into the length limit
+    # Taken off a completion that ran into the length limit.
+    missing_eos_penalty: float | None = field(None, at_least=0)
 
     @property
     def rewards(self) -> tuple[str, ...]:

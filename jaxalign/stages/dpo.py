@@ -27,7 +27,7 @@ from jaxalign.training.stage import FrozenModel, Stage, Totals
 class DPOConfig(DPOObjective):
     """config.dpo: the settings of `dpo_loss`, and where the reference's log-probabilities come from."""
 
-    precompute_reference: bool = False
+    precompute_reference: bool = False  # once, before training, in place of with each batch
 
 
 def pair_totals(batch: PairBatch, options: Any) -> Totals:

@@ -27,7 +27,7 @@ from jaxalign.training.stage import FrozenModel, Stage, Totals
 class KTOConfig(KTOObjective):
     """config.kto: the settings of `kto_loss`, and where the reference's log-probabilities come from."""
 
-    precompute_reference: bool = False
+    precompute_reference: bool = False  # once, before training, in place of with each batch
 
 
 def totals(batch: UnpairedBatch, options: Any) -> Totals:

@@ -55,27 +55,31 @@ class PPOConfig(RewardedConfig, at="config.ppo"):
     """config.ppo. `config.batch_size` counts episodes, `config.optimizer` is the policy's."""
 
     ppo_epochs: int = field(4, at_least=1)  # passes over the episodes of a rollout
-    # The tie to the reference
+    # --- The tie to the reference ---
     kl_coef: float = field(0.05, at_least=0)  # β
     # k1, k2, k3 of the sampled token, or exact over the vocabulary.
     kl_estimator: str = field("k1", choices=("k1", "k2", "k3", "exact"))
     # Adapt β until a sequence's KL is this many nats; 0: β is fixed.
     kl_target: float = field(0.0, at_least=0)
     kl_horizon: int = field(10_000, at_least=1)  # episodes over which β adapts
-    # Scores to advantages
-    whiten_rewards: bool = False
-    gamma: float = field(1.0, at_least=0, at_most=1)
-    lam: float = field(0.95, at_least=0, at_most=1)
+    # --- Scores to advantages ---
+    whiten_rewards: bool = False  # divide rewards by their standard deviation over a rollout
+    gamma: float = field(1.0, at_least=0, at_most=1)  # discount of a reward one token later
+    lam: float = field(
+        0.95, at_least=0, at_most=1
+    )  # λ of generalised advantage estimation (arXiv 1506.02438)
     whiten_advantages: bool = True  # over all episodes on all devices
-    # Policy loss
-    clip: float = field(0.2, above=0)
+    # --- Policy loss ---
+    clip: float = field(0.2, above=0)  # ratios π_θ / π_old are clipped to 1 ± this
     clip_high: float | None = field(None, above=0)  # upper clip, where it differs
-    entropy_coef: float = field(0.0, at_least=0)
-    # Critic
+    entropy_coef: float = field(0.0, at_least=0)  # weight of the entropy bonus
+    # --- Critic ---
     # Start from the "policy", from the "reward" model, or "auto": from the reward model if there is one.
     critic_init: str = field("auto", choices=("policy", "reward", "auto"))
-    critic_learning_rate: float = field(0.0, at_least=0)  # 0: the policy's
-    value_clip: float | None = field(0.2, above=0)
+    critic_learning_rate: float = field(0.0, at_least=0)  # the peak; 0: the policy's
+    value_clip: float | None = field(
+        0.2, above=0
+    )  # values are clipped to their old ones ± this; None: not at all
     normalize_values: bool = False  # train the critic on returns of mean 0 and variance 1
     value_decay: float = field(0.99, at_least=0, below=1)  # of their running mean and variance
 

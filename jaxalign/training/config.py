@@ -10,6 +10,7 @@ from jaxalign.config import check_keys, freeze, thaw
 from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, check, field, nearest_hint
+from jaxalign.keys import Key, list_keys
 from jaxalign.models import ModelConfig
 from jaxalign.models.attention import default_attention
 from jaxalign.models.config import ARCHITECTURE_KEYS, ATTENTION, RUNTIME_KEYS, SCALING_KEYS
@@ -68,7 +69,7 @@ class Config(Checked, at="config"):
 
     stage: Any  # the Stage; in a config file its name
     options: Any
-    seed: int = field(0, at_least=0, below=2**32)
+    seed: int = field(0, at_least=0, below=2**32)  # of new weights, the order of the data and the sampling
     # Passes over the packed rows; ignored when num_steps is set.
     num_epochs: float = field(1.0, at_least=0, replaces=("num_steps",))
     num_steps: int = field(0, at_least=0)  # optimizer steps, or rollouts; 0: as num_epochs says
@@ -231,6 +232,23 @@ def parse_config(values: ConfigDict, stage: Any) -> Config:
 class _Shared(Config):
     stage: str = ""
     options: Any = None
+
+
+def config_keys(stage: Any) -> list[Key]:
+    """Every key of a config of a `Stage`: those of a run, those of the stage itself, then those of the sections."""
+    shared = [key for key in list_keys(Config) if key.path not in ("stage", "options")]
+    plain = [key for key in shared if "." not in key.path]
+    sections = [key for key in shared if "." in key.path]
+    return [*plain, *list_keys(stage.options, f"{stage.name}."), *sections]
+
+
+def value_of(config: Config, path: str) -> Any:
+    """The value of a key by its path below config."""
+    stage, *parts = path.split(".")
+    found = config.options if parts and stage == config.stage.name else getattr(config, stage)
+    for part in parts:
+        found = getattr(found, part)
+    return found
 
 
 def to_json(config: Config) -> str:

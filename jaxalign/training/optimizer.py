@@ -22,12 +22,14 @@ UNDECAYED = ("scale", "bias")
 class OptimizerConfig(Checked, at="config.optimizer"):
     """What `make_schedule` and `make_optimizer` need; raises ConfigError on a value that cannot work."""
 
+    # RMSprop is not centred; Adafactor has no momentum; Lion wants a rate some 3 to 10 times lower than AdamW.
     name: str = field("adamw", choices=OPTIMIZERS)
     # The peak; 0: as published for the stage and the size of the model, see docs/defaults.md. For Adafactor it is
     # relative to the RMS of each parameter.
     learning_rate: float = field(0.0, at_least=0, says=": use a number above 0, or 0 for the published rate")
+    # After the warm-up; wsd is constant, and linear at the end.
     schedule: str = field("cosine", choices=SCHEDULES)
-    # Part of all steps in which the rate rises; or a number of them:
+    # Part of all steps in which the rate rises.
     warmup: float = field(
         0.0,
         at_least=0,
@@ -36,6 +38,7 @@ class OptimizerConfig(Checked, at="config.optimizer"):
         replaces=("warmup_steps",),
         zero_replaces=True,
     )
+    # Or a number of steps, in place of a part.
     warmup_steps: int = field(
         0,
         at_least=0,

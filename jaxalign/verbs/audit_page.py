@@ -10,6 +10,8 @@ from rich.text import Text
 from jaxalign.data import Dataset, Tokenizer
 from jaxalign.data.items import Item
 from jaxalign.data.kinds import PROMPTS
+from jaxalign.errors import amount
+from jaxalign.streams import shown as as_text
 from jaxalign.verbs.audit import Audit
 
 STYLES = {"supervised": "bold green", "context": "cyan", "control": "magenta"}
@@ -47,7 +49,9 @@ def sample_lines(dataset: Dataset, tokenizer: Tokenizer, count: int) -> list[Tex
         item = items[index]
         lines.append(Text(f"\n{dataset.where(item.row)}", style="dim"))
         for name, example in _named(item):
-            lines.append(Text(f"{name} ({len(example.ids)} tokens): ") + show_tokens(example, tokenizer))
+            lines.append(
+                Text(f"{name} ({amount(len(example.ids), 'token')}): ") + show_tokens(example, tokenizer)
+            )
     return lines
 
 
@@ -72,7 +76,7 @@ def show_tokens(example: Item, tokenizer: Tokenizer) -> Text:
             line.append("|", "dim")
         kind = "supervised" if supervised else "context"
         style = STYLES["control"] if int(example.ids[position]) in names else STYLES[kind]
-        line.append(piece, f"{style} underline" if supervised else style)
+        line.append(as_text(piece), f"{style} underline" if supervised else style)
         open_span = supervised
     return line.append("⟧", "dim") if open_span else line
 
@@ -161,7 +165,7 @@ def _facts(part: dict[str, Any]) -> dict[str, str]:
         "  neither": f"{eos['missing']:,}",
         "repeated sequences": f"{part['duplicates']['sequences']:,}",
         "repeated prompts": f"{part['duplicates']['prompts']:,}",
-        "rows": f"{packing['rows']:,} of {packing['row_length']:,} tokens, {packing['efficiency']:.0%} full",
+        "rows": f"{packing['rows']:,} of {amount(packing['row_length'], 'token')}, {packing['efficiency']:.0%} full",
         "length": f"{part['lengths']['median']:.0f} median, {part['lengths']['longest']:,} longest",
         "fingerprint": part["fingerprint"][:16],
     }

@@ -34,7 +34,10 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 @dataclasses.dataclass(frozen=True)
 class ConvertRequest(Request):
-    """Write a model in Hugging Face's format, or from it."""
+    """Write a model in Hugging Face's format, or from it.
+
+    jaxalign convert --from=runs/dpo --out=runs/dpo-hf --to=hf
+    """
 
     from_: str = flag(MODEL, show="SRC")
     out: str = flag("the folder to write; must not exist, or be empty", show="DIR")

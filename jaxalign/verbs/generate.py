@@ -29,7 +29,10 @@ from jaxalign.verbs.sampling import MODEL, SamplingRequest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateRequest(SamplingRequest, RowsRequest):
-    """Write N completions of every prompt, as rows for SFT or for `label`. Goes on where it was stopped."""
+    """Write N completions of every prompt, as rows for SFT or for `label`. Goes on where it was stopped.
+
+    jaxalign generate --model=runs/sft --prompts=prompts.jsonl --out=completions.jsonl --n=4
+    """
 
     model: str = flag(MODEL, show="SRC")
     prompts: str = flag(SOURCES, show="SRC")

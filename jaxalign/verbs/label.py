@@ -50,7 +50,10 @@ Scorer = Callable[[list[Group]], list[list[float]]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelRequest(RowsRequest):
-    """Score completions and write preference pairs (or rankings): data for on-policy and iterative DPO."""
+    """Score completions and write preference pairs (or rankings): data for on-policy and iterative DPO.
+
+    jaxalign label --completions=completions.jsonl --out=pairs.jsonl --reward-model=runs/reward
+    """
 
     completions: str = flag(f"completions, as generate writes them, or {SOURCES}", show="SRC")
     out: str = flag("the JSONL file to write", show="FILE.jsonl")

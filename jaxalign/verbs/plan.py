@@ -14,7 +14,7 @@ from jaxalign import parallel
 from jaxalign.errors import ConfigError
 from jaxalign.models.init import count_params
 from jaxalign.parallel.mesh import mesh_shape
-from jaxalign.plan.estimate import estimate
+from jaxalign.plan.estimate import estimate, room
 from jaxalign.plan.measure import measure
 from jaxalign.plan.programs import planned, stage_steps
 from jaxalign.plan.report import print_plan
@@ -32,6 +32,8 @@ class PlanRequest(ConfigRequest):
     fits.
 
     A config takes a published model as its argument, such as dpo:llama3_1_8b. Exit code 1: it does not fit.
+
+        jaxalign plan --config=dpo:llama3_1_8b --topology=v5p:2x2x2
     """
 
     topology: str = flag("v5p:4x4x4, 2*v5e:16x16, or h200:8 (estimates only)", show="CHIP:SHAPE")
@@ -143,6 +145,7 @@ def _head(config: Config, topology: Topology, model: Any, mesh: Any, steps: list
         "topology": topology.name,
         "chips": topology.size,
         "chip": dataclasses.asdict(topology.chip),
+        "room": room(topology.chip),
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
         "model": dataclasses.asdict(model),
         "parameters": count_params(steps[0].parameters),

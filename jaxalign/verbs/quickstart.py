@@ -10,6 +10,8 @@ class QuickstartRequest(Request):
     """Pretrain, fine-tune and align a small model in a synthetic world, by six methods, and report. No download.
 
     Goes on where it was stopped.
+
+        jaxalign quickstart --workdir=quickstart
     """
 
     workdir: str = flag(

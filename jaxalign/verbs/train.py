@@ -1,7 +1,6 @@
 """`jaxalign train`: one stage, from its config to its result."""
 
 import dataclasses
-from typing import Any
 
 from jaxalign.verbs.requests import ConfigRequest, flag
 
@@ -31,7 +30,7 @@ class TrainRequest(ConfigRequest):
         default=False,
     )
     print_config: bool = flag(
-        "print every key of the config with its value, and start nothing", default=False
+        "print the whole config as a config file, with what each key means, and start nothing", default=False
     )
 
 
@@ -42,12 +41,12 @@ def run(request: TrainRequest) -> int:
     from jaxalign.parallel import processes
     from jaxalign.stages import parse_config, train
     from jaxalign.training.progress import print_summary
+    from jaxalign.verbs.config_text import config_file
     from jaxalign.verbs.results import closing_lines, result_rows
 
     config = parse_config(request.read())
     if request.print_config:
-        for line in config_lines(config):
-            print(line)
+        print(config_file(config, request.config, request.settings), end="")
         return 0
     processes.initialize()
     if request.dry_run:
@@ -62,17 +61,3 @@ def run(request: TrainRequest) -> int:
         for line in closing_lines(config, request.workdir):
             print(line)
     return 0
-
-
-def config_lines(config: Any) -> list[str]:
-    """A config as the flags that would give it, a line each."""
-    from jaxalign.training.open import settings
-
-    lines = []
-    for name, value in settings(config).items():
-        shown = ",".join(map(str, value)) if isinstance(value, list) else "none" if value is None else value
-        if name == "config.num_epochs" and config.num_steps:
-            lines.append(f"# {name} is not used: config.num_steps is set")
-        else:
-            lines.append(f"--{name}={shown}")
-    return lines

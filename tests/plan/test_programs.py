@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
+from rich.console import Console
 
 from jaxalign import parallel
 from jaxalign.config import load_config
@@ -20,7 +22,7 @@ from jaxalign.plan import hlo
 from jaxalign.plan.costs import count_flops
 from jaxalign.plan.measure import measure, split_memory
 from jaxalign.plan.programs import bytes_per_device, planned, stage_steps
-from jaxalign.plan.report import problem_lines
+from jaxalign.plan.report import print_plan, problem_lines
 from jaxalign.plan.topology import describe_devices, parse_topology
 from jaxalign.rl.rollout import rollout_work
 from jaxalign.stages import NAMES, default_config, parse_config
@@ -311,3 +313,32 @@ def test_a_search_orders_by_the_bounds_and_names_the_best(capsys):
     assert found["steps"][0]["mfu_bound"] == max(plan["steps"][0]["mfu_bound"] for plan in found["tried"])
     assert math.prod(found["mesh"].values()) == 8
     assert "fits, MFU at most" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("said", "share"), [(None, 0.75), ("0.9", 0.9)])
+def test_an_estimate_fits_into_what_jax_takes_of_a_gpu_less_a_margin(said, share, monkeypatch, capsys):
+    """Of an H100's 80 GB a pool of three quarters, or of what the environment says, and nine tenths of that."""
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    if said:
+        monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", said)
+    found = run_plan(parse_config(load_config("sft", "llama3_1_8b")), "h100:2")
+    (step,) = found["steps"]
+    room = found["room"]
+    assert room == pytest.approx({"all": 80e9, "pool": share * 80e9, "fits": 0.9 * share * 80e9})
+    assert not step["fits"] and step["over_bytes"] == pytest.approx(step["memory"]["total"] - room["fits"])
+    print_plan(found, Console(width=200))
+    printed = capsys.readouterr().out
+    assert "sft, 8.03 billion parameters, on h100:2 (2 chips: fsdp 2), remat full, 1 microbatch\n" in printed
+    assert f"JAX takes {share * 80e9 / 2**30:.2f} (XLA_PYTHON_CLIENT_MEM_FRACTION={share:g})" in printed
+    assert f"a step fits up to {0.9 * share * 80e9 / 2**30:.2f}" in printed
+
+
+def test_the_pool_of_a_gpu_must_be_a_share(monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "75%")
+    with pytest.raises(ConfigError, match=r"XLA_PYTHON_CLIENT_MEM_FRACTION=75% must be a share above 0"):
+        run_plan(parse_config(load_config("sft", "llama3_2_1b")), "h100:8")
+
+
+def test_small_models_are_counted_in_millions(capsys):
+    print_plan(run_plan(parse_config(tiny("sft")), "h200:4"), Console(width=200))
+    assert re.search(r"^sft, [1-9]\d*\.\d\d million parameters, on h200:4", capsys.readouterr().out)
