@@ -28,12 +28,9 @@ TEACHING = frozenset(
     "tool_calls function_call reasoning reasoning_content thinking label labels kto_tag weight weights sample_weight "
     "train_detail loss_weight mask loss_mask train trainable".split()
 )
-# Of a single message. Switches are harmless where they say what happens anyway.
+# Of a single message: whether it is learned, and what is not read.
 SWITCHES = frozenset("weight loss_weight mask loss_mask loss train training trainable".split())
-OF_MESSAGES = SWITCHES | frozenset(
-    "tool_calls function_call tool_call_id tools functions reasoning reasoning_content thinking train_detail prefix "
-    "image images audio video".split()
-)
+UNREAD_OF_MESSAGES = frozenset("mask train_detail prefix image images audio audios video videos".split())
 
 
 def without_fields(row: Row, names: Iterable[str]) -> Row:
@@ -111,27 +108,46 @@ def check_unread(row: Row, names: Iterable[str], read: Iterable[str], record: An
 
 
 def check_message(message: Row, name: str) -> None:
-    """Refuse a message that has more to it than role and content: tools, reasoning, a weight that is not the usual one.
+    """Refuse a message that has more to it than is read: pictures, marks of single letters, a beginning to go on from.
 
     Raises:
       DataError, without the place: names the field.
     """
     for key, value in message.items():
-        if key.lower() not in OF_MESSAGES or value is None:
+        if key.lower() not in UNREAD_OF_MESSAGES or value is None or _says_nothing(key.lower(), value):
             continue
-        if key not in SWITCHES and _says_nothing(key.lower(), value):
-            continue
-        if key in SWITCHES and value == (1 if message.get("role") == "assistant" else 0):
+        if key.lower() == "mask" and value == (1 if message.get("role") == "assistant" else 0):
             continue  # every assistant turn is learned, and no other
-        hint = (
-            "every answer of a conversation is learned alike; end the conversation with the answer to learn"
-            if key in SWITCHES
-            else "a message is its role and its content; write it into the content as the model's chat template would"
-        )
         raise DataError(
-            f"{name} has {key}={shorten(value)}, which is not read: {hint}, or leave it out on purpose with "
-            f"config.data.ignore_fields={key}"
+            f"{name} has {key}={shorten(value)}, which is not read; give messages as text, with weight 0 for answers "
+            f"that are not to be learned, or leave it out on purpose with config.data.ignore_fields={key}"
         )
+
+
+def is_learned(message: Row, name: str) -> bool:
+    """Whether an answer is learned, as its weight says (OpenAI's `weight`, Axolotl's `train`): 1 or 0.
+
+    Raises:
+      DataError, without the place: another number, or a message of another role that is to be learned.
+    """
+    learned = set()
+    for key, value in message.items():
+        if key.lower() not in SWITCHES - UNREAD_OF_MESSAGES or value is None:
+            continue
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise DataError(
+                f"{name} has {key}={shorten(value)}; an answer is learned or it is not: write 1 or 0, or leave it out "
+                f"with config.data.ignore_fields={key}"
+            )
+        if value and message.get("role") != "assistant":
+            raise DataError(
+                f"{name} has {key}={shorten(value)}, but only what the assistant says is learned; write 0, or leave it "
+                f"out with config.data.ignore_fields={key}"
+            )
+        learned.add(bool(value))
+    if len(learned) > 1:
+        raise DataError(f"{name} is to be learned by one of its fields and not by another; keep one of them")
+    return learned != {False}
 
 
 def check_no_question(row: Row, read: Iterable[str]) -> None:

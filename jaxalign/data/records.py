@@ -2,14 +2,23 @@
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxalign.data import kinds
 from jaxalign.data.batch import Batch, PairBatch, PromptBatch, UnpairedBatch
 from jaxalign.data.fields import CONTEXT, TEACHING, check_no_question, check_unread
 from jaxalign.data.prompts import as_completion, split_common_prompt, without_repeated_prompt
-from jaxalign.data.values import blank, read, read_label, read_messages, read_number, read_texts
+from jaxalign.data.values import (
+    TOOLS,
+    blank,
+    read,
+    read_label,
+    read_messages,
+    read_number,
+    read_texts,
+    read_tools,
+)
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.text.messages import Message, Turns
 
@@ -25,11 +34,13 @@ class Text:
 class PromptCompletion:
     prompt: Turns
     completion: Turns
+    tools: str = ""  # that the model may call, a JSON list; here and below
 
 
 @dataclass(frozen=True)
 class Chat:
     messages: tuple[Message, ...]
+    tools: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,11 +48,13 @@ class Transcript:
     """A conversation to be learned whole, every speaker's words, as text is."""
 
     messages: tuple[Message, ...]
+    tools: str = ""
 
 
 @dataclass(frozen=True)
 class Prompt:
     prompt: Turns
+    tools: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,7 @@ class Preference:
     rejected: Turns
     margin: float = 0.0
     scores: tuple[float, float] | None = None  # annotators' scores of (chosen, rejected); not a margin
+    tools: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,7 @@ class Ranking:
     prompt: Turns
     responses: tuple[Turns, ...]
     scores: tuple[float, ...]  # higher is better; equal scores are ties and make no pair
+    tools: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,7 @@ class Unpaired:
     prompt: Turns
     completions: tuple[Turns, ...]
     desirable: tuple[bool, ...]
+    tools: str = ""
 
 
 Record = Text | Transcript | PromptCompletion | Chat | Prompt | Preference | Ranking | Unpaired
@@ -103,6 +119,9 @@ def parse_record(row: Row, kind: str, where: str = "") -> Record:
     try:
         record = KINDS[kind].parse(row)
         fields, meaning = READ[type(record)], MEANING.get(type(record), CONTEXT | TEACHING)
+        spoken = getattr(record, "messages", None) or getattr(record, "prompt", "")
+        if not isinstance(record, Text) and not isinstance(spoken, str):
+            record, fields = replace(record, tools=read_tools(row)), fields + TOOLS
         if unread := [name for name in row if name.lower() in meaning and name not in fields]:
             check_unread(row, unread, fields, record)
     except DataError as error:

@@ -24,6 +24,7 @@ class EncodingReport:
     tokens: int = 0
     supervised: int = 0
     blank: int = 0  # lines with nothing on them, which are no records
+    remarks: Counter = field(default_factory=Counter)  # what rows say and tokens do not, as documented
 
     def __add__(self, other: "EncodingReport") -> "EncodingReport":
         names = (f.name for f in fields(self))
@@ -36,6 +37,7 @@ class EncodingReport:
             f"{amount(self.read, 'record')}: {self.kept} kept ({self.truncated} truncated, {self.split} split), "
             f"{self.dropped.total()} dropped{f' ({reasons})' if reasons else ''}; "
             f"{self.tokens} tokens, {self.supervised} supervised{blank}"
+            + "".join(f"; {count} {remark}" for remark, count in sorted(self.remarks.items()))
         )
 
 
@@ -58,6 +60,7 @@ def collect(encoded: Sequence[Sequence[Item]], kind: str, name: str) -> tuple[li
         split=notes["split"],
         tokens=sum(len(item.ids) for item in items),
         supervised=sum(int(item.mask.sum()) for item in items),
+        remarks=Counter(remark for item in items for remark in item.remarks),
     )
     if not items:
         longer = "raise config.data.max_length or " if any("too long" in r for r in report.dropped) else ""

@@ -48,6 +48,7 @@ def measure_answers(
     prompt_slots: int,
     seed: int = 0,
     batch_size: int = 64,
+    template_args: str = "",
     keep: Callable[[Sequence[Any], Answers], None] | None = None,
 ) -> Measured:
     """Samples one answer to each prompt; call inside `parallel.use_mesh`.
@@ -55,6 +56,7 @@ def measure_answers(
     Args:
       prompts: names them as its held-out data.
       reference, base: the models that KL and perplexity are measured by, of the architecture of the first.
+      template_args: values of variables that the chat template reads; see `parse_template_args`.
       keep: is given prompts and answers before they are judged, which may fail.
 
     Raises:
@@ -66,7 +68,7 @@ def measure_answers(
             "--temperature=0: the KL of a distribution that is never sampled means nothing; leave out --reference, "
             "or set --temperature above 0"
         )
-    tokenizer = load_tokenizer(tokenizer_path)
+    tokenizer = load_tokenizer(tokenizer_path, template_args=template_args)
     data = dataclasses.replace(prompts, max_length=prompt_slots, row_length=prompt_slots)
     dataset = build_dataset(data, tokenizer, "prompt", "eval")
     key = jax.random.key(seed)

@@ -95,7 +95,7 @@ def answer_batches(
             x[live] for x in jax.device_get((*joined, completions.stopped, completions.logp))
         )
         texts = [
-            tokenizer.decode(int(i) for i in ids[said > 0] if i not in tokenizer.eos_ids)
+            tokenizer.decode_answer(int(i) for i in ids[said > 0] if i not in tokenizer.eos_ids)
             for ids, said in zip(tokens, mask, strict=True)
         ]
         yield Answers(texts, stopped, tokens, positions, segment_ids, mask, logp)

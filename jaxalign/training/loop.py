@@ -17,7 +17,7 @@ from jaxalign.errors import CheckpointError, ConfigError, amount
 from jaxalign.models import count_params
 from jaxalign.parallel import processes
 from jaxalign.signals import handled, restart_signals
-from jaxalign.storage import Path, to_path, write_whole
+from jaxalign.storage import Path, write_whole
 from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer
 from jaxalign.training.open import TEMPLATE, Run, default_settings, describe, flat_settings, settings
 from jaxalign.training.progress import Progress
@@ -315,9 +315,10 @@ def _export(trainer: Trainer, state: Any) -> None:
         scalar=trainer.scalar,
         meta=describe(run),
     )
-    if run.config.data.chat_template and jax.process_index() == 0:
-        template = to_path(run.config.data.chat_template).read_bytes()
-        write_whole(run.workdir / MODEL / TEMPLATE, template)
+    data, template = run.config.data, run.tokenizer.template
+    given = data.chat_template or data.template_args or data.answer_tokens
+    if given and template is not None and jax.process_index() == 0:
+        write_whole(run.workdir / MODEL / TEMPLATE, template.saved().encode())
 
 
 @contextlib.contextmanager

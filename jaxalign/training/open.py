@@ -241,7 +241,7 @@ def open_inputs(config: Config) -> Inputs:
             "config.data.tokenizer is empty: name a SentencePiece .model file, a tokenizer.json, or a folder or hub "
             "model with one, or set model.init_from"
         )
-    tokenizer = load_tokenizer(data.tokenizer, data.chat_template)
+    tokenizer = load_tokenizer(data.tokenizer, data.chat_template, data.template_args, data.answer_tokens)
     vocab_size = source.config.vocab_size if source else tokenizer.vocab_size
     model = config.model.architecture(vocab_size, parallel.platform())
     if source is not None:

@@ -15,7 +15,8 @@ import numpy as np
 from rich.console import Console
 
 from jaxalign.data import Dataset, Tokenizer, build_datasets
-from jaxalign.data.encode import encode_prompt
+from jaxalign.data.dataset import find_template
+from jaxalign.data.encode import DEFAULT, Reading, encode_prompt
 from jaxalign.data.invalid import BadRow
 from jaxalign.data.items import Item
 from jaxalign.data.kinds import PROMPTS, TEXT
@@ -24,7 +25,6 @@ from jaxalign.data.records import Chat, Prompt, Record, Turns, parse_record
 from jaxalign.errors import amount
 from jaxalign.stages import parse_config
 from jaxalign.storage import to_path, write_whole
-from jaxalign.text.templates import load_template
 from jaxalign.text.tokenizer import unknown_id
 from jaxalign.training.config import Config
 from jaxalign.training.open import open_inputs
@@ -84,7 +84,8 @@ def audit(config: Config) -> Audit:
     # What overlap="error" refuses is to be counted here, among all else.
     counted = dataclasses.replace(data, overlap="allow" if data.overlap == "error" else data.overlap)
     train, held_out = build_datasets(counted, tokenizer, kind)
-    template = load_template(data.chat_template) if data.chat_template else None
+    template = find_template(data, tokenizer)
+    reading = Reading(data.learn, data.control_tokens)
     parts = {"train": train} | ({"eval": held_out} if held_out else {})
     numbers = {
         "stage": config.stage.name,
@@ -93,7 +94,7 @@ def audit(config: Config) -> Audit:
         "max_length": data.max_length,
         **{part: measure(dataset, kind, tokenizer, data.max_length) for part, dataset in parts.items()},
         "overlap": {"rule": data.overlap, "train_records": _overlap(train, held_out, data.overlap_by)},
-        "contexts": check_contexts(train, kind, tokenizer, template),
+        "contexts": check_contexts(train, kind, tokenizer, template, reading),
     }
     invalid = train.invalid + (held_out.invalid if held_out else ())
     notes = find_notes(numbers)
@@ -120,6 +121,7 @@ def measure(dataset: Dataset, kind: str, tokenizer: Tokenizer, max_length: int) 
             "truncated": report.truncated,
             "split": report.split,
         },
+        "remarks": dict(report.remarks),
         "sequences": len(sequences),
         "tokens": report.tokens,
         "supervised": report.supervised,
@@ -160,7 +162,10 @@ def check_bos(
 def _extra_bos(example: Item, bos: int, eos_ids: tuple[int, ...], opens: bool) -> bool:
     if bos in eos_ids:  # then later ones may be ends of turns
         return opens and example.ids[:2].tolist() == [bos, bos]
-    return int(np.count_nonzero(example.ids == bos)) > int(opens and example.ids[0] == bos)
+    # Llama 2's template writes it where a turn has ended, too.
+    later = np.flatnonzero(example.ids == bos)
+    later = later[later > 0] if opens else later
+    return any(at == 0 or example.ids[at - 1] not in eos_ids for at in later)
 
 
 def check_eos(
@@ -199,7 +204,11 @@ def _is_transcript(dataset: Dataset, row: int) -> bool:
 
 
 def check_contexts(
-    dataset: Dataset, kind: str, tokenizer: Tokenizer, template: jinja2.Template | None
+    dataset: Dataset,
+    kind: str,
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None,
+    reading: Reading = DEFAULT,
 ) -> dict[str, int]:
     """How often the tokens before a completion are not the very prompt that sampling would begin from.
 
@@ -208,20 +217,23 @@ def check_contexts(
     checked = different = plain = 0
     known = template or tokenizer.template
     for row, items in list(by_record(dataset.rows.items).items())[:CONTEXTS_CHECKED]:
-        prompt = _prompt(parse_record(dataset.record(row), kind, dataset.where(row)))
+        record = parse_record(dataset.record(row), kind, dataset.where(row))
+        prompt = _prompt(record, reading.learn)
         example = items[0].own[0]
         plain += known is not None and isinstance(prompt, str)
         if prompt and example.mask.any():
             checked += 1
-            expected = encode_prompt(Prompt(prompt), tokenizer, template).ids
+            asked = Prompt(prompt, getattr(record, "tools", ""))
+            expected = encode_prompt(asked, tokenizer, template, reading).ids
             different += not np.array_equal(expected, example.ids[: example.prompt_length])
     return {"checked": checked, "different": different, "plain": plain}
 
 
-def _prompt(record: Record) -> Turns | None:
+def _prompt(record: Record, learn: str) -> Turns | None:
+    """What stands before the first answer that is learned."""
     if isinstance(record, Chat):
-        roles = [message.role for message in record.messages]
-        return record.messages[: roles.index("assistant")]
+        learned = [i for i, m in enumerate(record.messages) if m.role == "assistant" and m.learned]
+        return record.messages[: learned[-1 if learn == "last" else 0]]
     return getattr(record, "prompt", None)
 
 
@@ -330,6 +342,7 @@ def find_notes(numbers: dict[str, Any]) -> list[str]:
             "model that is to chat, give prompts and completions as messages, lists of role and content",
         ),
     ]
+    notes += [(count, remark) for remark, count in train["remarks"].items()]
     return [f"{count} {what}" for count, what in notes if count]
 
 

@@ -65,17 +65,17 @@ class Speaker:
         ):
             ids += [token] * (token not in stops)
             # A character may take several tokens: what is not yet whole is held back.
-            reply = self.tokenizer.decode(ids)
+            reply = self.tokenizer.decode_answer(ids)
             yield reply.rstrip("\ufffd")
         if not plain:
             self.messages = [*said, Message("assistant", reply)] if reply.strip() else said[:-1]
 
 
-def load_speaker(path: str, flag: str, *, chat_template: str, dtype: str) -> Speaker:
+def load_speaker(path: str, flag: str, *, chat_template: str, template_args: str, dtype: str) -> Speaker:
     """The model in a run, a Hugging Face folder or on the hub; call inside `parallel.use_mesh`."""
     model = find_language_model(path, flag)
     config = dataclasses.replace(model.config, dtype=dtype)
-    tokenizer = load_tokenizer(model.path, chat_template)
+    tokenizer = load_tokenizer(model.path, chat_template, template_args)
     return Speaker(path, model.load(jax.sharding.get_mesh()), config, tokenizer)
 
 
@@ -93,7 +93,13 @@ def chat(request: ChatRequest, *, console: Console | None = None, lines: Any = N
     with parallel.use_mesh(mesh):
         named = {"--model": request.model} | ({"--other": request.other} if request.other else {})
         speakers = [
-            load_speaker(path, name, chat_template=request.chat_template, dtype=request.dtype)
+            load_speaker(
+                path,
+                name,
+                chat_template=request.chat_template,
+                template_args=request.template_args,
+                dtype=request.dtype,
+            )
             for name, path in named.items()
         ]
         _reset(speakers, system)

@@ -39,6 +39,11 @@ class EvaluateRequest(RowsRequest):
     prompt_slots: int = flag("tokens of the longest prompt; longer ones are left out", default=64, at_least=1)
     temperature: float = like(SamplingConfig, "temperature")
     seed: int = flag("of the sampling", default=0)
+    template_args: str = flag(
+        "values of variables that the chat template reads, such as enable_thinking=False",
+        default="",
+        show="NAME=VALUE",
+    )
     out: str = flag("write the answers here", default="", show="FILE.jsonl")
 
 
@@ -74,6 +79,7 @@ def evaluate(request: EvaluateRequest) -> Measured:
             sampling=SamplingConfig(max_new_tokens=request.max_new_tokens, temperature=request.temperature),
             prompt_slots=request.prompt_slots,
             seed=request.seed,
+            template_args=request.template_args,
             keep=functools.partial(write_answers, path=request.out) if request.out else None,
         )
 

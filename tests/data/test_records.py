@@ -122,7 +122,7 @@ def test_formats(kind, row, record):
         (
             "sft",
             {"messages": [{"role": "human", "content": "x"}, a]},
-            "messages[0] has unknown role 'human'; use system, user, assistant",
+            "messages[0] has unknown role 'human'; use system, developer, user, assistant, tool, function, ipython",
         ),
         (
             "sft",
