@@ -209,9 +209,8 @@ def encode_prompt(
         prompt = _sequence(tokenizer.encode(record.prompt), [], tokenizer)
         remarks = spelled(record.prompt, tokenizer)
         return replace(prompt, ending=tokenizer.eos_ids[:1], remarks=remarks)
-    prompt = _chat(
-        record.prompt, tokenizer, template, reading, tools=record.tools, add_generation_prompt=True
-    )
+    options = {"add_generation_prompt": True, "first_supervised": len(record.prompt)}
+    prompt = _chat(record.prompt, tokenizer, template, reading, tools=record.tools, **options)
     return replace(prompt, ending=answer_ending(tuple(m.role for m in record.prompt), tokenizer, template))
 
 

@@ -83,7 +83,7 @@ def find_roles(
                 continue
             within |= probe.names(called[: len(called) - len(rest) + at])
             before_answer = rest[at:].partition("Result")
-            marks |= probe.names(before_answer[0]) - set(THOUGHT)
+            marks |= probe.names(before_answer[0] + before_answer[2].partition("Answer")[0]) - set(THOUGHT)
             break
     thoughts = {name for name in THOUGHT if name in names}
     answers = (within | thoughts) - (marks - thoughts) - set(ends)
