@@ -181,7 +181,9 @@ class _Conversation:
             if not text.startswith(prompt) and last and self._open_thought(index, prompt, text):
                 text, marked = self._render(count, False)
             if not text.startswith(prompt):
-                raise DataError(_changed(f"the prompt before messages[{index}]", prompt, text, self.template))
+                raise DataError(
+                    _changed(f"the prompt before messages[{index}]", prompt, text, self.template, last)
+                )
             alone = text if last else self.render(index + 1, False)
             answers.append(self._find_answer(index, text, prompt, alone))
         self._check_said(text, {answer.index: text[answer.start : answer.end] for answer in answers})
@@ -319,14 +321,18 @@ def _check_role(role: str, template: ChatTemplate, special_tokens: tuple[tuple[s
         )
 
 
-def _changed(what: str, alone: str, text: str, template: ChatTemplate) -> str:
+def _changed(what: str, alone: str, text: str, template: ChatTemplate, last: bool = False) -> str:
     at = next((i for i, (a, b) in enumerate(zip(alone, text, strict=False)) if a != b), len(text))
     return (
         f"the chat template {template.filename} is not prefix-preserving: it writes {what} as "
         f"{alone[max(at - 20, 0) : at + 30]!r} when nothing follows, but {text[max(at - 20, 0) : at + 30]!r} in the "
-        "whole conversation, so a model would be trained on other text than it is asked to continue; learn the last "
-        "answer alone (config.data.learn=last), end the conversation with that answer, take out what the template "
-        "takes out, or use a template that only appends (config.data.chat_template=FILE)"
+        "whole conversation, so a model would be trained on other text than it is asked to continue; "
+        + (
+            ""
+            if last
+            else "learn the last answer alone (config.data.learn=last), end the conversation there, "
+        )
+        + "take out what the template takes out, or use a template that only appends (config.data.chat_template=FILE)"
     )
 
 

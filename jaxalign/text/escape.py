@@ -38,21 +38,24 @@ def escape(
       answer_tokens: those of them that the content of assistant messages may hold.
     """
     spoken = tuple(name for name in controls if name not in answer_tokens) if answer_tokens else controls
-    strings = [text for m in messages for text in (m.content, m.fields, m.notes) if text]
-    used = frozenset(char for text in (*strings, tools) if text for char in _PRIVATE.findall(text))
-    stand_in = _stand_ins(controls, used)
+    given = [message.to_dict() for message in messages]
+    listed = json.loads(tools) if tools else None
+    strings = [m.content if len(turn) == 2 else _dump(turn) for m, turn in zip(messages, given, strict=True)]
+    strings += [_dump(listed)] if listed else []
+    stand_in = _stand_ins(controls, frozenset(char for text in strings for char in _PRIVATE.findall(text)))
     turns = []
-    for message in messages:
-        names = spoken if message.role == "assistant" else controls
-        turn = message.to_dict()
-        content = turn.pop("content")
-        escaped = {key: _deep(value, controls, stand_in) for key, value in turn.items()}
-        role = escaped.pop("role")
+    for turn in given:
+        content, names = turn.pop("content"), spoken if turn["role"] == "assistant" else controls
         if isinstance(content, str):
             content = _text(content, names, controls, stand_in)
-        turns.append({"role": role, "content": content, **escaped})
-    listed = _deep(json.loads(tools), controls, stand_in) if tools else None
-    return Escaped(turns, listed, {ord(new): old for old, new in stand_in.items()})
+        rest = {key: _deep(value, controls, stand_in) for key, value in turn.items() if key != "role"}
+        turns.append({"role": turn["role"], "content": content, **rest})
+    originals = {ord(new): old for old, new in stand_in.items()}
+    return Escaped(turns, listed and _deep(listed, controls, stand_in), originals)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _deep(value: Any, controls: tuple[str, ...], stand_in: dict[str, str]) -> Any:

@@ -218,23 +218,25 @@ def check_contexts(
     known = template or tokenizer.template
     for row, items in list(by_record(dataset.rows.items).items())[:CONTEXTS_CHECKED]:
         record = parse_record(dataset.record(row), kind, dataset.where(row))
-        prompt = _prompt(record, reading.learn)
+        prompts = _prompts(record, reading.learn)
+        prompt = prompts[0] if prompts else None
         example = items[0].own[0]
         plain += known is not None and isinstance(prompt, str)
         if prompt and example.mask.any():
             checked += 1
-            asked = Prompt(prompt, getattr(record, "tools", ""))
-            expected = encode_prompt(asked, tokenizer, template, reading).ids
-            different += not np.array_equal(expected, example.ids[: example.prompt_length])
+            before, tools = example.ids[: example.prompt_length], getattr(record, "tools", "")
+            asked = (encode_prompt(Prompt(p, tools), tokenizer, template, reading).ids for p in prompts)
+            different += not any(np.array_equal(ids, before) for ids in asked)
     return {"checked": checked, "different": different, "plain": plain}
 
 
-def _prompt(record: Record, learn: str) -> Turns | None:
-    """What stands before the first answer that is learned."""
+def _prompts(record: Record, learn: str) -> list[Turns]:
+    """What may stand before the first answer that is learned; a template's own marks choose among answers, too."""
     if isinstance(record, Chat):
         learned = [i for i, m in enumerate(record.messages) if m.role == "assistant" and m.learned]
-        return record.messages[: learned[-1 if learn == "last" else 0]]
-    return getattr(record, "prompt", None)
+        return [record.messages[:i] for i in (learned[-1:] if learn == "last" else learned)]
+    prompt = getattr(record, "prompt", None)
+    return [] if prompt is None else [prompt]
 
 
 def _overlap(train: Dataset, held_out: Dataset | None, by: str) -> int:
