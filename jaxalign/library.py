@@ -210,13 +210,16 @@ class Model:
             raise ConfigError(f"a reward model has no {what}; load a language model")
 
 
-def load(path: str | os.PathLike, *, dtype: str = "float32", chat_template: str = "") -> Model:
+def load(
+    path: str | os.PathLike, *, dtype: str = "float32", chat_template: str = "", template_args: str = ""
+) -> Model:
     """Loads a model onto the first device.
 
     Args:
       path: a run, the folder of a model, a Hugging Face folder, or the name of a model on the hub.
       dtype: of the computation: float32, bfloat16 or float16. Parameters are float32.
       chat_template: a Jinja file to be used instead of the model's own.
+      template_args: values of variables that the template reads, such as "enable_thinking=False".
 
     Raises:
       CheckpointError, ConfigError: there is no model, or it is damaged or of an unknown kind.
@@ -226,7 +229,7 @@ def load(path: str | os.PathLike, *, dtype: str = "float32", chat_template: str 
     with parallel.use_mesh(mesh):
         params = found.load(mesh)
     config = dataclasses.replace(found.config, dtype=dtype)
-    tokenizer = load_tokenizer(found.path, chat_template)
+    tokenizer = load_tokenizer(found.path, chat_template, template_args)
     return Model(params, config, tokenizer, found.scalar, mesh, found.meta)
 
 

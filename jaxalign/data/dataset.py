@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data.batch import ARRAYS
-from jaxalign.data.encode import OVERLONG, encode_records
+from jaxalign.data.encode import OVERLONG, Reading, encode_records
 from jaxalign.data.invalid import RULES, BadRow, Invalid
 from jaxalign.data.items import Item, add_mismatched
 from jaxalign.data.mapping import check_mapping, parse_mapping
@@ -23,7 +23,10 @@ from jaxalign.data.report import EncodingReport, collect
 from jaxalign.data.sources import Records, split_names
 from jaxalign.errors import ConfigError, DataError, amount
 from jaxalign.fields import Checked, field
-from jaxalign.text.templates import load_template
+from jaxalign.text.chat import LEARN
+from jaxalign.text.rendered import CONTROL_TOKENS
+from jaxalign.text.template_args import choose_template
+from jaxalign.text.templates import ChatTemplate
 from jaxalign.text.tokenizer import Tokenizer
 
 LONGEST = 2**20  # tokens that no prompt reaches
@@ -63,6 +66,16 @@ class DataConfig(Checked, at="config.data"):
     weights: tuple[float, ...] = ()  # each training source's share of rows; () is each row once per epoch
     tokenizer: str = ""  # .model or tokenizer.json, folder with one, or hub model; see `load_tokenizer`
     chat_template: str = ""  # Jinja file; "" is the tokenizer's own template, or else the built-in one
+    # Values of variables that the template reads: "enable_thinking=False, level=low" or a JSON object.
+    template_args: str = ""
+    # Control tokens that answers may hold, beside those that the template writes in answers; see docs/templates.md.
+    answer_tokens: tuple[str, ...] = ()
+    # What plain text is that begins or ends as a rendered conversation: "refuse", names as "ids", or as "letters".
+    control_tokens: str = field(
+        CONTROL_TOKENS[0], choices=CONTROL_TOKENS, says=f": write one of {', '.join(CONTROL_TOKENS)}"
+    )
+    # Which answers of a conversation are learned: "all" or the "last" one.
+    learn: str = field(LEARN[0], choices=LEARN, says=f": write one of {', '.join(LEARN)}")
     # Most tokens of one sequence; 0: the model's own, up to what is usual for the stage.
     max_length: int = field(0, at_least=0)
     # Tokens of one packed row; 0: what the longest record needs, and more where short ones then fill rows better.
@@ -235,10 +248,22 @@ def fit_prompts(prompts: Dataset) -> Dataset:
     return replace(prompts, rows=replace(prompts.rows, row_length=max(2, longest)))
 
 
+def find_template(config: DataConfig, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template of a config; None: that of the tokenizer, or else the built-in one.
+
+    Raises:
+      ConfigError: it cannot be read, or an argument or an answer token cannot be.
+    """
+    if not (config.chat_template or config.template_args or config.answer_tokens):
+        return None
+    given = (config.chat_template, config.template_args, config.answer_tokens)
+    return choose_template(tokenizer.template, *given)
+
+
 def _encode(
     sources: Sequence[Records], config: DataConfig, tokenizer: Tokenizer, kind: str, invalid: Invalid
 ) -> list[list[list[Item]]]:
-    template = load_template(config.chat_template) if config.chat_template else None
+    template = find_template(config, tokenizer)
     encoded: list[list[list[Item]]] = []
     for source in sources:
         records = encode_records(
@@ -251,6 +276,7 @@ def _encode(
             group_length=config.row_length or None,
             first_row=sum(map(len, encoded)),
             invalid=invalid,
+            reading=Reading(config.learn, config.control_tokens),
         )
         encoded.append(records)
     return encoded

@@ -5,11 +5,13 @@ Prompt, completion:  <bos> prompt | completion <eos> the completion and <eos> su
 Conversations:       see `jaxalign.text.chat`; as pretraining text all supervised but <bos>
 
 Prompt and completion are tokenised apart and their ids concatenated, so that training sees the very prompt
-ids sampling starts from. The first token of a sequence is never a target.
+ids sampling starts from. The first token of a sequence is never a target. Of plain text that a chat template has been
+applied to already see `jaxalign.text.rendered`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations, pairwise
 from typing import Any
@@ -34,10 +36,24 @@ from jaxalign.data.records import (
 )
 from jaxalign.data.sources import Dropped, Records
 from jaxalign.errors import ConfigError, DataError, shorten
-from jaxalign.text.chat import check_decodes, check_shown, render_chat
+from jaxalign.text.chat import LEARN, render_chat
+from jaxalign.text.rendered import CONTROL_TOKENS, check_plain, read_rendered, spelled
+from jaxalign.text.shown import check_decodes, check_shown
+from jaxalign.text.token_roles import answer_tokens
 from jaxalign.text.tokenizer import Tokenizer
 
 OVERLONG = ("error", "drop", "truncate")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How records become tokens, beside tokenizer and template."""
+
+    learn: str = LEARN[0]  # of a conversation, all answers or the last one
+    control_tokens: str = CONTROL_TOKENS[0]  # what the names of control tokens in plain texts are
+
+
+DEFAULT = Reading()
 
 
 def encode_records(
@@ -51,6 +67,7 @@ def encode_records(
     group_length: int | None = None,
     first_row: int = 0,
     invalid: Invalid | None = None,
+    reading: Reading = DEFAULT,
 ) -> list[list[Item]]:
     """Check and encode every record of a source; of one that is dropped there is one item that says why.
 
@@ -81,15 +98,17 @@ def encode_records(
                 continue
             record, unread = account_for(row, kind)
             if isinstance(record, Text | Transcript):
-                items = encode_text(record, tokenizer, max_length, template)
+                items = encode_text(record, tokenizer, max_length, template, reading)
             else:
-                whole = ENCODERS[type(record)](record, tokenizer, template)
+                whole = ENCODERS[type(record)](record, tokenizer, template, reading)
                 items = [
                     fit(whole, max_length, overlong, group_length, answered=not isinstance(record, Prompt))
                 ]
                 if isinstance(record, Unpaired) and len(items[0].ids):
                     labels = zip(items[0].examples, record.desirable, strict=True)
+                    remarks = items[0].remarks
                     items = [replace(e, desirable=float(label), note=items[0].note) for e, label in labels]
+                    items[0] = replace(items[0], remarks=remarks)
         except DataError as error:
             if invalid is None:
                 raise DataError(f"{records.where(index)}: {error}") from None
@@ -101,7 +120,11 @@ def encode_records(
 
 
 def encode_text(
-    record: Text | Transcript, tokenizer: Tokenizer, max_length: int, template: jinja2.Template | None = None
+    record: Text | Transcript,
+    tokenizer: Tokenizer,
+    max_length: int,
+    template: jinja2.Template | None = None,
+    reading: Reading = DEFAULT,
 ) -> list[Item]:
     """Encode text or a whole conversation for pretraining, split into sequences of at most `max_length` tokens.
 
@@ -110,28 +133,35 @@ def encode_text(
     closes only the last.
     """
     if isinstance(record, Transcript):
-        ids = _chat(record.messages, tokenizer, template).ids
+        whole = _chat(record.messages, tokenizer, template, reading, tools=record.tools)
     else:
-        body = tokenizer.encode(record.text)
-        check_decodes(body, record.text, tokenizer, "the text")
-        ids = _sequence([], [*body, tokenizer.eos_ids[0]], tokenizer).ids
+        whole = _plain("", record.text, tokenizer, template, reading, "the text")
+    ids = whole.ids
     starts = range(0, max(len(ids) - 1, 1), max_length - 1)
     note = "split" if len(starts) > 1 else "whole"
     chunks = [ids[start : start + max_length] for start in starts]
-    return [Item(chunk, (np.arange(len(chunk)) > 0).astype(np.float32), note=note) for chunk in chunks]
+    items = [Item(chunk, (np.arange(len(chunk)) > 0).astype(np.float32), note=note) for chunk in chunks]
+    items[0] = replace(items[0], remarks=whole.remarks)
+    return items
 
 
 def encode_completion(
-    record: PromptCompletion | Chat, tokenizer: Tokenizer, template: jinja2.Template | None = None
+    record: PromptCompletion | Chat,
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None = None,
+    reading: Reading = DEFAULT,
 ) -> Item:
     """Encode a supervised completion, or a conversation with its assistant turns supervised."""
     if isinstance(record, Chat):
-        return _chat(record.messages, tokenizer, template)
-    return _continuation(record.prompt, record.completion, tokenizer, template)
+        return _chat(record.messages, tokenizer, template, reading, tools=record.tools, learn=reading.learn)
+    return _continuation(record, record.completion, tokenizer, template, reading)
 
 
 def encode_preference(
-    record: Preference | Ranking, tokenizer: Tokenizer, template: jinja2.Template | None = None
+    record: Preference | Ranking,
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None = None,
+    reading: Reading = DEFAULT,
 ) -> Item:
     """Encode every response after its prompt, chosen before rejected; ties of a ranking make no pair.
 
@@ -148,26 +178,44 @@ def encode_preference(
             for i, j in combinations(range(len(scores)), 2)
             if scores[i] != scores[j]
         )
-    parts = [_continuation(record.prompt, response, tokenizer, template) for response in responses]
+    parts = [_continuation(record, response, tokenizer, template, reading) for response in responses]
     return join(parts, pairs=pairs, margin=margin, weight=1.0 / max(1, len(pairs)))
 
 
-def encode_unpaired(record: Unpaired, tokenizer: Tokenizer, template: jinja2.Template | None = None) -> Item:
+def encode_unpaired(
+    record: Unpaired,
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None = None,
+    reading: Reading = DEFAULT,
+) -> Item:
     """Encode every completion after its prompt; both of a pair are kept or dropped together."""
-    parts = [_continuation(record.prompt, turns, tokenizer, template) for turns in record.completions]
+    parts = [_continuation(record, turns, tokenizer, template, reading) for turns in record.completions]
     return join(parts, pairs=((0, 1 if len(parts) == 2 else None),))
 
 
-def encode_prompt(record: Prompt, tokenizer: Tokenizer, template: jinja2.Template | None = None) -> Item:
+def encode_prompt(
+    record: Prompt,
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None = None,
+    reading: Reading = DEFAULT,
+) -> Item:
     """Encode a prompt up to where the reply begins; nothing is supervised."""
     if isinstance(record.prompt, str):
+        check_plain(record.prompt, tokenizer, template, reading.control_tokens, "the prompt")
+        if reading.control_tokens == "ids" and (
+            found := read_rendered(record.prompt, "", tokenizer, template)
+        ):
+            prompt = _sequence(found[0], [], tokenizer)
+            return replace(prompt, ending=answer_ending(("user",), tokenizer, template))
         prompt = _sequence(tokenizer.encode(record.prompt), [], tokenizer)
-        return replace(prompt, ending=tokenizer.eos_ids[:1])
+        remarks = spelled(record.prompt, tokenizer)
+        return replace(prompt, ending=tokenizer.eos_ids[:1], remarks=remarks)
     roles = tuple(message.role for message in record.prompt)
     if roles[-1] == "assistant":
-        prompt = _begun(record.prompt, tokenizer, template)
+        prompt = _begun(record, tokenizer, template, reading)
         return replace(prompt, ending=answer_ending(roles[:-1], tokenizer, template))
-    prompt = _chat(record.prompt, tokenizer, template, add_generation_prompt=True)
+    options = {"add_generation_prompt": True, "first_supervised": len(record.prompt)}
+    prompt = _chat(record.prompt, tokenizer, template, reading, tools=record.tools, **options)
     return replace(prompt, ending=answer_ending(roles, tokenizer, template))
 
 
@@ -189,12 +237,15 @@ def answer_ending(
 
     Many write a line break after it: `<|im_end|>\\n`. Nothing learns to predict that, but a sequence ends there.
     """
-    probe = (*(Message(role, "question") for role in roles), Message("assistant", "answer"))
-    try:
-        ids, mask = render_chat(probe, tokenizer, template, first_supervised=len(roles))
-    except DataError:  # a format without a stop token, for instance: an answer in it can only be cut off
-        return tokenizer.eos_ids[:1]
-    return tuple(ids[max(np.flatnonzero(mask)) :])
+    for asked in (roles, ("user",)):  # a template may want calls before the results of tools
+        probe = (*(Message(role, "question") for role in asked), Message("assistant", "answer"))
+        try:
+            ids, mask = render_chat(probe, tokenizer, template, first_supervised=len(asked))
+        except DataError:  # a format without a stop token, for instance: an answer in it can only be cut off
+            continue
+        stop = next(i for i, token in enumerate(ids) if i >= mask.index(True) and token in tokenizer.eos_ids)
+        return tuple(ids[stop:])
+    return tokenizer.eos_ids[:1]
 
 
 def fit(
@@ -240,19 +291,50 @@ def _leave_out(reason: str, length: int, room: int, overlong: str) -> Item:
 
 
 def _continuation(
-    prompt: Turns, completion: Turns, tokenizer: Tokenizer, template: jinja2.Template | None
+    record: PromptCompletion | Preference | Ranking | Unpaired,
+    completion: Turns,
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None,
+    reading: Reading,
 ) -> Item:
+    prompt = record.prompt
     if not isinstance(prompt, str) and not isinstance(completion, str):
         if prompt and prompt[-1].role == "assistant":
-            return _continued(prompt, completion, tokenizer, template)
-        return _chat(prompt + completion, tokenizer, template, first_supervised=len(prompt))
+            return _continued(record, completion, tokenizer, template, reading)
+        options = {"tools": record.tools, "first_supervised": len(prompt), "learn": reading.learn}
+        return _chat(prompt + completion, tokenizer, template, reading, **options)
     assert isinstance(prompt, str) and isinstance(completion, str)  # a record has both in one form
+    return _plain(prompt, completion, tokenizer, template, reading, "the answer")
+
+
+def _plain(
+    prompt: str,
+    completion: str,
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None,
+    reading: Reading,
+    what: str,
+) -> Item:
+    """A completion of text after its prompt, or alone."""
+    check_plain(prompt, tokenizer, template, reading.control_tokens, "the prompt")
+    check_plain(completion, tokenizer, template, reading.control_tokens, what)
+    if reading.control_tokens == "ids" and (found := read_rendered(prompt, completion, tokenizer, template)):
+        head, body, rest = found
+        item = _sequence(head, body, tokenizer)
+        ids, mask = np.append(item.ids, np.asarray(rest, np.int32)), np.append(item.mask, np.zeros(len(rest)))
+        return Item(ids, mask.astype(np.float32))
     head, body = tokenizer.encode_pieces([prompt, completion])
-    check_decodes(body, completion, tokenizer, "the answer")
-    return _sequence(head, [*body, tokenizer.eos_ids[0]], tokenizer)
+    check_decodes(body, completion, tokenizer, what)
+    item = _sequence(head, [*body, tokenizer.eos_ids[0]], tokenizer)
+    return replace(item, remarks=(*spelled(prompt, tokenizer), *spelled(completion, tokenizer)))
 
 
-def _begun(prompt: tuple[Message, ...], tokenizer: Tokenizer, template: jinja2.Template | None) -> Item:
+def _begun(
+    record: Prompt | PromptCompletion | Preference | Ranking | Unpaired,
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None,
+    reading: Reading,
+) -> Item:
     """A prompt whose last turn is the beginning of the answer, up to where the answer goes on; nothing is supervised.
 
     These are the tokens of the whole conversation up to the stop token after that turn.
@@ -260,7 +342,10 @@ def _begun(prompt: tuple[Message, ...], tokenizer: Tokenizer, template: jinja2.T
     Raises:
       DataError, without the place: the template changes the beginning, as those do that trim it.
     """
-    whole = _chat(prompt, tokenizer, template, first_supervised=len(prompt) - 1)
+    prompt = record.prompt
+    assert not isinstance(prompt, str)
+    options = {"tools": record.tools, "first_supervised": len(prompt) - 1}
+    whole = _chat(prompt, tokenizer, template, reading, **options)
     start, stop = whole.prompt_length, int(np.flatnonzero(whole.mask)[-1])
     content, said = prompt[-1].content, tokenizer.decode(whole.ids[start:stop].tolist())
     if not said.endswith(content):
@@ -268,14 +353,15 @@ def _begun(prompt: tuple[Message, ...], tokenizer: Tokenizer, template: jinja2.T
             f"the prompt ends with the beginning of an answer, {shorten(content)}, and the chat template writes "
             f"{shorten(said)} for it; end the beginning as the template does, without white space"
         )
-    return Item(whole.ids[:stop], np.zeros(stop, np.float32))
+    return Item(whole.ids[:stop], np.zeros(stop, np.float32), remarks=whole.remarks)
 
 
 def _continued(
-    prompt: tuple[Message, ...],
+    record: PromptCompletion | Preference | Ranking | Unpaired,
     completion: tuple[Message, ...],
     tokenizer: Tokenizer,
     template: jinja2.Template | None,
+    reading: Reading,
 ) -> Item:
     """A turn that the prompt begins and the completion, as a model samples it from there, ends."""
     if len(completion) != 1:
@@ -283,23 +369,41 @@ def _continued(
             "the prompt ends with the beginning of an answer, so the completion must be one message, its rest; "
             f"found {len(completion)}"
         )
-    begun = _begun(prompt, tokenizer, template)
+    begun, prompt = _begun(record, tokenizer, template, reading), record.prompt
+    assert not isinstance(prompt, str)
     rest = completion[0].content
+    check_plain(rest, tokenizer, template, reading.control_tokens, "the answer")
     _, body = tokenizer.encode_pieces([prompt[-1].content, rest])
     check_decodes(body, rest, tokenizer, "the answer")
     ending = answer_ending(tuple(message.role for message in prompt[:-1]), tokenizer, template)
     ids = np.asarray([*begun.ids, *body, *ending], np.int32)
     learned = len(begun.ids) + np.arange(len(body) + 1)
-    return Item(ids, np.isin(np.arange(len(ids)), learned).astype(np.float32))
+    remarks = (*begun.remarks, *spelled(rest, tokenizer))
+    return Item(ids, np.isin(np.arange(len(ids)), learned).astype(np.float32), remarks=remarks)
 
 
 def _chat(
-    messages: tuple[Message, ...], tokenizer: Tokenizer, template: jinja2.Template | None, **options: Any
+    messages: tuple[Message, ...],
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None,
+    reading: Reading,
+    **options: Any,
 ) -> Item:
     """A conversation as `render_chat` renders it, with nothing of it lost."""
-    ids, mask = render_chat(messages, tokenizer, template, **options)
-    check_shown(ids, messages, tokenizer, template)
-    return Item(np.asarray(ids, np.int32), np.asarray([False, *mask[1:]], np.float32))
+    told: Counter = Counter()
+    allowed = answer_tokens(tokenizer, template or tokenizer.template)
+    for index, message in enumerate(messages):
+        answers = message.role == "assistant"
+        if answers:
+            check_plain(
+                message.content, tokenizer, template, reading.control_tokens, f"messages[{index}]", allowed
+            )
+        told.update(spelled(message.content, tokenizer, allowed if answers else ()))
+        told.update(spelled(message.fields, tokenizer))
+    ids, mask = render_chat(messages, tokenizer, template, told=told, **options)
+    check_shown(ids, messages, tokenizer, template, allowed)
+    remarks = tuple(sorted(told.elements()))
+    return Item(np.asarray(ids, np.int32), np.asarray([False, *mask[1:]], np.float32), remarks=remarks)
 
 
 def _sequence(context: Sequence[int], learned: Sequence[int], tokenizer: Tokenizer) -> Item:

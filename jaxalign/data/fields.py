@@ -6,18 +6,38 @@ What is left beside the fields that a record reads is accounted for in `accounts
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxalign.data.accounts import HISTORY, QUESTIONS, SYSTEM, canonical, is_empty, says_nothing, strings
+from jaxalign.data.accounts import (
+    HISTORY,
+    QUESTIONS,
+    SWITCHES,
+    SYSTEM,
+    canonical,
+    canonicals,
+    is_empty,
+    says_nothing,
+    strings,
+)
 from jaxalign.data.kinds import PROMPTS, TEXT
 from jaxalign.errors import DataError, shorten
+from jaxalign.text.messages import REASONING
 
 Row = Mapping[str, Any]
 
 ANSWERS = ("completion", "chosen", "rejected")
-# Of a single message. Switches are harmless where they say what happens anyway.
-SWITCHES = frozenset("weight loss_weight mask loss_mask loss train training trainable".split())
-OF_MESSAGES = SWITCHES | frozenset(
-    "tool_calls function_call tool_call_id tools functions reasoning reasoning_content thinking train_detail prefix "
-    "image images audio video".split()
+# Of a single message: what is not read, and what is.
+UNREAD_OF_MESSAGES = canonicals("mask train_detail prefix image audio video".split())
+READ_OF_MESSAGES = SWITCHES | canonicals(
+    (
+        "role",
+        "content",
+        "tool_calls",
+        "function_call",
+        "tool_call_id",
+        "tools",
+        "functions",
+        "name",
+        *REASONING,
+    )
 )
 
 
@@ -76,27 +96,47 @@ def complete_prompt(row: Row, kind: str) -> dict[str, Any]:
 
 
 def check_message(message: Row, name: str) -> None:
-    """Refuse a message that has more to it than role and content: tools, reasoning, a weight that is not the usual one.
+    """Refuse a message that has more to it than is read: pictures, marks of single letters, a beginning to go on from.
 
     Raises:
       DataError, without the place: names the field.
     """
     for key, value in message.items():
-        if key.lower() not in OF_MESSAGES or value is None:
+        word = canonical(key)
+        if word not in UNREAD_OF_MESSAGES or value is None or (word != "mask" and says_nothing(word, value)):
             continue
-        if key not in SWITCHES and says_nothing(canonical(key), value):
-            continue
-        if key in SWITCHES and value == (1 if message.get("role") == "assistant" else 0):
+        if word == "mask" and value == (1 if message.get("role") == "assistant" else 0):
             continue  # every assistant turn is learned, and no other
-        hint = (
-            "every answer of a conversation is learned alike; end the conversation with the answer to learn"
-            if key in SWITCHES
-            else "a message is its role and its content; write it into the content as the model's chat template would"
-        )
         raise DataError(
-            f"{name} has {key}={shorten(value)}, which is not read: {hint}, or leave it out on purpose with "
-            f"config.data.ignore_fields={key}"
+            f"{name} has {key}={shorten(value)}, which is not read; give messages as text, with weight 0 for answers "
+            f"that are not to be learned, or leave it out on purpose with config.data.ignore_fields={key}"
         )
+
+
+def is_learned(message: Row, name: str) -> bool:
+    """Whether an answer is learned, as its weight says (OpenAI's `weight`, Axolotl's `train`): 1 or 0.
+
+    Raises:
+      DataError, without the place: another number, or a message of another role that is to be learned.
+    """
+    learned = set()
+    for key, value in message.items():
+        if canonical(key) not in SWITCHES - UNREAD_OF_MESSAGES or value is None:
+            continue
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise DataError(
+                f"{name} has {key}={shorten(value)}; an answer is learned or it is not: write 1 or 0, or leave it out "
+                f"with config.data.ignore_fields={key}"
+            )
+        if value and message.get("role") != "assistant":
+            raise DataError(
+                f"{name} has {key}={shorten(value)}, but only what the assistant says is learned; write 0, or leave it "
+                f"out with config.data.ignore_fields={key}"
+            )
+        learned.add(bool(value))
+    if len(learned) > 1:
+        raise DataError(f"{name} is to be learned by one of its fields and not by another; keep one of them")
+    return learned != {False}
 
 
 def check_no_question(row: Row, read: Iterable[str]) -> None:

@@ -29,6 +29,7 @@ class Item:
     ending: tuple[int, ...] = ()  # of a prompt: the stop token and what the format writes after it
     unread: tuple[str, ...] = ()  # fields of its record that nothing was made from, see `records.account_for`
     note: str = "whole"  # or "truncated", "split", or why the record was dropped
+    remarks: tuple[str, ...] = ()  # what of the record is not in the tokens, as documented; see `text.shown`
 
     @property
     def examples(self) -> tuple["Item", ...]:
@@ -52,6 +53,7 @@ class Item:
 def join(parts: Sequence[Item], **fields: Any) -> Item:
     """One item of the sequences of several, of which each has one; `fields` are the other fields of `Item`."""
     ids, mask = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "mask"))
+    fields = {"remarks": tuple(remark for part in parts for remark in part.remarks), **fields}
     return Item(ids, mask, cuts=tuple(accumulate(len(part.ids) for part in parts[:-1])), **fields)
 
 

@@ -1,9 +1,8 @@
 """What a row must hold to be used, and every reason it may be refused."""
 
-import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxalign.data import kinds
@@ -18,9 +17,19 @@ from jaxalign.data.accounts import (
     is_harmless,
 )
 from jaxalign.data.batch import Batch, PairBatch, PromptBatch, UnpairedBatch
-from jaxalign.data.fields import OF_MESSAGES, check_no_question
+from jaxalign.data.fields import READ_OF_MESSAGES, UNREAD_OF_MESSAGES, check_no_question
 from jaxalign.data.prompts import as_completion, split_common_prompt, without_repeated_prompt
-from jaxalign.data.values import blank, is_gap, read, read_label, read_messages, read_number, read_texts
+from jaxalign.data.values import (
+    TOOLS,
+    blank,
+    is_gap,
+    read,
+    read_label,
+    read_messages,
+    read_number,
+    read_texts,
+    read_tools,
+)
 from jaxalign.errors import ConfigError, DataError, shorten
 from jaxalign.text.messages import Message, Turns
 
@@ -36,11 +45,13 @@ class Text:
 class PromptCompletion:
     prompt: Turns
     completion: Turns
+    tools: str = ""  # that the model may call, a JSON list; here and below
 
 
 @dataclass(frozen=True)
 class Chat:
     messages: tuple[Message, ...]
+    tools: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,11 +59,13 @@ class Transcript:
     """A conversation to be learned whole, every speaker's words, as text is."""
 
     messages: tuple[Message, ...]
+    tools: str = ""
 
 
 @dataclass(frozen=True)
 class Prompt:
     prompt: Turns
+    tools: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,7 @@ class Preference:
     rejected: Turns
     margin: float = 0.0
     scores: tuple[float, float] | None = None  # annotators' scores of (chosen, rejected); not a margin
+    tools: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,7 @@ class Ranking:
     prompt: Turns
     responses: tuple[Turns, ...]
     scores: tuple[float, ...]  # higher is better; equal scores are ties and make no pair
+    tools: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,7 @@ class Unpaired:
     prompt: Turns
     completions: tuple[Turns, ...]
     desirable: tuple[bool, ...]
+    tools: str = ""
 
 
 Record = Text | Transcript | PromptCompletion | Chat | Prompt | Preference | Ranking | Unpaired
@@ -94,7 +110,7 @@ READ = {
 }
 # Of plain text, classification data has the class in `label`, and what it was made from in a prompt.
 MEANING = {Prompt: CONTEXT - canonicals(["messages"]), Text: TEACHING - canonicals(["label"])}
-_OF_MESSAGES = canonicals((*OF_MESSAGES, *(each.name for each in dataclasses.fields(Message))))
+_OF_MESSAGES = READ_OF_MESSAGES | UNREAD_OF_MESSAGES
 
 
 def parse_record(row: Row, kind: str, where: str = "") -> Record:
@@ -122,6 +138,9 @@ def account_for(row: Row, kind: str, where: str = "") -> tuple[Record, tuple[str
         fields, meaning = READ[type(record)], MEANING.get(type(record), CONTEXT | TEACHING | MATERIAL)
         if isinstance(record, Text) and kind != kinds.TEXT:
             meaning |= COUNTERPARTS
+        spoken = getattr(record, "messages", None) or getattr(record, "prompt", "")
+        if not isinstance(record, Text) and not isinstance(spoken, str):
+            record, fields = replace(record, tools=read_tools(row)), fields + TOOLS
         listed = check_unread(row, meaning, fields, record)
     except DataError as error:
         raise DataError(f"{where}: {error}" if where else str(error)) from None

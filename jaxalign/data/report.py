@@ -27,6 +27,7 @@ class EncodingReport:
     unread: Counter = field(
         default_factory=Counter
     )  # rows by (source, field), of fields that nothing is made from
+    remarks: Counter = field(default_factory=Counter)  # what rows say and tokens do not, as documented
 
     def __add__(self, other: "EncodingReport") -> "EncodingReport":
         names = (f.name for f in fields(self))
@@ -40,6 +41,7 @@ class EncodingReport:
             f"{self.dropped.total()} dropped{f' ({reasons})' if reasons else ''}; "
             f"{self.tokens} tokens, {self.supervised} supervised{blank}"
             f"{''.join(f'; {line}' for line in self.unread_lines())}"
+            + "".join(f"; {count} {remark}" for remark, count in sorted(self.remarks.items()))
         )
 
     def unread_lines(self) -> list[str]:
@@ -78,6 +80,7 @@ def collect(encoded: Sequence[Sequence[Item]], kind: str, name: str) -> tuple[li
         tokens=sum(len(item.ids) for item in items),
         supervised=sum(int(item.mask.sum()) for item in items),
         unread=Counter((name, field) for record in encoded for field in record[0].unread),
+        remarks=Counter(remark for item in items for remark in item.remarks),
     )
     if not items:
         longer = "raise config.data.max_length or " if any("too long" in r for r in report.dropped) else ""

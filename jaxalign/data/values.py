@@ -1,15 +1,22 @@
 """Fields of a row as text, messages and numbers. The errors here do not name the place of the row."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from jaxalign.data.accounts import SWITCHES, canonical
 from jaxalign.data.conversations import read_turns
-from jaxalign.data.fields import check_message
-from jaxalign.errors import DataError
-from jaxalign.text.messages import ROLES, Message, Turns
+from jaxalign.data.fields import check_message, is_learned
+from jaxalign.errors import DataError, shorten
+from jaxalign.text.messages import REASONING, ROLES, Message, Turns
 
 Row = Mapping[str, Any]
+
+TOOLS = ("tools", "functions")
+# Of a message, beside role and content: what makes it another message.
+_MEANT = ("tool_calls", *TOOLS, *REASONING, "name", "tool_call_id")
+_SPELLED = {canonical(name): name for name in (*_MEANT, "function_call")}
 
 
 def read(
@@ -87,12 +94,105 @@ def _message(value: Any, name: str) -> Message:
     if not isinstance(value, Mapping):
         raise DataError(f"{name} is a {type(value).__name__}; write an object with role and content")
     check_message(value, name)
-    role, content = read_texts(value, ("role", "content"), inside=name)
+    learned = is_learned(value, name)
+    value = {key: item for key, item in value.items() if item is not None}
+    if value.keys() <= {"role", "content"}:
+        more, notes = {}, {}
+    else:
+        more, notes = _read_more(value, name)
+    spoken: Row = value
+    if more.get("tool_calls") and "content" not in value:
+        spoken, more = {**value, "content": ""}, {"content": None, **more}
+    role, content = read_texts(spoken, ("role", "content"), inside=name)
     if role not in ROLES:
         raise DataError(f"{name} has unknown role {role!r}; use {', '.join(ROLES)}")
-    if role == "assistant" and not content.strip():
+    if role == "assistant" and not content.strip() and "tool_calls" not in more:
         raise blank(content, f"{name}.content")
-    return Message(role, content)
+    return Message(role, content, _to_json(more, name), _to_json(notes, name), learned)
+
+
+def _read_more(value: Row, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a message says beside role and content: what makes it another message, and the rest."""
+    rest = {
+        _SPELLED.get(canonical(key), key): item
+        for key, item in value.items()
+        if key not in ("role", "content") and canonical(key) not in SWITCHES
+    }
+    if "function_call" in rest and "tool_calls" not in rest:  # as OpenAI wrote the only call there could be
+        rest["tool_calls"] = rest.pop("function_call")
+    more = {key: item for key, item in rest.items() if key in _MEANT and item not in ("", [], {}, False)}
+    if "tool_calls" in more:
+        more["tool_calls"] = [
+            _call(item, f"{name}.tool_calls") for item in _listed(more["tool_calls"], f"{name}.tool_calls")
+        ]
+        if not more["tool_calls"]:
+            del more["tool_calls"]
+    for key in TOOLS:
+        if key in more and not _listed(more[key], f"{name}.{key}"):
+            del more[key]
+    for key in REASONING:
+        if key in more and not isinstance(more[key], str):
+            raise DataError(f"{name}.{key} is a {type(more[key]).__name__}; write the thought as text")
+    return more, {key: item for key, item in rest.items() if key not in _MEANT}
+
+
+def _call(call: Any, name: str) -> Row:
+    if isinstance(call, Mapping) and isinstance(call.get("arguments"), str | Mapping) and "name" in call:
+        call = {"type": "function", "function": call}  # without its wrapper, as function_call has it
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise DataError(
+            f'{name} has {shorten(call)}; write calls as {{"function": {{"name": ..., "arguments": {{...}}}}}}'
+        )
+    return call
+
+
+def read_tools(row: Row) -> str:
+    """The tools of a row as a JSON list, as chat templates get them; "" where there are none.
+
+    `functions`, of OpenAI's older form, become tools.
+
+    Raises:
+      DataError: they are no list of objects, or there are two lists.
+    """
+    found = []
+    for name in TOOLS:
+        if tools := _listed(row.get(name) or [], name):
+            wrapped = name == "functions" and not any("function" in tool for tool in tools)
+            found.append([{"type": "function", "function": tool} for tool in tools] if wrapped else tools)
+    if len(found) == 2 and found[0] != found[1]:
+        raise DataError("tools and functions say different things; keep one of them")
+    return _to_json(found[0], "tools") if found else ""
+
+
+def _listed(value: Any, name: str) -> list[Row]:
+    """A list of objects, which may be written as JSON, whole or each."""
+    way_out = (
+        f"write a list of objects, or leave it out with config.data.ignore_fields={name.rpartition('.')[2]}"
+    )
+    try:
+        value = json.loads(value or "[]") if isinstance(value, str) else value
+        value = [value] if isinstance(value, Mapping) else [] if value is None else value
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            listed = [json.loads(item) if isinstance(item, str) and item else item for item in value]
+            listed = [item for item in listed if item not in (None, "", {})]
+            if all(isinstance(item, Mapping) for item in listed):
+                return listed
+    except json.JSONDecodeError as error:
+        raise DataError(f"{name} is {shorten(value)}, which is not JSON ({error}); {way_out}") from None
+    raise DataError(f"{name} is {shorten(value)}; {way_out}")
+
+
+def _to_json(value: Any, name: str) -> str:
+    """A value as JSON, "" where it says nothing."""
+    if not value:
+        return ""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name} is not Unicode text ({error}); remove the surrogate") from None
+    return text
 
 
 def blank(text: str, name: str) -> DataError:

@@ -64,7 +64,7 @@ def completion_texts(completions: Completions, tokenizer: Tokenizer, stop_ids: t
     texts = []
     for ids, live in zip(tokens, mask, strict=True):
         ids = ids[: int(live.sum())]
-        texts.append(tokenizer.decode([int(i) for i in ids if i not in stop_ids]))
+        texts.append(tokenizer.decode_answer([int(i) for i in ids if i not in stop_ids]))
     return texts
 
 

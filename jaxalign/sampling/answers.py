@@ -117,7 +117,7 @@ def cut_at_stop(ids: Sequence[int], tokenizer: Tokenizer, stops: Sequence[str]) 
     """
 
     def decode(count: int) -> str:
-        return tokenizer.decode(i for i in ids[:count] if i not in tokenizer.eos_ids)
+        return tokenizer.decode_answer(i for i in ids[:count] if i not in tokenizer.eos_ids)
 
     text = decode(len(ids))
     places = [place for stop in stops if (place := text.find(stop)) >= 0]

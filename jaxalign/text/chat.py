@@ -1,36 +1,47 @@
 """Conversations to token ids, cut where supervision begins and ends, so that masks never depend on finding text again.
 
 The built-in template is `<bos>` and, for every message, `<|role|>` content `<|end|>`. Any other format is a
-Jinja template (see `templates`). Control tokens come from templates alone:
-
-1. In every message, the first character of whatever could read as a control token, whole or together with
-   neighbouring text, is replaced by a private-use character that occurs nowhere in the conversation. All
-   else stays as it is, so a template may still trim, split or test its contents.
-2. The conversation is rendered. Names of control tokens found in the result are the template's own and
-   become ids; the text between them is put back as it was and encoded as plain text.
+Jinja template (see `templates`). Control tokens come from templates alone: contents are `escape`d, the conversation is
+rendered, names of control tokens found in the result are the template's own and become ids, and the text between them
+is put back as it was and encoded as plain text. Only the answers of the assistant may hold control tokens, those that
+answers are made of (see `token_roles`): marks of thoughts and of tool calls.
 
 The rendered text is cut where an answer begins, which is where generation would begin, and the parts are encoded
 apart: training sees the very prompt ids that sampling starts from. Where a control token stands at the cut, or the
 tokenizer splits there (byte-level ones do after "\\n", unless the answer begins with white space itself), the ids are
 those of the whole text encoded at once; elsewhere a token that would have crossed the cut becomes two, and the
 text is the same.
+
+Supervised are the answers from where generation would begin to the token that ends the turn. Where a template marks
+what is generated with `{% generation %}`, that counts instead, as for transformers' `return_assistant_tokens_mask`.
 """
 
-import re
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, pairwise
+from typing import Any
 
 import jinja2
 
-from jaxalign.errors import ConfigError, DataError, shorten
-from jaxalign.text.messages import Message
-from jaxalign.text.templates import render_template
-from jaxalign.text.tokenizer import TURN_END, Tokenizer, unknown_id
+from jaxalign.errors import ConfigError, DataError
+from jaxalign.text.escape import control_names, escape
+from jaxalign.text.messages import REASONING, Message
+from jaxalign.text.shown import (
+    THOUGHTS,
+    check_decodes,
+    check_fields,
+    check_tools,
+    ends_with,
+    lost,
+    without_thought,
+)
+from jaxalign.text.templates import ChatTemplate, render_marked, render_template
+from jaxalign.text.token_roles import answer_tokens, closing_of
+from jaxalign.text.tokenizer import TURN_END, Tokenizer
 
-_PRIVATE_USE = range(0xF0000, 0xFFFFE)
-_THOUGHT = re.compile(r"\s*(</?think>)\s*")
+LEARN = ("all", "last")
 
 
 def render_chat(
@@ -38,32 +49,56 @@ def render_chat(
     tokenizer: Tokenizer,
     template: jinja2.Template | None = None,
     *,
+    tools: str = "",
     add_generation_prompt: bool = False,
     first_supervised: int = 0,
+    learn: str = "all",
+    told: Counter | None = None,
 ) -> tuple[list[int], list[bool]]:
     """Render and tokenise a conversation: its ids, and of each whether it is supervised.
 
-    Supervised are the assistant turns from message `first_supervised` on: content and turn terminator,
-    neither the role header before nor anything after. Where the tokenizer has a BOS the result begins with
-    exactly one, put there if the template does not.
+    Supervised are the assistant turns from message `first_supervised` on that are `learned`: thoughts, content, tool
+    calls and turn terminator, neither the role header before nor anything after. Where the tokenizer has a BOS the
+    result begins with one, put there if the template does not.
 
     Args:
       template: from `load_template`; None is the tokenizer's own, or else the built-in one.
+      tools: the tools that the model may call, a JSON list.
       add_generation_prompt: end with the header of an assistant turn that is still to be written.
+      learn: "all" of these turns, or the "last" one alone.
+      told: counts, by what they are, things that the template documents to leave out.
 
-    Raises DataError if a template rejects the conversation, leaves out or rewrites part of a supervised answer,
-    changes a prompt or a supervised answer when later messages follow, writes BOS anywhere but at the start, or
-    leaves an assistant turn without an end, or if the tokenizer loses part of an answer; ConfigError if there is no
-    template.
+    Raises DataError if a template rejects the conversation, leaves out or rewrites part of a supervised answer, of its
+    tools or of what else a message says, changes a prompt or a supervised answer when later messages follow, writes a
+    BOS that opens no turn, or leaves an assistant turn without an end, or if the tokenizer loses part of an answer;
+    ConfigError if there is no template.
     """
     template = template or tokenizer.template
+    learned = _learned(messages, first_supervised, learn)
     if template is None:
-        return _render_builtin(messages, tokenizer, add_generation_prompt, first_supervised)
-    return _render_template(messages, tokenizer, template, add_generation_prompt, first_supervised)
+        return _render_builtin(messages, tokenizer, tools, add_generation_prompt, learned)
+    assert isinstance(template, ChatTemplate)
+    chat = _Conversation(messages, tools, tokenizer, template, Counter() if told is None else told)
+    return _with_bos(*chat.tokens(add_generation_prompt, learned), tokenizer)
+
+
+def _learned(messages: Sequence[Message], first: int, learn: str) -> list[int]:
+    """The numbers of the messages that are supervised."""
+    answers = [i for i, m in enumerate(messages) if m.role == "assistant" and i >= first]
+    learned = [i for i in answers if messages[i].learned]
+    if answers and not learned:
+        raise DataError(
+            "every answer of the conversation has weight 0, so there is nothing to learn; remove the row or the weights"
+        )
+    return learned[-1:] if learn == "last" else learned
 
 
 def _render_builtin(
-    messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool, first_supervised: int
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    tools: str,
+    add_generation_prompt: bool,
+    learned: list[int],
 ) -> tuple[list[int], list[bool]]:
     if TURN_END not in tokenizer.control_ids:
         raise ConfigError(
@@ -74,7 +109,12 @@ def _render_builtin(
     ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     mask = [False] * len(ids)
     for index, message in enumerate(messages):
-        supervised = message.role == "assistant" and index >= first_supervised
+        for field in ("tools",) * bool(tools) + tuple(message.more):
+            raise DataError(
+                f"the built-in chat format has no place for {field}; use a template that writes it "
+                f"(config.data.chat_template=FILE), or leave it out with config.data.ignore_fields={field}"
+            )
+        supervised = index in learned
         content = tokenizer.encode(message.content)
         if supervised:
             check_decodes(content, message.content, tokenizer, f"messages[{index}]")
@@ -86,201 +126,234 @@ def _render_builtin(
     return ids, mask
 
 
-def _render_template(
-    messages: Sequence[Message],
-    tokenizer: Tokenizer,
-    template: jinja2.Template,
-    add_generation_prompt: bool,
-    first_supervised: int,
-) -> tuple[list[int], list[bool]]:
-    controls = tokenizer.control_ids
-    contents, originals = _escape([message.content for message in messages], tuple(controls))
-    turns = [{"role": m.role, "content": content} for m, content in zip(messages, contents, strict=True)]
+@dataclass(frozen=True)
+class _Answer:
+    """A supervised answer: the number of its message, and where in the rendered text it begins and ends."""
 
-    def render(count: int, generation: bool) -> str:
-        return render_template(
-            template, turns[:count], tokenizer.special_tokens, add_generation_prompt=generation
+    index: int
+    start: int
+    end: int
+
+
+class _Conversation:
+    """A conversation before a template: escaped, rendered as often as need be, and checked."""
+
+    def __init__(
+        self,
+        messages: Sequence[Message],
+        tools: str,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        told: Counter,
+    ):
+        self.messages, self.tools, self.told = messages, tools, told
+        self.tokenizer, self.template = tokenizer, template
+        controls = tuple(tokenizer.control_ids)
+        self.names = control_names(controls)
+        escaped = escape(messages, tools, controls, answer_tokens(tokenizer, template))
+        self.turns, self.listed, self.originals = escaped.turns, escaped.tools, escaped.originals
+        for turn in self.turns:
+            _rename_reasoning(turn, template)
+
+    def render(self, count: int, generation: bool) -> str:
+        """The text of the first `count` messages."""
+        return self._render(count, generation)[0]
+
+    def _render(self, count: int, generation: bool) -> tuple[str, list[tuple[int, int]]]:
+        """The same, and the spans that the template marks as generated."""
+        return render_marked(
+            self.template,
+            self.turns[:count],
+            self.tokenizer.special_tokens,
+            add_generation_prompt=generation,
+            tools=self.listed,
         )
 
-    text = render(len(turns), add_generation_prompt)
-    names = _control_names(tuple(controls))
-    stops = {name for name, token_id in controls.items() if token_id in tokenizer.eos_ids}
-    pieces: list[tuple[str | int, int | None]] = []  # with the number of the message that it supervises
+    def tokens(self, add_generation_prompt: bool, learned: list[int]) -> tuple[list[int], list[bool]]:
+        """The ids, and of each whether it is supervised; see `render_chat`."""
+        for role in {message.role for message in self.messages} - {"system", "user", "assistant"}:
+            _check_role(role, self.template, tuple(self.tokenizer.special_tokens.items()))
+        count = len(self.turns)
+        text, marked = self._render(count, add_generation_prompt)
+        answers: list[_Answer] = []
+        for index in learned:
+            prompt, last = self.render(index, True), index == count - 1 and not add_generation_prompt
+            if not text.startswith(prompt) and last and self._open_thought(index, prompt, text):
+                text, marked = self._render(count, False)
+            if not text.startswith(prompt):
+                raise DataError(
+                    _changed(f"the prompt before messages[{index}]", prompt, text, self.template, last)
+                )
+            alone = text if last else self.render(index + 1, False)
+            answers.append(self._find_answer(index, text, prompt, alone))
+        self._check_said(text, {answer.index: text[answer.start : answer.end] for answer in answers})
+        spans = self._marked(answers, marked) if self.template.marks_answers else answers
+        return self._encode(text, spans, [answer.start for answer in answers])
 
-    def add(part: str, answer: int | None = None) -> None:
-        for piece in names.split(part):
-            if piece:
-                pieces.append((controls.get(piece, piece.translate(originals)), answer))
+    def _open_thought(self, index: int, prompt: str, text: str) -> bool:
+        """Begin an answer with its thought's mark, where it was stored as sampled: after a header that has it."""
+        content = self.turns[index]["content"] or ""
+        header = text[: text.rfind(content.strip())]
+        opening = prompt.removeprefix(header)
+        mark = opening.strip()
+        thought, closing, _ = content.partition(closing_of(mark) or "\0")
+        if opening == prompt or not closing or mark in thought:
+            return False
+        self.turns[index]["content"] = opening + content
+        return True
 
-    done = 0
-    for index, message in enumerate(messages):
-        if message.role != "assistant" or index < first_supervised:
-            continue
-        prompt, alone = render(index, True), render(index + 1, False)
-        if not text.startswith(prompt):
-            raise DataError(_changed(f"the prompt before messages[{index}]", prompt, text, template))
+    def _find_answer(self, index: int, text: str, prompt: str, alone: str) -> _Answer:
+        """Where in `text` an answer lies, which is all there and ends with a stop token."""
+        controls, eos_ids = self.tokenizer.control_ids, self.tokenizer.eos_ids
         start, kept = len(prompt), text.startswith(alone)
-        end = next((match for match in names.finditer(text, start) if match[0] in stops), None)
+        matches = self.names.finditer(text, start)
+        end = next((match for match in matches if controls[match[0]] in eos_ids), None)
         if end is None or (kept and end.end() > len(alone)):
             raise DataError(
                 f"the chat template does not end messages[{index}] with a token that stops generation "
-                f"(ids {tokenizer.eos_ids}), so a model trained on it would never stop; add one to the template"
+                f"(ids {eos_ids}), so a model trained on it would never stop; add one to the template"
             )
-        if not kept and not text[start : end.start()].rstrip().endswith(contents[index].strip()):
-            raise DataError(_changed(f"messages[{index}]", alone, text, template))
+        found = _Answer(index, start, end.end())
+        said, content = text[start : end.start()], self.turns[index]["content"] or ""
+        # Tool calls may stand behind the content.
+        says = _has if "tool_calls" in self.messages[index].more else ends_with
         # Where the header opens a thought, the answer begins in it: <think> stands before what is supervised.
-        if not _ends_with(text[start : end.start()], contents[index]) and not _ends_with(
-            text[_end_of(render, index, text, start) : end.start()], contents[index]
-        ):
-            raise DataError(_lost(f"the answer messages[{index}]", message.content, template.filename))
-        add(text[done:start])
-        add(text[start : end.end()], index)
-        done = end.end()
-    add(text[done:])
-    encoded = zip(tokenizer.encode_pieces([piece for piece, _ in pieces]), pieces, strict=True)
-    ids: list[int] = []
-    mask: list[bool] = []
-    for answer, group in groupby(encoded, key=lambda item: item[1][1]):
-        parts = list(group)
-        span = [token for part, _ in parts for token in part]
-        if answer is not None:
-            written = "".join(piece for _, (piece, _) in parts if isinstance(piece, str))
-            check_decodes(span, written, tokenizer, f"messages[{answer}]")
-        ids += span
-        mask += [answer is not None] * len(span)
-    return _with_one_bos(ids, mask, tokenizer)
+        if says(said, content) or says(text[self._end_of(index, text, start) : end.start()], content):
+            return found
+        final = without_thought(content)
+        if not kept and final != content and says(said, final) and _has(alone, content):
+            self.told[THOUGHTS] += 1
+            return found
+        if not kept and not said.rstrip().endswith(content.strip()):
+            raise DataError(_changed(f"messages[{index}]", alone, text, self.template))
+        what = f"the answer messages[{index}]"
+        raise DataError(lost(what, self.messages[index].content, self.template.filename))
+
+    def _end_of(self, index: int, text: str, otherwise: int) -> int:
+        """Where the text of the first `index` messages ends in `text`, before the header of the next one."""
+        try:
+            before = self.render(index, False) if index else ""
+        except DataError:  # a template may refuse a conversation that ends with a question
+            return otherwise
+        return len(before) if text.startswith(before) else otherwise
+
+    def _check_said(self, text: str, answers: dict[int, str]) -> None:
+        """Check that tools, and what messages say beside their content, are in the text."""
+        if self.tools:
+            check_tools(self.tools, text.translate(self.originals), self.template, self.told)
+        for index, message in enumerate(self.messages):
+            if message.fields:
+
+                def alone(count: int = index + 1) -> str:
+                    return self.render(count, False).translate(self.originals)
+
+                said = answers.get(index, text).translate(self.originals)
+                check_fields(message, f"messages[{index}]", said, alone, self.template, self.told)
+
+    def _marked(self, answers: list[_Answer], marked: list[tuple[int, int]]) -> list[_Answer]:
+        """The spans that the template marks as generated, of those answers."""
+        spans = [
+            _Answer(answer.index, start, end)
+            for start, end in marked
+            for answer in answers
+            if start < answer.end and end > answer.start
+        ]
+        if answers and not spans:
+            raise DataError(
+                f"the chat template {self.template.filename} marks nothing of messages[{answers[0].index}] as "
+                "generated, though it has {% generation %}; put the marks around every answer, or take them out"
+            )
+        return spans
+
+    def _encode(self, text: str, spans: list[_Answer], starts: list[int]) -> tuple[list[int], list[bool]]:
+        """The ids of the text, encoded apart within and between spans that are supervised, and cut at `starts`."""
+        controls = self.tokenizer.control_ids
+        ends = {place for span in spans for place in (span.start, span.end)}
+        pieces: list[tuple[str | int, int | None]] = []  # with the number of the message that it supervises
+        for start, end in pairwise(sorted({0, len(text), *starts, *ends})):
+            answer = next((span.index for span in spans if span.start <= start < span.end), None)
+            for piece in self.names.split(text[start:end]):
+                if piece:
+                    pieces.append((controls.get(piece, piece.translate(self.originals)), answer))
+        encoded = zip(self.tokenizer.encode_pieces([piece for piece, _ in pieces]), pieces, strict=True)
+        ids: list[int] = []
+        mask: list[bool] = []
+        for answer, group in groupby(encoded, key=lambda item: item[1][1]):
+            parts = list(group)
+            span_ids = [token for part, _ in parts for token in part]
+            if answer is not None:
+                written = "".join(piece for _, (piece, _) in parts if isinstance(piece, str))
+                check_decodes(span_ids, written, self.tokenizer, f"messages[{answer}]")
+            ids += span_ids
+            mask += [answer is not None] * len(span_ids)
+        return ids, mask
 
 
-def _end_of(render: Callable[[int, bool], str], index: int, text: str, otherwise: int) -> int:
-    """Where the rendered text of the first `index` messages ends in `text`, before the header of the next one."""
+def _has(said: str, content: str) -> bool:
+    return content.strip() in said
+
+
+def _rename_reasoning(turn: dict[str, Any], template: ChatTemplate) -> None:
+    """Call a thought what the template calls it, where it knows it by another name only."""
+    for name in REASONING if len(turn) > 2 else ():
+        other = next((each for each in REASONING if each in template.words), name)
+        if name in turn and name not in template.words and other not in turn:
+            turn[other] = turn.pop(name)
+
+
+@lru_cache(maxsize=256)
+def _check_role(role: str, template: ChatTemplate, special_tokens: tuple[tuple[str, str], ...]) -> None:
+    """Raises DataError for a role that the template does not tell from the assistant's."""
+    question, words = {"role": "user", "content": "question"}, {"content": "words"}
+
+    def render(role: str) -> str:
+        turns = [question, words | {"role": role}]
+        return render_template(template, turns, dict(special_tokens), add_generation_prompt=False)
+
     try:
-        before = render(index, False) if index else ""
-    except DataError:  # a template may refuse a conversation that ends with a question
-        return otherwise
-    return len(before) if text.startswith(before) else otherwise
+        same = render(role) == render("assistant")
+    except DataError:
+        return  # what it says of the conversation itself counts
+    if same:
+        raise DataError(
+            f"the chat template {template.filename} writes messages of role {role!r} as the assistant's own words; use "
+            "a template that knows the role (config.data.chat_template=FILE), or another role"
+        )
 
 
-def check_decodes(ids: Sequence[int], answer: str, tokenizer: Tokenizer, what: str) -> None:
-    """Raises DataError unless the text of `ids`, or its end, is `answer`, so that it is what the model would say.
-
-    What the tokenizer has no piece for is left to `audit`, which counts it.
-    """
-    said = tokenizer.decode(ids)
-    if said == answer or _ends_with(said, answer) or _ends_with(_normal(said), _normal(answer)):
-        return
-    if unknown_id(tokenizer) in ids:
-        return
-    raise DataError(
-        f"the tokenizer loses part of {what}: {shorten(answer)} is decoded as {shorten(said)}, which is what a model "
-        "trained on it would say; take a tokenizer that keeps white space and characters as they are"
-    )
-
-
-def _ends_with(said: str, answer: str) -> bool:
-    # Templates may open an answer with an empty thought, and set line breaks of their own around a thought's marks.
-    said, answer = (_THOUGHT.sub(r"\1", text.strip()) for text in (said, answer))
-    return said.endswith(answer)
-
-
-def _normal(text: str) -> str:
-    # Tokenizers of published models may write characters in their composed or compatible form, as documented, and
-    # SentencePiece's mark of a space as a space.
-    return unicodedata.normalize("NFKC", text).replace("\u2581", " ")
-
-
-def check_shown(
-    ids: Sequence[int],
-    messages: Sequence[Message],
-    tokenizer: Tokenizer,
-    template: jinja2.Template | None = None,
-) -> None:
-    """Raises DataError unless the text of `ids`, rendered by `template`, has what every system and user turn says."""
-    template = template or tokenizer.template
-    said = tokenizer.decode(ids)
-    for index, message in enumerate(messages):
-        content = message.content.strip()
-        if message.role == "assistant" or content in said or _normal(content) in _normal(said):
-            continue  # of earlier answers, templates take out thoughts, as documented
-        if unknown_id(tokenizer) not in ids:
-            name = template.filename if template else "in use"
-            raise DataError(_lost(f"messages[{index}], of the {message.role}", content, name))
-
-
-def _lost(what: str, content: str, template: str | None) -> str:
-    return (
-        f"the chat template {template} leaves out or rewrites part of {what}: {shorten(content)} is not in what it "
-        "writes, so the model would be trained on something else; take out what the template takes out, or use a "
-        "template that keeps it (config.data.chat_template=FILE)"
-    )
-
-
-def _changed(what: str, alone: str, text: str, template: jinja2.Template) -> str:
+def _changed(what: str, alone: str, text: str, template: ChatTemplate, last: bool = False) -> str:
     at = next((i for i, (a, b) in enumerate(zip(alone, text, strict=False)) if a != b), len(text))
     return (
         f"the chat template {template.filename} is not prefix-preserving: it writes {what} as "
         f"{alone[max(at - 20, 0) : at + 30]!r} when nothing follows, but {text[max(at - 20, 0) : at + 30]!r} in the "
-        "whole conversation, so a model would be trained on other text than it is asked to continue; end the "
-        "conversation with that answer, take out what the template takes out, or use a template that only appends "
-        "(config.data.chat_template=FILE)"
+        "whole conversation, so a model would be trained on other text than it is asked to continue; "
+        + (
+            ""
+            if last
+            else "learn the last answer alone (config.data.learn=last), end the conversation there, "
+        )
+        + "take out what the template takes out, or use a template that only appends (config.data.chat_template=FILE)"
     )
 
 
-def _escape(contents: Sequence[str], controls: tuple[str, ...]) -> tuple[list[str], dict[int, str]]:
-    """Contents that cannot make a control token, and the translation table that restores them."""
-    used = set("".join(contents))
-    free = (chr(point) for point in _PRIVATE_USE if chr(point) not in used)
-    stand_in = {first: next(free) for first in _letters(controls)}
-    begins = _begins(controls)
-    parts, tails, longest = _parts(controls)
-
-    def escape(content: str) -> str:
-        marked = {match.start() for match in begins.finditer(content)}
-        inner = content.strip()
-        start, end = content.find(inner), content.find(inner) + len(inner)
-        sizes = range(1, min(longest, end - start) + 1)
-        marked |= {end - size for size in sizes if content[end - size : end] in parts}
-        if any(content[start : start + size] in tails for size in sizes):
-            marked.add(start)
-        return (
-            "".join(stand_in[c] if i in marked else c for i, c in enumerate(content)) if marked else content
-        )
-
-    return [escape(content) for content in contents], {ord(new): old for old, new in stand_in.items()}
-
-
-@lru_cache(maxsize=8)
-def _control_names(controls: tuple[str, ...]) -> re.Pattern:
-    """Matches, in its only group, a control token's name, of two that begin alike the longer one."""
-    longest_first = sorted(controls, key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-
-
-@lru_cache(maxsize=8)
-def _begins(controls: tuple[str, ...]) -> re.Pattern:
-    """Matches the first character of every name; a lookahead, so that of two overlapping names both are found."""
-    return re.compile(f"(?={_control_names(controls).pattern}).", re.DOTALL)
-
-
-@lru_cache(maxsize=8)
-def _parts(controls: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str], int]:
-    """Proper beginnings of names, proper endings of names, and the most characters of either."""
-    heads = frozenset(control[:size] for control in controls for size in range(1, len(control)))
-    tails = frozenset(control[size:] for control in controls for size in range(1, len(control)))
-    return heads, tails, max(map(len, controls), default=0)
-
-
-@lru_cache(maxsize=8)
-def _letters(controls: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(sorted(set("".join(controls))))
-
-
-def _with_one_bos(ids: list[int], mask: list[bool], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    if tokenizer.bos_id is None:
+def _with_bos(ids: list[int], mask: list[bool], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+    """With BOS at the start, where the tokenizer has one; later ones may stand where a turn has just ended."""
+    bos = tokenizer.bos_id
+    if bos is None:
         return ids, mask
-    ambiguous = tokenizer.bos_id in tokenizer.eos_ids  # then it may also end turns
-    if tokenizer.bos_id not in ids or (ambiguous and ids[0] != tokenizer.bos_id):
-        return [tokenizer.bos_id, *ids], [False, *mask]
-    if not ambiguous and (ids.count(tokenizer.bos_id) > 1 or ids[0] != tokenizer.bos_id):
-        at = [position for position, token in enumerate(ids) if token == tokenizer.bos_id]
-        raise DataError(f"the chat template writes BOS at tokens {at}; write it once, first, or not at all")
+    ambiguous = bos in tokenizer.eos_ids  # then it may also end turns
+    if bos not in ids or (ambiguous and ids[0] != bos):
+        return [bos, *ids], [False, *mask]
+    if not ambiguous and (ids[0] != bos or extra_bos(ids, tokenizer)):
+        at = [position for position, token in enumerate(ids) if token == bos]
+        raise DataError(
+            f"the chat template writes BOS at tokens {at}; write it once, first, or not at all, or right after "
+            "the ends of turns"
+        )
     return ids, mask
+
+
+def extra_bos(ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """How many BOS stand neither first nor right after the end of a turn, where Llama 2's template has them."""
+    bos = tokenizer.bos_id
+    return sum(token == bos and before not in tokenizer.eos_ids for before, token in pairwise(ids))

@@ -9,14 +9,9 @@ import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
 import tokenizers
 from tokenizers import decoders, models, normalizers, processors
 
-from jaxalign.text.templates import TEMPLATE_NAME
+from jaxalign.text.templates import BUILTIN, TEMPLATE_NAME
 from jaxalign.text.tokenizer import CONTROL, MODEL_NAME
 
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
 _SPACE_MARK = "\u2581"
 _PROBES = (
     "The quick brown fox, 3.14; it's  two   spaces\n\tand lines.\r\n ",
@@ -64,7 +59,7 @@ def write_fast_tokenizer(folder: pathlib.Path, max_length: int) -> str | None:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     if not (folder / TEMPLATE_NAME).exists():  # else the model was trained on a template of its own
-        (folder / TEMPLATE_NAME).write_text(TEMPLATE)
+        (folder / TEMPLATE_NAME).write_text(BUILTIN)
     return None
 
 

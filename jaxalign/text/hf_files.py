@@ -15,7 +15,7 @@ import tokenizers
 
 from jaxalign.errors import ConfigError
 from jaxalign.storage import Path, local_copy, read_json
-from jaxalign.text.templates import TEMPLATE_NAME, compile_template
+from jaxalign.text.templates import TEMPLATE_NAME, ChatTemplate, compile_template
 
 JSON_NAME, CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
 MODEL_CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
@@ -83,7 +83,7 @@ def open_backend(path: Path, settings: Settings) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def own_template(settings: Settings) -> tuple[str | None, jinja2.Template | None]:
+def own_template(settings: Settings) -> tuple[str | None, ChatTemplate | None]:
     """The default chat template, as source and compiled; ConfigError names the file and line that are wrong."""
     source, file = _template_source(settings)
     if source is None:
@@ -154,8 +154,8 @@ def _add_listed(tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
 
 
 def _check_agreement(tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
-    """The ids in config.json must be those of the tokenizer, where both name one."""
-    for kind in ("bos", "eos", "pad"):
+    """The ids in config.json must be those of the tokenizer, where both name one; of padding nothing depends on it."""
+    for kind in ("bos", "eos"):
         token, theirs = settings.named.get(f"{kind}_token"), settings.model_ids(kind)
         also = settings.generation_ids("eos") if kind == "eos" else []
         if token and theirs and (mine := tokenizer.token_to_id(token)) not in (*theirs, *also):

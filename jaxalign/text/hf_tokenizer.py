@@ -8,10 +8,11 @@ from other text never gets one here, so that pieces cut apart spell what they sp
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
-import jinja2
 import tokenizers
 
 from jaxalign.errors import ConfigError
@@ -28,7 +29,8 @@ from jaxalign.text.hf_files import (
     own_template,
     read_settings,
 )
-from jaxalign.text.templates import turn_terminator
+from jaxalign.text.templates import ChatTemplate, turn_terminator
+from jaxalign.text.token_roles import answer_tokens, find_roles
 
 
 class HFTokenizer:
@@ -36,24 +38,33 @@ class HFTokenizer:
 
     Args:
       path: the folder, or its tokenizer.json.
-      template: used instead of the model's own chat template.
+      choose: what becomes of the model's own chat template; by default it is used.
 
     Raises ConfigError where the files are missing, cannot be read or contradict one another.
     """
 
-    def __init__(self, path: str | os.PathLike, template: jinja2.Template | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        choose: Callable[[ChatTemplate | None], ChatTemplate | None] = lambda own: own,
+    ):
         self.path = to_path(path)
         self._settings = settings = read_settings(self.path if self.path.is_dir() else self.path.parent)
         self._tokenizer = tokenizer = open_backend(self.path, settings)
         self.special_tokens = settings.named
         self.chat_template, own = own_template(settings)
-        self.template = template or own
+        self.template = choose(own)
         # Ids may have gaps and a model's table may be longer; rows up to the last id are needed.
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
         eos = [*self._role_ids("eos"), *settings.generation_ids("eos"), *settings.model_ids("eos")]
         roles = (*settings.named.values(), *settings.extra, *map(tokenizer.id_to_token, eos))
         make_special(tokenizer, filter(None, roles))
+        named = tuple(settings.named.items())
+        if self.template:  # whose marks of turns no text may spell, though their entries call them plain
+            listed = tokenizer.get_added_tokens_decoder().values()
+            names = tuple(token.content for token in listed if token.special or _is_mark(token.content))
+            make_special(tokenizer, sorted(find_roles(self.template, named, names, ()).marks))
         added = tokenizer.get_added_tokens_decoder()
         # What stands for text without a piece comes out of plain text, so it is no control token.
         plain = {_unknown_token(tokenizer)} - {tokenizer.id_to_token(i) for i in eos}
@@ -62,6 +73,7 @@ class HFTokenizer:
             eos.append(self.control_ids[end])
         self.eos_ids = tuple(dict.fromkeys(eos))
         self._check_eos()
+        self.answer_tokens = answer_tokens(self, self.template)
         pads = [*self._role_ids("pad"), *settings.model_ids("pad")]
         # Masks come from lengths, so any id may fill the padding of a model trained without one.
         self.pad_id = next((i for i in pads if i < self.vocab_size), self.eos_ids[0])
@@ -113,6 +125,19 @@ class HFTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def decode_answer(self, ids: Iterable[int]) -> str:
+        return self._speaking.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    @cached_property
+    def _speaking(self) -> tokenizers.Tokenizer:
+        """The same tokenizer, to which the answers' own control tokens are text."""
+        if not self.answer_tokens:
+            return self._tokenizer
+        state = json.loads(self._tokenizer.to_str())
+        for token in state["added_tokens"]:
+            token["special"] = token["special"] and token["content"] not in self.answer_tokens
+        return tokenizers.Tokenizer.from_str(json.dumps(state))
 
     def special_id(self, token: str) -> int:
         if token not in self.control_ids:
@@ -170,6 +195,11 @@ class HFTokenizer:
             names = ", ".join(map(str, map(self._tokenizer.id_to_token, opening)))
             raise ConfigError(f"{self.path}: puts {names} before a text; at most one token can stand there")
         return opening[0] if opening else None
+
+
+def _is_mark(name: str) -> bool:
+    """Whether an added token can be a mark of turns: not white space, and not a word."""
+    return len(name) > 2 and not name.isspace() and re.search(r"[^\w\s]", name) is not None
 
 
 def _unknown_token(tokenizer: tokenizers.Tokenizer) -> str | None:

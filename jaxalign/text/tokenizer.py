@@ -1,26 +1,30 @@
 """Text to token ids and back, without surprises: encoding adds nothing and can never make a control token."""
 
 import io
+import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache, partial
 from typing import Any, Protocol, cast
 
-import jinja2
 import sentencepiece
 
 from jaxalign.errors import ConfigError
 from jaxalign.hub import download, is_hub_name, way_to
 from jaxalign.storage import to_path, write_whole
 from jaxalign.text.hf_tokenizer import JSON_NAME, HFTokenizer
-from jaxalign.text.templates import TEMPLATE_NAME, load_template
+from jaxalign.text.template_args import choose_template
+from jaxalign.text.templates import TEMPLATE_NAME, ChatTemplate, load_template
+from jaxalign.text.token_roles import answer_tokens
 
 MODEL_NAME = "tokenizer.model"
 TURN_END = "<|end|>"
 CONTROL = ("<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>", TURN_END)
 _HUB_FILES = ("*.json", "*.jinja", "merges.txt", "vocab.txt", "*.model")  # but for weights, what a model has
 _SPACE_MARK = "\u2581"  # SentencePiece writes a space as this character
+_PROBES = ("a  b", " a", "a ", "a\n\n    b\tc", "A Z\r\n", "\u00e9\u200b\u3000x")
 
 
 class Tokenizer(Protocol):
@@ -48,8 +52,13 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def template(self) -> jinja2.Template | None:
+    def template(self) -> ChatTemplate | None:
         """The chat template that came with it."""
+        ...
+
+    @property
+    def answer_tokens(self) -> Collection[str]:
+        """Control tokens that answers may hold; see `token_roles.answer_tokens`."""
         ...
 
     def encode(self, text: str) -> list[int]: ...
@@ -61,16 +70,28 @@ class Tokenizer(Protocol):
         """The text of `ids`, control tokens left out."""
         ...
 
+    def decode_answer(self, ids: Iterable[int]) -> str:
+        """The text of an answer that was sampled, of control tokens those of `answer_tokens` by their names."""
+        ...
+
     def special_id(self, token: str) -> int: ...
     def save(self, path: str | os.PathLike) -> None: ...
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model file as a `Tokenizer`; `template` replaces the chat_template.jinja beside it."""
+    """A SentencePiece model file as a `Tokenizer`.
 
-    def __init__(self, path: str | os.PathLike, template: jinja2.Template | None = None):
+    Args:
+      choose: what becomes of the chat_template.jinja beside it, or None; by default it is used.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        choose: Callable[[ChatTemplate | None], ChatTemplate | None] = lambda own: own,
+    ):
         self.path = to_path(path)
-        self._given_template = template
+        self._choose = choose
         if not self.path.is_file():
             raise ConfigError(
                 f"config.data.tokenizer={path}: no such file; train one, or {way_to(str(path))}"
@@ -96,6 +117,20 @@ class SentencePieceTokenizer:
                 f"tokenised in parts; put it into a folder with a tokenizer_config.json that names its class, such as "
                 f'{{"tokenizer_class": "LlamaTokenizer"}}, and name that folder'
             )
+        self._check_keeps_text()
+        self.answer_tokens = answer_tokens(self, self.template)
+
+    def _check_keeps_text(self) -> None:
+        """Raises ConfigError for a model that changes texts before it cuts them, but for composing characters."""
+        for probe in _PROBES:
+            said = self._model.normalize(probe).replace(_SPACE_MARK, " ")
+            if unicodedata.normalize("NFKC", said) != unicodedata.normalize("NFKC", probe):
+                raise ConfigError(
+                    f"config.data.tokenizer={self.path}: changes texts before it cuts them: {probe!r} becomes {said!r} "
+                    "(normalization_rule_name, remove_extra_whitespaces), so a model could never say what it reads; "
+                    "train one with normalization_rule_name=identity and remove_extra_whitespaces=false, as `jaxalign "
+                    "tokenizer` does"
+                )
 
     @cached_property
     def vocab_size(self) -> int:
@@ -126,9 +161,9 @@ class SentencePieceTokenizer:
         return {name: self._model.id_to_piece(i) for name, i in ids.items() if i is not None}
 
     @cached_property
-    def template(self) -> jinja2.Template | None:
+    def template(self) -> ChatTemplate | None:
         file = self.path.parent / TEMPLATE_NAME
-        return self._given_template or (load_template(file) if file.is_file() else None)
+        return self._choose(load_template(file) if file.is_file() else None)
 
     @cached_property
     def _space_mark_ids(self) -> list[int]:
@@ -152,6 +187,11 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._model.decode([int(i) for i in ids])
+
+    def decode_answer(self, ids: Iterable[int]) -> str:
+        names = {self.control_ids[name]: name for name in self.answer_tokens}
+        groups = itertools.groupby(map(int, ids), key=names.get)
+        return "".join(name * len(list(part)) if name else self.decode(part) for name, part in groups)
 
     def special_id(self, token: str) -> int:
         if token not in self.control_ids:
@@ -178,7 +218,12 @@ def unknown_id(tokenizer: Tokenizer) -> int | None:
     return first[-1] if first and first == second else None
 
 
-def load_tokenizer(path: str | os.PathLike, chat_template: str | os.PathLike = "") -> Tokenizer:
+def load_tokenizer(
+    path: str | os.PathLike,
+    chat_template: str | os.PathLike = "",
+    template_args: str = "",
+    answer_tokens: Sequence[str] = (),
+) -> Tokenizer:
     """Load a tokenizer.
 
     Args:
@@ -186,22 +231,26 @@ def load_tokenizer(path: str | os.PathLike, chat_template: str | os.PathLike = "
         of Hugging Face's and a tokenizer_config.json, or with one .model (the first of these that it has); or the
         name of a model on the hub, `org/name`.
       chat_template: a Jinja file to be used instead of the tokenizer's own template.
+      template_args: values for variables of the template; see `parse_template_args`.
+      answer_tokens: further control tokens that answers may hold; see `token_roles.answer_tokens`.
 
     Raises ConfigError where there is no such thing or it cannot be used.
     """
-    template = load_template(chat_template) if chat_template else None
+    choose = partial(
+        choose_template, path=chat_template, template_args=template_args, answer_tokens=answer_tokens
+    )
     if not to_path(path).exists() and is_hub_name(str(path)):
         path = download(str(path), _HUB_FILES, "config.data.tokenizer")
     path = to_path(path)
     if not path.is_dir():
         kind: Any = HFTokenizer if path.name.endswith(".json") else SentencePieceTokenizer
-        return kind(path, template)
+        return kind(path, choose)
     if (path / JSON_NAME).is_file() or (path / "tokenizer_config.json").is_file():
-        return HFTokenizer(path, template)
+        return HFTokenizer(path, choose)
     models = sorted(path.glob("*.model"))
     if len(models) == 1:
         # To a type checker, a cached_property is no property.
-        return cast(Any, SentencePieceTokenizer)(models[0], template)
+        return cast(Any, SentencePieceTokenizer)(models[0], choose)
     files = ", ".join(sorted(file.name for file in path.iterdir())[:20]) or "nothing"
     raise ConfigError(
         f"config.data.tokenizer={path}: needs a {JSON_NAME} or exactly one .model file, found {files}; name the file, "

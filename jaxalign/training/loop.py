@@ -93,7 +93,7 @@ def train(
             text = json.dumps(settings(config), indent=1) + "\n"
             write_whole(run.workdir / SETTINGS, text.encode())
             write_dropped(run.workdir / DROPPED_FILE, run.invalid)
-            save_tokenizer(run.workdir / TOKENIZER, run.tokenizer, config.data.chat_template)
+            save_tokenizer(run.workdir / TOKENIZER, run.tokenizer, own_template=run.own_template)
         writer = stack.enter_context(_writer(run))
         writer.truncate_after(step)
         progress = stack.enter_context(
@@ -295,7 +295,7 @@ def _export(trainer: Trainer, params: Any) -> None:
         run.tokenizer,
         scalar=trainer.scalar,
         meta=describe(run),
-        chat_template=run.config.data.chat_template,
+        own_template=run.own_template,
     )
 
 

@@ -181,6 +181,12 @@ class Run:
         return self.train.rows.row_length
 
     @property
+    def own_template(self) -> bool:
+        """Whether conversations are rendered otherwise than the tokenizer's own files say."""
+        data = self.config.data
+        return bool(data.chat_template or data.template_args or data.answer_tokens)
+
+    @property
     def model_changes(self) -> list[str]:
         """What the run changes of the model that it starts from, a line each."""
         if self.source is None:
@@ -284,7 +290,7 @@ def open_inputs(config: Config) -> Inputs:
             "config.data.tokenizer is empty: name a SentencePiece .model file, a tokenizer.json, or a folder or hub "
             "model with one, or set model.init_from"
         )
-    tokenizer = load_tokenizer(data.tokenizer, data.chat_template)
+    tokenizer = load_tokenizer(data.tokenizer, data.chat_template, data.template_args, data.answer_tokens)
     saved = source.config if source else None
     model = config.architecture(parallel.platform(), vocab_size=tokenizer.vocab_size, saved=saved)
     where = f"config.data.tokenizer={data.tokenizer!r}"

@@ -252,13 +252,13 @@ def origin(source: SavedModel | None) -> dict[str, Any]:
     return {key: source.meta[key] for key in (HF_CONFIG, HF_DTYPE) if key in source.meta}
 
 
-def save_tokenizer(folder: storage.Path, tokenizer: Tokenizer, chat_template: str) -> None:
-    """Leaves a tokenizer, and the file of a chat template if one is named, beside a model; process 0 does."""
+def save_tokenizer(folder: storage.Path, tokenizer: Tokenizer, *, own_template: bool = False) -> None:
+    """Leaves a tokenizer beside a model, and its chat template where the run has one of its own; process 0 does."""
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder)
-        if chat_template:
-            storage.write_whole(folder / TEMPLATE, to_path(chat_template).read_bytes())
+        if own_template and tokenizer.template is not None:
+            storage.write_whole(folder / TEMPLATE, tokenizer.template.saved().encode())
 
 
 def save_model(
@@ -269,10 +269,10 @@ def save_model(
     *,
     scalar: bool,
     meta: dict[str, Any],
-    chat_template: str = "",
+    own_template: bool = False,
 ) -> None:
     """Leaves a model for `find_model`."""
-    save_tokenizer(folder, tokenizer, chat_template)
+    save_tokenizer(folder, tokenizer, own_template=own_template)
     own = {"model": dataclasses.asdict(config), "scalar": scalar, "weights": "params"}
     save_params(folder, params, meta | own)
 

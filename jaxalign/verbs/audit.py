@@ -15,7 +15,8 @@ import numpy as np
 from rich.console import Console
 
 from jaxalign.data import Dataset, Tokenizer, build_datasets
-from jaxalign.data.encode import encode_prompt
+from jaxalign.data.dataset import find_template
+from jaxalign.data.encode import DEFAULT, Reading, encode_prompt
 from jaxalign.data.invalid import BadRow
 from jaxalign.data.items import Item
 from jaxalign.data.kinds import PROMPTS, TEXT
@@ -24,7 +25,6 @@ from jaxalign.data.records import Chat, Prompt, Record, Turns, parse_record
 from jaxalign.errors import amount
 from jaxalign.stages import parse_config
 from jaxalign.storage import to_path, write_whole
-from jaxalign.text.templates import load_template
 from jaxalign.text.tokenizer import unknown_id
 from jaxalign.training.config import Config
 from jaxalign.training.open import open_inputs
@@ -87,7 +87,8 @@ def audit(config: Config) -> Audit:
     # What overlap="error" refuses is to be counted here, among all else.
     counted = dataclasses.replace(data, overlap="allow" if data.overlap == "error" else data.overlap)
     train, held_out = build_datasets(counted, tokenizer, kind)
-    template = load_template(data.chat_template) if data.chat_template else None
+    template = find_template(data, tokenizer)
+    reading = Reading(data.learn, data.control_tokens)
     parts = {"train": train} | ({"eval": held_out} if held_out else {})
     numbers = {
         "stage": config.stage.name,
@@ -97,7 +98,7 @@ def audit(config: Config) -> Audit:
         "max_length": data.max_length,
         **{part: measure(dataset, kind, tokenizer, data.max_length) for part, dataset in parts.items()},
         "overlap": {"rule": data.overlap, "train_records": _overlap(train, held_out, data.overlap_by)},
-        "contexts": check_contexts(train, kind, tokenizer, template),
+        "contexts": check_contexts(train, kind, tokenizer, template, reading),
     }
     invalid = train.invalid + (held_out.invalid if held_out else ())
     notes = find_notes(numbers)
@@ -125,6 +126,7 @@ def measure(dataset: Dataset, kind: str, tokenizer: Tokenizer, max_length: int) 
             "split": report.split,
         },
         "unread": _by_source(report.unread),
+        "remarks": dict(report.remarks),
         "sequences": len(sequences),
         "tokens": report.tokens,
         "supervised": report.supervised,
@@ -173,7 +175,10 @@ def check_bos(
 def _extra_bos(example: Item, bos: int, eos_ids: tuple[int, ...], opens: bool) -> bool:
     if bos in eos_ids:  # then later ones may be ends of turns
         return opens and example.ids[:2].tolist() == [bos, bos]
-    return int(np.count_nonzero(example.ids == bos)) > int(opens and example.ids[0] == bos)
+    # Llama 2's template writes it where a turn has ended, too.
+    later = np.flatnonzero(example.ids == bos)
+    later = later[later > 0] if opens else later
+    return any(at == 0 or example.ids[at - 1] not in eos_ids for at in later)
 
 
 def check_eos(
@@ -212,7 +217,11 @@ def _is_transcript(dataset: Dataset, row: int) -> bool:
 
 
 def check_contexts(
-    dataset: Dataset, kind: str, tokenizer: Tokenizer, template: jinja2.Template | None
+    dataset: Dataset,
+    kind: str,
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None,
+    reading: Reading = DEFAULT,
 ) -> dict[str, int]:
     """How often the tokens before a completion are not the very prompt that sampling would begin from.
 
@@ -221,21 +230,26 @@ def check_contexts(
     checked = different = plain = 0
     known = template or tokenizer.template
     for row, items in list(by_record(dataset.rows.items).items())[:CONTEXTS_CHECKED]:
-        prompt = _prompt(parse_record(dataset.record(row), kind, dataset.where(row)))
+        record = parse_record(dataset.record(row), kind, dataset.where(row))
+        prompts = _prompts(record, reading.learn)
+        prompt = prompts[0] if prompts else None
         example = items[0].own[0]
         plain += known is not None and isinstance(prompt, str)
         if prompt and example.mask.any():
             checked += 1
-            expected = encode_prompt(Prompt(prompt), tokenizer, template).ids
-            different += not np.array_equal(expected, example.ids[: example.prompt_length])
+            before, tools = example.ids[: example.prompt_length], getattr(record, "tools", "")
+            asked = (encode_prompt(Prompt(p, tools), tokenizer, template, reading).ids for p in prompts)
+            different += not any(np.array_equal(ids, before) for ids in asked)
     return {"checked": checked, "different": different, "plain": plain}
 
 
-def _prompt(record: Record) -> Turns | None:
+def _prompts(record: Record, learn: str) -> list[Turns]:
+    """What may stand before the first answer that is learned; a template's own marks choose among answers, too."""
     if isinstance(record, Chat):
-        roles = [message.role for message in record.messages]
-        return record.messages[: roles.index("assistant")]
-    return getattr(record, "prompt", None)
+        learned = [i for i, m in enumerate(record.messages) if m.role == "assistant" and m.learned]
+        return [record.messages[:i] for i in (learned[-1:] if learn == "last" else learned)]
+    prompt = getattr(record, "prompt", None)
+    return [] if prompt is None else [prompt]
 
 
 def _overlap(train: Dataset, held_out: Dataset | None, by: str) -> int:
@@ -349,6 +363,7 @@ def find_notes(numbers: dict[str, Any]) -> list[str]:
             "that is to chat, give prompts and completions as messages, lists of role and content",
         ),
     ]
+    notes += [(count, "remark", text) for text, count in train["remarks"].items()]
     return [f"{amount(count, noun)} {what}" for count, noun, what in notes if count]
 
 

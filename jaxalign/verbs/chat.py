@@ -72,7 +72,13 @@ def load_speakers(request: ChatRequest) -> list[Speaker]:
     """The models that a request names; call inside `one_device`."""
     named = {"--model": request.model} | ({"--other": request.other} if request.other else {})
     return [
-        load_speaker(path, name, chat_template=request.chat_template, dtype=request.dtype)
+        load_speaker(
+            path,
+            name,
+            chat_template=request.chat_template,
+            template_args=request.template_args,
+            dtype=request.dtype,
+        )
         for name, path in named.items()
     ]
 

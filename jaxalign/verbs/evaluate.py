@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign import parallel
-from jaxalign.data import Dataset, build_dataset
+from jaxalign.data import Dataset, Tokenizer, build_dataset, load_tokenizer
 from jaxalign.data.kinds import PAIRS, PAIRS_OR_DEMONSTRATIONS
+from jaxalign.data.values import TOOLS
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation import (
     Interval,
@@ -146,10 +147,13 @@ def _read(request: EvaluateRequest, model: SavedModel, kind: str) -> Dataset:
         request.data,
         take=request.take,
         max_length=longest,
-        chat_template=request.chat_template,
     )
     with request.named(eval="--data", max_length="--max-length"):
-        return build_dataset(data, model.tokenizer(), kind, "eval")
+        return build_dataset(data, _tokenizer(request, model), kind, "eval")
+
+
+def _tokenizer(request: EvaluateRequest, model: SavedModel) -> Tokenizer:
+    return load_tokenizer(model.path, request.chat_template, request.template_args)
 
 
 def _pairs_by_score(request: EvaluateRequest, model: SavedModel, mesh: Mesh) -> Iterator[Line | str]:
@@ -253,7 +257,11 @@ def _model_judge(request: EvaluateRequest) -> Judge:
     scorer = model_scorer(request.reward_model, max_length=longest, batch_size=request.batch_size)
 
     def score(ask: Asked, answers: Answers) -> np.ndarray:
-        made = map(completion_row, ask.prompts, answers.texts)
+        tools = [{name: row[name] for name in TOOLS if row.get(name)} for row in ask.rows]
+        made = [
+            completion_row(*said) | more
+            for *said, more in zip(ask.prompts, answers.texts, tools, strict=True)
+        ]
         scores = scorer([[Completion(row, where)] for row, where in zip(made, ask.where, strict=True)])
         return np.asarray(scores, np.float64)[:, 0]
 
@@ -262,7 +270,7 @@ def _model_judge(request: EvaluateRequest) -> Judge:
 
 def _sampled(request: EvaluateRequest, model: SavedModel, mesh: Mesh) -> tuple[Dataset, Answers]:
     """The prompts as a model reads them, and an answer of its to each."""
-    tokenizer = model.tokenizer()
+    tokenizer = _tokenizer(request, model)
     with request.named(eval="--prompts", max_length="--prompt-slots"):
         data = request.data_config(request.prompts, take=request.take)
         prompts = read_prompts(data, tokenizer, slots=request.prompt_slots)

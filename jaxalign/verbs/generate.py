@@ -14,6 +14,7 @@ import jax
 
 from jaxalign import parallel
 from jaxalign.data import Dataset, load_tokenizer
+from jaxalign.data.values import TOOLS
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.generation import read_prompts
 from jaxalign.fields import like
@@ -67,7 +68,7 @@ def _write_missing(request: GenerateRequest, out: Path) -> Iterator[str]:
     mesh = parallel.make_mesh(parallel.MeshConfig(data=-1), jax.devices())
     parallel.check_divides(mesh, "--batch-size", request.batch_size)
     with parallel.use_mesh(mesh):
-        tokenizer = load_tokenizer(model.path, request.chat_template)
+        tokenizer = load_tokenizer(model.path, request.chat_template, request.template_args)
         prompts = _read_prompts(request, tokenizer)
         wanted = {
             "model": str(model.place),
@@ -119,8 +120,10 @@ def _read_prompts(request: GenerateRequest, tokenizer: Any) -> Dataset:
 
 def _row(prompts: Dataset, number: int, samples: int, text: str, finished: bool) -> dict[str, Any]:
     row = prompts.rows.items[number // samples].row
-    prompt = prompts.record(row)["prompt"]
-    return completion_row(prompt, text) | {"row": row, "sample": number % samples, "finished": finished}
+    record = prompts.record(row)
+    tools = {name: record[name] for name in TOOLS if record.get(name)}  # without which no prompt is the same
+    made = completion_row(record["prompt"], text) | tools
+    return made | {"row": row, "sample": number % samples, "finished": finished}
 
 
 def completion_row(prompt: Any, text: str) -> dict[str, Any]:

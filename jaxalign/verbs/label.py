@@ -15,6 +15,7 @@ from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokeni
 from jaxalign.data.kinds import DEMONSTRATIONS
 from jaxalign.data.records import Chat, PromptCompletion
 from jaxalign.data.sources import Places
+from jaxalign.data.values import TOOLS
 from jaxalign.errors import ConfigError, DataError, amount
 from jaxalign.evaluation.preferences import completion_scores
 from jaxalign.rewards import load_rewards
@@ -155,7 +156,7 @@ def group_by_prompt(rows: Iterable[Checked]) -> list[Group]:
     groups: dict[str, Group] = {}
     for row in rows:
         completion = as_completion(row)
-        prompt = json.dumps(completion.fields["prompt"], sort_keys=True)
+        prompt = json.dumps([completion.fields.get(name) for name in ("prompt", *TOOLS)], sort_keys=True)
         groups.setdefault(prompt, []).append(completion)
     return list(groups.values())
 
@@ -187,6 +188,7 @@ def _as_field(turns: Turns) -> Any:
 def _prefer(
     group: Group, values: Sequence[float], pairing: str, noise: float, rng: random.Random
 ) -> list[dict[str, Any]]:
+    tools = {name: group[0].fields[name] for name in TOOLS if name in group[0].fields}
     # The same text twice is one completion.
     texts = [completion.fields["completion"] for completion in group]
     distinct = {json.dumps(text): (text, value) for text, value in zip(texts, values, strict=True)}
@@ -195,10 +197,11 @@ def _prefer(
         return []
     if pairing == "ranking":
         responses, scores = zip(*ranked, strict=True)
-        return [{"prompt": group[0].fields["prompt"], "responses": list(responses), "scores": list(scores)}]
+        row = {"prompt": group[0].fields["prompt"], "responses": list(responses), "scores": list(scores)}
+        return [row | tools]
     pairs = [(ranked[0], ranked[-1])] if pairing == "best-worst" else list(itertools.combinations(ranked, 2))
     return [
-        preference_row(group[0].fields["prompt"], better, worse, rng=rng, noise=noise)
+        preference_row(group[0].fields["prompt"], better, worse, rng=rng, noise=noise) | tools
         for better, worse in pairs
         if better[1] != worse[1]
     ]
@@ -207,7 +210,7 @@ def _prefer(
 def completion_text(completion: Completion) -> str:
     """The words of a completion, which is text or the messages of an assistant."""
     text = completion.fields["completion"]
-    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
+    return text if isinstance(text, str) else "\n".join(message["content"] or "" for message in text)
 
 
 def function_scorer(name: str, *, batch_size: int) -> Scorer:
@@ -254,7 +257,7 @@ def model_scorer(path: str, *, max_length: int, batch_size: int) -> Scorer:
 
     def score(groups: list[Group]) -> list[list[float]]:
         # "finished" stays: what a model wrote is read as it stands, even if it repeats its prompt.
-        read = ("prompt", "completion", "finished")
+        read = ("prompt", "completion", "finished", *TOOLS)
         flat = [{key: c.fields[key] for key in read if key in c.fields} for group in groups for c in group]
         mesh = parallel.make_mesh(parallel.MeshConfig(data=-1), jax.devices())
         with parallel.use_mesh(mesh):

@@ -23,6 +23,11 @@ class SamplingRequest(Request):
     stop: str = like(SamplingConfig, "stop")
     seed: int = flag("of the sampling", default=0, at_least=0)
     chat_template: str = flag("Jinja file, in place of the model's own template", default="", show="FILE")
+    template_args: str = flag(
+        "values of variables that the template reads, such as enable_thinking=False",
+        default="",
+        show="NAME=VALUE",
+    )
     dtype: str = flag(
         "of the computation", default="float32", choices=("float32", "bfloat16", "float16"), show="DTYPE"
     )

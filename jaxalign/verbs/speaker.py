@@ -79,10 +79,10 @@ def one_device() -> Iterator[Mesh]:
         yield mesh
 
 
-def load_speaker(path: str, flag: str, *, chat_template: str, dtype: str) -> Speaker:
+def load_speaker(path: str, flag: str, *, chat_template: str, template_args: str, dtype: str) -> Speaker:
     """The model in a run, a Hugging Face folder or on the hub; call inside `one_device`."""
     model = find_language_model(path, flag)
     config = dataclasses.replace(model.config, dtype=dtype)
-    tokenizer = load_tokenizer(model.path, chat_template)
+    tokenizer = load_tokenizer(model.path, chat_template, template_args)
     mesh = jax.sharding.get_mesh()
     return Speaker(path, model.load(mesh), config, tokenizer, mesh)

@@ -112,7 +112,7 @@ def test_template_from_a_file(tokenizer, tmp_path):
         "{% for m in messages %}{{ '<|' ~ m.role ~ '|>' ~ m.content ~ '<|end|>' }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
-    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b<|end|>"}]}]
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b<|end|>c"}]}]
     source = [Records(rows, "memory")]
     built_in = dataset_from_records(source, CONFIG, tokenizer, "sft")
     config = replace(CONFIG, chat_template=str(tmp_path / "t.jinja"))

@@ -213,6 +213,7 @@ def test_nothing_supervised_is_an_error(tokenizer, monkeypatch):
     import jaxalign.data.encode as module
 
     monkeypatch.setattr(module, "render_chat", lambda *args, **kwargs: ([1, 5, 6], [False] * 3))
+    monkeypatch.setattr(module, "check_shown", lambda *args: None)
     rows = rows_of({"messages": [json.loads('{"role": "assistant", "content": "x"}')]})
     with pytest.raises(DataError, match=r"^f.jsonl: no token is supervised \(1 record: 1 kept"):
         encode(tokenizer, rows)

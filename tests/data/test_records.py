@@ -127,7 +127,7 @@ def test_formats(kind, row, record):
         (
             "sft",
             {"messages": [{"role": "narrator", "content": "x"}, a]},
-            "messages[0] has unknown role 'narrator'; use system, user, assistant",
+            "messages[0] has unknown role 'narrator'; use system, developer, user, assistant, tool, function, ipython",
         ),
         (
             "sft",

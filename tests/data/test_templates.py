@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +19,7 @@ from jaxalign.data.sources import read_records
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.text import templates
 from jaxalign.text.chat import render_chat
+from jaxalign.text.shown import THOUGHTS
 from jaxalign.text.templates import compile_template, render_template, turn_terminator
 from jaxalign.text.tokenizer import load_tokenizer
 
@@ -160,12 +162,11 @@ def test_thoughts(qwen3):
     spoken = [qwen3.decode(s.ids) for s in cut(render_chat(messages(last), qwen3)) if s.supervised]
     assert spoken == ["the fox", WITH_THOUGHT]
     earlier = [*last, ("user", "what"), ("assistant", "a fox")]
-    message = (
-        r"chat_template.jinja is not prefix-preserving: it writes messages\[3\] as '.*<think>.*' when nothing "
-        r"follows, but '.*The fox.*' in the whole .*; end the conversation with that answer"
-    )
-    with pytest.raises(DataError, match=message):
-        render_chat(messages(earlier), qwen3)
+    told = Counter()
+    spoken = [
+        qwen3.decode(s.ids) for s in cut(render_chat(messages(earlier), qwen3, told=told)) if s.supervised
+    ]
+    assert spoken == ["the fox", "The fox.", "<think>\n\n</think>\n\na fox"] and told == {THOUGHTS: 1}
     context = cut(render_chat(messages(earlier), qwen3, first_supervised=5))  # not supervised, it may go
     assert [qwen3.decode(s.ids) for s in context if s.supervised] == ["<think>\n\n</think>\n\na fox"]
 
