@@ -61,19 +61,14 @@ def make_sampler(run: Run, count: int) -> Callable[[Params], Samples]:
     """Parameters -> greedy answers to the first prompts of the held-out data; reads and changes nothing else.
 
     Raises:
-      ConfigError: a prompt leaves no room for an answer; see `count_samples`.
+      ConfigError: see `count_samples`.
     """
     asked = list(choose_prompts(run, count)) if count else []
     if not asked:
         return lambda params: []
     slots, new = max(len(x.ids) for x in asked), SAMPLING.max_new_tokens
     _, longest = run.model.sampling_limit
-    new = min(new, longest - slots)
-    if new < 1:
-        raise ConfigError(
-            f"config.log_samples={count}: a prompt of {slots} tokens leaves no room for an answer of a model of "
-            f"{longest}; set it to 0, or hold out shorter prompts"
-        )
+    new = min(new, longest - slots)  # prompts take half at most
     prompts = [Item(x.ids, np.zeros(len(x.ids), np.float32), row) for row, x in enumerate(asked)]
     pad = run.tokenizer.pad_id
     rows = build_rows([prompts], PROMPTS, row_length=max(2, slots), max_segments=1, pad_id=pad)
@@ -142,13 +137,13 @@ def spell(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
 def choose_prompts(run: Run, count: int) -> Iterator[Asked]:
     """The first prompts of each evaluation set, in the order of the data; each record's once."""
     assert run.held_out is not None
-    longest = run.model.max_length // 2 if run.model.positions == "learned" else None
+    longest = run.model.sampling_limit[1] // 2
     left, seen = shares(run, count), set()
     for name, item in _items(run):
         if not left[name] or item.row in seen:
             continue
         prompt, answer = _cut(item)
-        if longest is None or len(prompt) <= longest:
+        if len(prompt) <= longest:
             left[name] -= 1
             seen.add(item.row)
             yield describe_prompt(run, name, item, prompt, answer)

@@ -16,8 +16,8 @@ from jaxalign.models.hf.importer import by_path
 from jaxalign.parallel import make_mesh, use_mesh
 from jaxalign.training.saved_model import find_model, save_model
 from jaxalign.verbs.convert import ConvertRequest, convert
-from jaxalign.verbs.generate import Completion, GenerateRequest, generate
-from jaxalign.verbs.label import model_scorer
+from jaxalign.verbs.generate import GenerateRequest, generate
+from jaxalign.verbs.label import Completion, model_scorer
 
 
 def load(path):

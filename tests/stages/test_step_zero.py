@@ -138,7 +138,9 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(kind, runs, tmp_path
         **{"num_steps": 1, "distill.divergence": kind, "distill.teacher": str(runs / "sft")},
     )
     first = history(tmp_path)[0][1]
-    assert first["loss"] == first["distill/divergence"] == pytest.approx(0, abs=1e-6)
+    assert first["loss"] == pytest.approx(0, abs=1e-6)
+    # The one is divided on the device in float32, the other for the log in float64.
+    assert first["distill/divergence"] == pytest.approx(first["loss"], rel=1e-6)
     assert first["grad_norm"] == pytest.approx(0, abs=1e-5)
 
 
