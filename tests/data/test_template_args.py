@@ -137,7 +137,7 @@ def test_a_run_keeps_them_with_its_model(tmp_path):
     config.data.template_args, config.data.answer_tokens = "enable_thinking=False", ("<|python_tag|>",)
     config.data.max_length = config.data.row_length = 64
     config.model.embed_dim, config.model.num_layers, config.model.num_heads = 16, 1, 4
-    config.batch_size, config.num_steps, config.optimizer.warmup_steps = 2, 1, 0
+    config.batch_size, config.num_steps, config.optimizer.warmup_steps = 8, 1, 0
     train(parse_config(config), tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match=r"config\.data\.template_args"):
         config.data.template_args = "enable_thinking=True"
