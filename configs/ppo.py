@@ -1,20 +1,19 @@
-"""PPO from the SFT model against the trained reward model, in the HHH world.
+"""PPO from any SFT model against a reward.
 
-    jaxalign quickstart        # once: writes the data and trains the models to start from
-    jaxalign train --config=ppo --workdir=runs/ppo
+    jaxalign train --config=ppo --config.model.init_from=MODEL --config.data.train=FILE.jsonl \\
+        --config.ppo.reward=REWARD --workdir=runs/ppo
 
-The whole quickstart takes about 8 minutes on 2 CPU cores. `--config=ppo:smoke` is a few steps of this stage.
+MODEL is a run, a Hugging Face folder or a hub name; rows are {"prompt": ...}; REWARD is a reward model, or any Python
+function f(prompt, completion) -> float as module:function or FILE.py:function, or several of them, see docs/rewards.md.
+The critic begins as the reward model, where there is one, or else as the policy.
 
-On your own data: `--config.data.train=FILE.jsonl --config.model.init_from=RUN`, rows {"prompt": ...}, and a reward:
-`--config.ppo.reward_model=RUN`, or any Python function f(prompt, completion) -> float with
-`--config.ppo.reward_function=module:function`.
+Learning rate, lengths, batch size and microbatches are found for the model and the data when a run is opened, which its
+first lines say; docs/defaults.md has the rules and the sources. `--config=ppo:smoke` is a few steps of it.
 
-A published model on prompts of 1,024 tokens and answers of 1,024, rates near those of Tülu 3 8B (arXiv 2411.15124):
+For devices that are not here:
 
     jaxalign plan --config=ppo:llama3_1_8b --topology=v5p:4x4x4
     # docs/plans.md, with --config.mesh.data=4: at most 33.6 of 95.7 GiB a chip; compiled, not run
-    jaxalign train --config=ppo:llama3_1_8b --config.model.init_from=MODEL --config.data.train=FILE \\
-        --config.ppo.reward_model=RUN --workdir=runs/ppo
 """
 
 from ml_collections import ConfigDict
@@ -23,41 +22,9 @@ import jaxalign
 
 
 @jaxalign.config_argument
-def get_config(model: jaxalign.Preset = "", root: str = "quickstart") -> ConfigDict:
-    """`model`: a published one, or finetune, see `large`; else the quickstart's, `root` being its folder."""
-    if model:
-        return large(model)
-    config = jaxalign.default_config("ppo")
-    config.model.init_from = f"{root}/sft"  # policy and reference
-    config.ppo.reward_model = f"{root}/reward"  # the stage before
-    config.ppo.critic_init = "auto"  # as the reward model, where there is one
-    config.data.train = f"{root}/data/prompts.jsonl"  # questions without answers
-    config.data.max_length = 48  # of a prompt
-    config.ppo.sampling.max_new_tokens = 32  # answers are of about 10 tokens
-    config.num_steps = 36  # rollouts, 2,304 episodes
-    config.batch_size = 64  # episodes a rollout
-    config.ppo.ppo_epochs = 2  # episodes are cheap at this size: few passes over each
-    config.ppo.num_minibatches = 2  # 32 episodes an update
-    config.ppo.kl_coef = 0.1  # twice the default: the reward model knows answers near the SFT model's
-    config.ppo.missing_eos_penalty = 1.0  # taken off an answer that does not end
-    config.optimizer.learning_rate = 2e-4  # as DPO
-    config.optimizer.schedule = "linear"  # down to 0 with the last rollout
-    config.ppo.critic_learning_rate = 1e-3  # the critic has more to learn than the policy
-    config.log_every = 2  # 18 lines in all
-    return config
-
-
-def large(name: str) -> ConfigDict:
-    """The stage for a published model."""
-    config = jaxalign.at_scale(jaxalign.default_config("ppo"), name, batch_size=512)  # episodes a rollout
-    length = min(1024, config.data.max_length // 2)  # prompt and answer fit the model together
-    config.data.max_length = length  # of a prompt
-    config.data.row_length = length  # prompts have rows of their own
-    config.ppo.sampling.max_new_tokens = length  # as long as the prompt
-    config.ppo.reward_model = "runs/reward"  # name yours by a flag
-    config.ppo.critic_init = "auto"  # as the reward model, where there is one
-    config.optimizer.learning_rate = 3e-7  # near Tülu 3 8B's
-    config.optimizer.schedule = "linear"  # down to 0 with the last rollout
-    config.ppo.critic_learning_rate = 3e-7  # the policy's
-    config.num_steps = 400  # rollouts, 204,800 episodes
+def get_config(model: jaxalign.Preset = "") -> ConfigDict:
+    """`model`: a published size; else that of config.model.init_from."""
+    config = jaxalign.at_scale(jaxalign.default_config("ppo"), model)
+    config.num_epochs = 8.0  # InstructGPT (arXiv 2203.02155): 256,000 episodes of 31,000 prompts
+    config.optimizer.schedule = "linear"  # down to 0 with the last rollout, as arXiv 2403.17031
     return config

@@ -61,7 +61,7 @@ def get_config(stage: str, data: str, root: str) -> ConfigDict:
         config.batch_size = 64  # episodes a rollout
         config.num_steps = 60  # rollouts, 3,840 episodes
         config.optimizer.learning_rate = 2e-4  # twice DPO's
-        config.ppo.reward_function = "jaxalign.rewards:vader"  # what is measured in the end
+        config.ppo.reward = "jaxalign.rewards:vader"  # what is measured in the end
         config.ppo.sampling.max_new_tokens = 48  # a sentence ends before
         config.ppo.ppo_epochs = 2  # episodes are cheap at this size: few passes over each
         config.ppo.num_minibatches = 2  # 32 episodes an update

@@ -1,7 +1,7 @@
 """The argument of a config file, `--config=FILE:ARG`, read as the parameters of its function.
 
     @config_argument
-    def get_config(model: Preset = "", root: str = "quickstart", full: bool = False) -> ConfigDict: ...
+    def get_config(model: Preset = "", root: str = "runs", full: bool = False) -> ConfigDict: ...
 
 `:llama3_1_8b,full`, `:my/folder` and `:root=folder,full=True` are arguments of this file. Parts stand between commas. A
 part is `name=value`; the name of a bool, which makes it True; for a `Preset`, one of its words; or else the value of
@@ -12,21 +12,21 @@ import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxalign.errors import ConfigError
+from jaxalign.errors import UsageError
 from jaxalign.fields import nearest
 from jaxalign.models.presets import PRESETS
-from jaxalign.scale import FINE_TUNE, smoke
+from jaxalign.scale import smoke
 
 SMOKE = "smoke"
 
 
 class Preset(str):
-    """A published model by its name in models/presets.py; or "finetune": that of config.model.init_from."""
+    """A published model by its name in models/presets.py."""
 
 
 def config_argument(function: Callable[..., ConfigDict]) -> "ConfigFunction":
@@ -44,25 +44,16 @@ class ConfigFunction:
     parameters: Any  # by name, as `inspect.signature` has them
 
     def __call__(self, arg: str = "", **given: Any) -> ConfigDict:
-        given = self.parse(arg) | given
+        given = self.parse(arg, have=tuple(given)) | given
         small = given.pop(SMOKE, False)
         config = self.function(**given)
         return smoke(config) if small else config
 
-    def argument_for_any_model(self, arg: str) -> str | None:
-        """The argument that takes any model, where `arg` names neither a model nor anything else of the file's own.
-
-        None: `arg` is to be taken as it is.
-        """
-        if self._named(Preset) is None or set(self.parse(arg)) - {SMOKE}:
-            return None
-        return f"{FINE_TUNE},{arg}" if arg else FINE_TUNE
-
-    def parse(self, arg: str) -> dict[str, Any]:
-        """The parameters that `arg` gives, by name.
+    def parse(self, arg: str, have: Sequence[str] = ()) -> dict[str, Any]:
+        """The parameters that `arg` gives, by name; those that it need not give are in `have`.
 
         Raises:
-          ConfigError: a part that is no word, name or value here (with the nearest), is given twice, or is missing.
+          UsageError: a part that is no word, name or value here (with the nearest), is given twice, or is missing.
         """
         preset = self._named(Preset)
         free = [name for name in self.parameters if name != preset and self._kind(name) is not bool]
@@ -73,23 +64,25 @@ class ConfigFunction:
                 name, value = self._known(key), text
             elif part == SMOKE or (part in self.parameters and self._kind(part) is bool):
                 name, value = part, "True"
-            elif preset and part in (*PRESETS, FINE_TUNE):
+            elif preset and part in PRESETS:
                 name, value = preset, part
             else:
                 # What may be a misspelt model is a folder only if it looks or exists like one.
                 left = [name for name in free if name not in given]
                 if not left or (preset and not (os.sep in part or os.path.isdir(part))):
-                    raise ConfigError(self._refusal(part))
+                    raise UsageError(self._refusal(part))
                 name, value = left[0], part
             if name in given:
-                raise ConfigError(f"{part!r} is the second value of {name}; this argument is {self.usage()}")
+                raise UsageError(f"{part!r} is the second value of {name}; this argument is {self.usage()}")
             given[name] = self._typed(name, value)
         empty = inspect.Parameter.empty
         missing = [
-            name for name, each in self.parameters.items() if each.default is empty and name not in given
+            name
+            for name, each in self.parameters.items()
+            if each.default is empty and name not in (*given, *have)
         ]
         if missing:
-            raise ConfigError(
+            raise UsageError(
                 f"{' and '.join(missing)} must be given after ':'; this argument is {self.usage()}"
             )
         return given
@@ -119,21 +112,21 @@ class ConfigFunction:
         if key not in known:
             near = nearest(key, known)
             hint = f"did you mean {near!r}?" if near else f"the names here are {', '.join(known)}"
-            raise ConfigError(f"{key!r} is no name in this argument, which is {self.usage()}; {hint}")
+            raise UsageError(f"{key!r} is no name in this argument, which is {self.usage()}; {hint}")
         return key
 
     def _typed(self, name: str, text: str) -> Any:
         kind = self._kind(name)
-        if kind is Preset and text not in ("", FINE_TUNE, *PRESETS):
-            raise ConfigError(self._refusal(text))
+        if kind is Preset and text not in ("", *PRESETS):
+            raise UsageError(self._refusal(text))
         if kind is bool:
             if text not in ("True", "False"):
-                raise ConfigError(f"{name}={text!r} must be True or False, or only {name}")
+                raise UsageError(f"{name}={text!r} must be True or False, or only {name}")
             return text == "True"
         try:
             return kind(text)
         except ValueError:
-            raise ConfigError(f"{name}={text!r} must be of type {kind.__name__}") from None
+            raise UsageError(f"{name}={text!r} must be of type {kind.__name__}") from None
 
     def _refusal(self, part: str) -> str:
         words = [name for name in (*self.parameters, SMOKE) if self._kind(name) is bool]
@@ -141,10 +134,11 @@ class ConfigFunction:
             near = nearest(part, words)
             hint = f"; did you mean {near!r}?" if near else ""
             return f"{part!r} is one part too many; this argument is {self.usage()}{hint}"
-        models = [*PRESETS, FINE_TUNE]
-        near = nearest(part, [*models, *words])
-        hint = f"did you mean {near!r}?" if near else f"models are {', '.join(PRESETS)}."
+        near = nearest(part, [*PRESETS, *words])
+        hint = f"did you mean {near!r}?" if near else f"models are {', '.join(PRESETS)}"
+        free = any(self._kind(name) not in (bool, Preset) for name in self.parameters)
         return (
-            f"{part!r} is neither a model of jaxalign/models/presets.py nor the folder of a quickstart; {hint} "
-            f"{FINE_TUNE!r} takes the model that config.model.init_from names, whatever its size"
+            f"{part!r} is {'neither a' if free else 'no'} model of jaxalign/models/presets.py"
+            f"{' nor a folder' if free else ''}; {hint} A model of your own is named by config.model.init_from alone, "
+            "whatever its size"
         )

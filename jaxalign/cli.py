@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import shlex
 import sys
 import textwrap
@@ -9,27 +10,35 @@ import traceback
 from collections.abc import Iterator
 
 from jaxalign import signals
-from jaxalign.errors import JaxalignError
+from jaxalign.errors import JaxalignError, UsageError
 from jaxalign.fields import nearest_hint
-from jaxalign.streams import unbroken_output
+from jaxalign.streams import shown, unbroken_output
 from jaxalign.verbs import RESUMED, VERBS, load_verb
-from jaxalign.verbs.requests import WIDTH, summary, synopsis
+from jaxalign.verbs.requests import WIDTH, summary
+from jaxalign.verbs.version import versions
 
 
 @unbroken_output()
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb and returns the exit code.
 
-    0; 1 for a deliberate error, bad flags among them, or a problem that `audit` found; 2 for no such verb; 75 when
-    stopped by a signal; 130 when interrupted with nothing saved. A run that hangs ends itself with 70.
+    0; 1 for a deliberate error, or a problem that `audit` found; 2 for a command that cannot be understood: no such
+    verb, flag or key; 75 when stopped by a signal; 130 when interrupted with nothing saved. A run that hangs ends
+    itself with 70.
     """
     argv = sys.argv[1:] if argv is None else argv
     verb, rest = (argv[0], argv[1:]) if argv else ("help", [])
+    if verb == "help" and rest:
+        verb, rest = rest[0], ["--help"]
     if verb in ("help", "-h", "--help"):
         print(usage())
         return 0 if argv else 2
+    if verb == "--version":
+        print(versions())
+        return 0
     if verb not in VERBS:
-        print(f"jaxalign: unknown verb {verb!r}{nearest_hint(verb, VERBS)}\n\n{usage()}", file=sys.stderr)
+        hint = nearest_hint(verb, VERBS)
+        print(f"jaxalign: there is no verb {verb!r}{hint}\n`jaxalign --help` lists all", file=sys.stderr)
         return 2
     try:
         with signals.leaving_at_once(verb) if verb in RESUMED else contextlib.nullcontext():
@@ -40,31 +49,36 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def usage() -> str:
-    """Every verb with the flags that it needs, and what it does."""
+    """Every verb, and what it does in a sentence."""
+    width = max(map(len, VERBS)) + 4
     lines = ["usage: jaxalign VERB FLAGS", ""]
     for verb in VERBS:
-        request = load_verb(verb)[1]
-        indent = " " * 6
-        said = textwrap.fill(summary(request), WIDTH, initial_indent=indent, subsequent_indent=indent)
-        lines += [f"  {synopsis(verb, request)}", said, ""]
-    return "\n".join([*lines, "`jaxalign VERB --help` shows all flags of a verb."])
+        sentence = summary(load_verb(verb)[1]).split(". ")[0].rstrip(".")
+        first, *rest = textwrap.wrap(sentence, WIDTH - width)
+        lines += [f"  {verb:<{width - 2}}{first}", *(" " * width + line for line in rest)]
+    more = "`jaxalign VERB --help` shows the flags of a verb and an example, `jaxalign --version` what is installed."
+    return "\n".join([*lines, "", more])
 
 
 def _run(verb: str, argv: list[str]) -> int:
+    # Read when the compiler is loaded: without, it tells of itself.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    _quiet_libtpu()
     # Imports take seconds, and a signal may come meanwhile.
     import jax
 
+    from jaxalign.storage import DISK_REFUSES
     from jaxalign.training.loop import Stopped
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     module, request = load_verb(verb)
     try:
         asked = request.parse(argv)
         with _no_early_end():
             return module.run(asked)
     except JaxalignError as error:
-        print(f"jaxalign {verb}: {error}", file=sys.stderr)
-        return 1
+        # It may quote what a file says.
+        print(f"jaxalign {verb}: {shown(str(error))}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -75,10 +89,29 @@ def _run(verb: str, argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
+    except OSError as error:
+        if error.errno not in DISK_REFUSES:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"jaxalign {verb}: {where}the disk takes no more ({error.strerror}); make room, then run the same command",
+            file=sys.stderr,
+        )
+        return 1
     except Stopped as stopped:
         command = shlex.join(["jaxalign", verb, *argv])
         print(f"jaxalign {verb}: {stopped}; this goes on:\n  {command}", file=sys.stderr)
         return signals.TRY_AGAIN
+
+
+def _quiet_libtpu() -> None:
+    """Where there is no TPU, keeps libtpu, which plans need, from asking the network for one and telling of it."""
+    devices = [*pathlib.Path("/dev").glob("accel*"), *pathlib.Path("/dev").glob("vfio/[0-9]*")]
+    if not devices and not os.environ.get("JAX_FORCE_TPU_INIT"):
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("TPU_WORKER_ID", "0")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
 
 
 @contextlib.contextmanager

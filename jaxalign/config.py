@@ -6,7 +6,6 @@ Defaults, types and comments live in the dataclasses alone.
 
 import dataclasses
 import difflib
-import re
 import sys
 import types
 import typing
@@ -17,11 +16,86 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from jaxalign.config_files import call_get_config, find_config, load_get_config
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, UsageError
 from jaxalign.fields import check, replaced_by
-from jaxalign.hub import is_foreign
+from jaxalign.keys import type_words
+from jaxalign.peer_names import suggest
 
 _CLASS = "_jaxalign_class"  # the attribute of a ConfigDict that holds the dataclass it was made of
+_PARENT = "_jaxalign_parent"  # and that of the section above it, with its key there
+
+
+class UnknownKey(ConfigError, AttributeError):
+    """A config file sets or reads a key that does not exist."""
+
+
+class Section(ConfigDict):
+    """A ConfigDict that knows its place in a config: of what it refuses, it says which key was meant.
+
+    A field of several types, such as `str | tuple[str, ...]`, takes a value of any of them.
+    """
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if self.is_locked and key not in self.keys():
+            raise UnknownKey(unknown_key(self, key, str(value)[:60]))
+        if isinstance(value, Section):
+            object.__setattr__(value, _PARENT, (self, key))
+        try:
+            super().__setitem__(key, value)
+        except TypeError:
+            hint = typing.get_type_hints(self.declared).get(key) if self.declared else None
+            path = f"config.{self.path}{key}"
+            if hint is None:
+                raise ConfigError(f"{path}={value!r} is of another type than {self[key]!r}") from None
+            _typed(value, hint, path)
+            with self.ignore_type():
+                super().__setitem__(key, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise UnknownKey(unknown_key(self, name)) from None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if _CLASS in state:
+            object.__setattr__(self, _CLASS, state[_CLASS])
+
+    @property
+    def declared(self) -> type | None:
+        """The dataclass that says of its keys what they are."""
+        return self.__dict__.get(_CLASS)
+
+    @property
+    def path(self) -> str:
+        """What its keys begin with below config: "optimizer."; of a whole config, nothing."""
+        above = self.__dict__.get(_PARENT)
+        return f"{above[0].path}{above[1]}." if above else ""
+
+    @property
+    def whole(self) -> ConfigDict:
+        """The config that it is a section of."""
+        above = self.__dict__.get(_PARENT)
+        return above[0].whole if above else self
+
+
+def unknown_key(section: Section, key: str, value: str | None = None) -> str:
+    """The error of a key that a section does not have."""
+    whole = section.whole
+    hint = suggest(section.path + str(key), value, flat_keys(whole), whole.get("stage", ""))
+    return f"config.{section.path}{key} does not exist; {hint}"
+
+
+def flat_keys(values: ConfigDict, path: str = "") -> list[str]:
+    """The keys of a config below config: "seed", "optimizer.name"."""
+    out: list[str] = []
+    for key, value in values.items():
+        inner = isinstance(value, ConfigDict) and len(value) > 0
+        out += flat_keys(value, f"{path}{key}.") if inner else [f"{path}{key}"]
+    return out
 
 
 def thaw(cls: type, **given: Any) -> ConfigDict:
@@ -30,7 +104,7 @@ def thaw(cls: type, **given: Any) -> ConfigDict:
     Optional fields are placeholders that may be set later. The class's own checks run in `freeze` only, since
     defaults may have holes that a config file must fill.
     """
-    out = ConfigDict()
+    out = Section()
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
@@ -43,8 +117,7 @@ def thaw(cls: type, **given: Any) -> ConfigDict:
         else:
             value = field.default
         if value is None:
-            kinds = [t for t in typing.get_args(hint) if t is not types.NoneType]
-            value = config_dict.placeholder(typing.get_origin(kinds[0]) or kinds[0])
+            value = _placeholder(typing.get_args(hint))
         out[field.name] = value
     object.__setattr__(out, _CLASS, cls)
     return out
@@ -123,48 +196,108 @@ def read_config(config: str, settings: Sequence[str] = ()) -> ConfigDict:
       The locked ConfigDict.
 
     Raises:
-      ConfigError: a config file that does not exist or does not run, an unknown config key (with the nearest one), or a
-        value that does not parse as the key's type.
+      UsageError: a config file or a key that does not exist (with the nearest one), or a value that does not parse as
+        the key's type.
+      ConfigError: a config file that does not run.
     """
     name, colon, arg = config.partition(":")
     path = find_config(name)
     get_config = load_get_config(path)
-    arg = _argument(get_config, config, arg if colon else None, settings)
-    values = call_get_config(get_config, path, arg)
-    flag_values = flags.FlagValues()
-    argv = ["jaxalign", *settings]
-    try:
-        config_flags.DEFINE_config_dict("config", values, flag_values=flag_values, sys_argv=argv)
-        flag_values(argv)
-    except (AttributeError, KeyError) as error:
-        key, near = re.search(r"\w+", str(error)), re.search(r'Did you mean "(\w+)"', str(error))
-        flag = next(
-            (a.split("=")[0][2:] for a in settings if key and f".{key[0]}" in a.split("=")[0]), str(error)
-        )
-        hint = f"did you mean {near[1]!r}?" if near else "the config file shows the keys"
-        raise ConfigError(f"{flag} does not exist; {hint}") from error
-    except (flags.Error, TypeError, ValueError) as error:
-        raise ConfigError(str(error)) from error
-    given = {arg.split("=")[0].removeprefix("--config.") for arg in settings}
+    values = call_get_config(get_config, path, arg if colon else None)
+    given = {key for key, _ in map(_split, settings)}
+    _set(values, settings)
     for line in _leave_out(values, given):
         _tell(line)
     return values
 
 
-def _argument(get_config: Any, config: str, arg: str | None, settings: Sequence[str]) -> str | None:
-    """The argument of a config file, which may have one of its own for a model from elsewhere.
+def _split(setting: str) -> tuple[str, str | None]:
+    """The key of `--config.key=value`, and its value; None where there is none."""
+    flag, equals, value = setting.partition("=")
+    return flag.removeprefix("--no").removeprefix("--").removeprefix("config."), value if equals else None
 
-    Without a word a stage's config file is the quickstart's, for a model of a million parameters.
+
+def _set(values: ConfigDict, settings: Sequence[str]) -> None:
+    """Gives keys the values that flags say.
+
+    Raises:
+      UsageError: a key that does not exist, a section, or a value that cannot be read; names the flag.
     """
-    models = [flag.split("=", 1)[1] for flag in settings if flag.startswith("--config.model.init_from=")]
-    if not models or not models[-1] or not is_foreign(models[-1]):
-        return arg
-    chosen = getattr(get_config, "argument_for_any_model", lambda arg: None)(arg or "")
-    if chosen is None:
-        return arg
-    name = config.split(":")[0]
-    _tell(f"{models[-1]} is no model of the quickstart: settings for fine-tuning are taken, {name}:{chosen}")
-    return chosen
+    others = []
+    last = {_split(setting)[0]: setting for setting in settings}  # of several values the last one holds
+    for setting in last.values():
+        key, value = _split(setting)
+        section, leaf = _find(values, key, value)
+        hint = _hints(section).get(leaf)
+        if value is None and not isinstance(section[leaf], bool):
+            raise UsageError(f"--config.{key} has no value; write --config.{key}={section[leaf]} or another")
+        if section[leaf] is None and hint is not None:
+            section[leaf] = _placeholder(typing.get_args(hint))
+        if (value or "").lower() == "none" and hint is not None and types.NoneType in typing.get_args(hint):
+            section[leaf] = None
+        elif value == "None" and section[leaf] == "":
+            raise UsageError(
+                f"{setting} would be the text 'None'; --config.{key}= (with nothing behind) leaves it empty"
+            )
+        else:
+            others.append(setting)
+    argv = ["jaxalign", *others]
+    flag_values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", values, flag_values=flag_values, sys_argv=argv)
+    try:
+        flag_values(argv)
+    except (flags.Error, TypeError, ValueError, KeyError) as error:
+        raise UsageError(_unreadable(values, others) or str(error)) from error
+
+
+def _placeholder(kinds: tuple[Any, ...]) -> Any:
+    """What stands for None in a ConfigDict, so that a value of the kinds may replace it."""
+    kind = next(kind for kind in kinds if kind is not types.NoneType)
+    return config_dict.placeholder(typing.get_origin(kind) or kind)
+
+
+def _find(values: ConfigDict, key: str, value: str | None) -> tuple[ConfigDict, str]:
+    """The section that has a key, and the last part of its name there.
+
+    Raises:
+      UsageError: there is no such key, or it is a section.
+    """
+    section: Any = values
+    *above, leaf = key.split(".")
+    for part in above:
+        section = section[part] if isinstance(section, ConfigDict) and part in section else None
+    keys = flat_keys(values)
+    if not isinstance(section, ConfigDict) or leaf not in section:
+        hint = suggest(key, value, keys, values.get("stage", ""), "--config.")
+        raise UsageError(f"--config.{key} does not exist; {hint}")
+    if isinstance(section[leaf], ConfigDict) and getattr(section[leaf], _CLASS, None) is not None:
+        own = ", ".join(flat_keys(section[leaf]))
+        raise UsageError(
+            f"--config.{key} is a section; set one of its keys, as --config.{key}.KEY=VALUE: {own}"
+        )
+    return section, leaf
+
+
+def _hints(section: ConfigDict) -> dict[str, Any]:
+    cls = section.declared if isinstance(section, Section) else None
+    return typing.get_type_hints(cls) if cls else {}
+
+
+def _unreadable(values: ConfigDict, settings: Sequence[str]) -> str:
+    """Which of the settings cannot be read, and what would be; "" where each alone can."""
+    for setting in settings:
+        key, _ = _split(setting)
+        section, leaf = _find(values, key, None)
+        flag_values = flags.FlagValues()
+        argv = ["jaxalign", setting]
+        try:
+            config_flags.DEFINE_config_dict("config", values, flag_values=flag_values, sys_argv=argv)
+            flag_values(argv)
+        except (flags.Error, TypeError, ValueError, KeyError):
+            hint = _hints(section).get(leaf)
+            kind = type_words(hint) if hint is not None else type(section[leaf]).__name__
+            return f"{setting} cannot be read; it must be of type {kind}"
+    return ""
 
 
 def _leave_out(values: ConfigDict, given: set[str]) -> list[str]:

@@ -12,15 +12,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxalign.errors import ConfigError, JaxalignError
+from jaxalign.errors import ConfigError, JaxalignError, UsageError
 from jaxalign.fields import nearest
 
 
 def own_configs() -> dict[str, pathlib.Path]:
     """The config files that come with jaxalign, by name."""
-    package = pathlib.Path(__file__).parent
-    # They lie beside the package in a checkout, and are a part of it once installed.
-    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    # In a checkout this is a link to the folder beside the package, so that both can be imported in the same way.
+    folder = pathlib.Path(__file__).parent / "configs"
     return {file.stem: file for file in sorted(folder.glob("[!_]*.py"))}
 
 
@@ -28,7 +27,7 @@ def find_config(name: str) -> str:
     """The path of a config file that is named by its path, or by one of jaxalign's own names: "dpo".
 
     Raises:
-      ConfigError: there is no such file; says which name is nearest.
+      UsageError: there is no such file; says which name is nearest.
     """
     own = own_configs()
     if os.path.isfile(name):
@@ -37,7 +36,7 @@ def find_config(name: str) -> str:
         return str(own[name])
     near = nearest(pathlib.PurePath(name).stem, list(own))
     hint = f"did you mean --config={near}? " if near else ""
-    raise ConfigError(
+    raise UsageError(
         f"--config={name} does not exist; {hint}write the path of a file, or one that comes with jaxalign: "
         f"{', '.join(own)}"
     )
@@ -101,7 +100,8 @@ def blaming(path: str) -> Iterator[None]:
             way_out = "" if isinstance(cause, JaxalignError) else "; mend the config file"
             raise ConfigError(f"--config={path}, line {line}: {said}{way_out}") from error
         if isinstance(error, JaxalignError | OSError | UnicodeError):
-            raise ConfigError(f"--config={path}: {error}") from error
+            kind = UsageError if isinstance(error, UsageError) else ConfigError
+            raise kind(f"--config={path}: {error}") from error
         raise
 
 

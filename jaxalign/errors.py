@@ -11,9 +11,9 @@ def shorten(value: Any, limit: int = 60) -> str:
     return repr(text) if isinstance(value, str) else text
 
 
-def amount(number: int, noun: str) -> str:
-    """`1 row`, `2 rows`, `1,000 rows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def amount(number: int, noun: str, plural: str = "") -> str:
+    """`1 row`, `2 rows`, `1,000 rows`; `plural` is of nouns that take no s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 class JaxalignError(Exception):
@@ -22,6 +22,10 @@ class JaxalignError(Exception):
 
 class ConfigError(JaxalignError, ValueError):
     """A config key or a flag has a value that cannot work."""
+
+
+class UsageError(ConfigError):
+    """A command that cannot be understood: a flag or a key that does not exist, is missing, or cannot be read."""
 
 
 class DistributedError(JaxalignError, RuntimeError):

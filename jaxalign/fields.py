@@ -27,7 +27,7 @@ _REPLACES = "replaces"
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Which values a field may take. Numbers with a bound must be finite as well."""
+    """Which values a field may take. Numbers must be finite as well, also those of fields without limits."""
 
     above: float | None = None
     at_least: float | None = None
@@ -136,10 +136,14 @@ def check(cls: type, values: Mapping[str, Any], key: Callable[[str], str]) -> No
     """
     hints = typing.get_type_hints(cls)
     for each in dataclasses.fields(cls):
-        limits = limits_of(each)
-        if limits is None or each.name not in values:
+        if each.name not in values:
             continue
-        value, kinds = values[each.name], _kinds(hints[each.name])
+        limits, value, kinds = limits_of(each), values[each.name], _kinds(hints[each.name])
+        numbers_in = value if isinstance(value, tuple) else (value,)
+        if limits is None:
+            if any(isinstance(x, float) and not math.isfinite(x) for x in numbers_in):
+                raise ConfigError(f"{key(each.name)}={value!r} must be finite")
+            continue
         if _traced(value) or (value is None and types.NoneType in kinds):
             continue
         whole = int not in kinds or float in kinds or isinstance(value, numbers.Integral)

@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 
 from jaxalign.errors import ConfigError
-from jaxalign.storage import is_remote
 
 QUICKSTART = "quickstart"  # the folder that `jaxalign quickstart` makes, and that config files name
 _SECONDS = 5  # for an answer of the hub, before its cache is asked
@@ -14,25 +13,13 @@ _SECONDS = 5  # for an answer of the hub, before its cache is asked
 def is_hub_name(path: str) -> bool:
     """Whether `path` reads as "organisation/name" and can be no path of this machine."""
     parts = re.fullmatch(r"([\w.-]+)/[\w.-]+", path)
-    return parts is not None and not pathlib.Path(parts[1]).exists()
+    return parts is not None and parts[1] != QUICKSTART and not pathlib.Path(parts[1]).exists()
 
 
 def way_to(path: str) -> str:
     """What to do about a path that does not exist, for errors."""
     made = QUICKSTART in pathlib.PurePath(path).parts
     return "`jaxalign quickstart` makes it; or check the path" if made else "check the path"
-
-
-def is_foreign(path: str) -> bool:
-    """Whether a model was not made here: the hub or another program has it, or a run here began with it."""
-    folder = pathlib.Path(path).expanduser()
-    if is_remote(path) or not folder.exists():
-        return is_remote(path) or is_hub_name(path)
-    # A run keeps the config.json that its model came with beside the weights.
-    kept = [*folder.glob("model/*/meta/metadata"), *folder.glob("[0-9]*/meta/metadata")]
-    if kept or (folder / "model").is_dir():
-        return any(b'"hf_config"' in file.read_bytes() for file in kept)
-    return (folder / "config.json").is_file()
 
 
 def download(name: str, patterns: Sequence[str], key: str) -> pathlib.Path:

@@ -33,7 +33,7 @@ from jaxalign.data.items import Item
 from jaxalign.data.kinds import DEMONSTRATIONS, PROMPTS
 from jaxalign.data.packing import build_rows
 from jaxalign.data.records import parse_record
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, DataError
 from jaxalign.models import ModelConfig, Params, logits
 from jaxalign.models.scoring import score_tokens, segment_rewards
 from jaxalign.sampling.answers import Answers, answer_batches
@@ -107,7 +107,8 @@ class Model:
         Args:
           prompts: one prompt, whose completions come back as a list; or several, and a list for each.
           batch_size: completions at a time; they do not depend on it.
-          sampling: fields of `SamplingConfig`: max_new_tokens, temperature, top_k, top_p, min_p.
+          sampling: fields of `SamplingConfig`: max_new_tokens, temperature, top_k, top_p, min_p, min_new_tokens,
+            repetition_penalty, stop (a text or several).
 
         Raises:
           ConfigError: it is a reward model, or a value cannot work. DataError: a prompt cannot be used.
@@ -173,6 +174,12 @@ class Model:
         if not examples:
             return np.zeros(0, np.float32)
         width = max(len(example.ids) for example in examples)
+        if width > self.config.max_length:
+            number = next(i for i, example in enumerate(examples, 1) if len(example.ids) == width)
+            raise DataError(
+                f"completions:{number}: {width} tokens with its prompt, and the model is made for "
+                f"{self.config.max_length}; shorten it"
+            )
         rows = build_rows([examples], DEMONSTRATIONS, row_length=width, max_segments=1, packing=False)
         read = _rewards if self.scalar else _log_probabilities
         parts = []

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from jaxalign.config import freeze
 from jaxalign.data import PROMPTS, DataConfig, Records, dataset_from_records, eval_batches
-from jaxalign.data.dataset import LONGEST
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.library import Model, load
 from jaxalign.losses.metrics import Metrics
@@ -95,7 +94,7 @@ def _check_trains(stage: Stage, model: Model) -> None:
 
 def _rows(data: list[Mapping[str, Any]], stage: Stage, model: Model) -> Any:
     """A batch of rows, one sequence, pair or ranking in each."""
-    longest = model.config.max_length if model.config.positions == "learned" else LONGEST
+    longest = model.config.max_length
     config = DataConfig(max_length=longest, row_length=2 * longest, packing=False, overlong="error")
     rows = dataset_from_records([Records(data, "data")], config, model.tokenizer, stage.data, "eval").rows
     width = slots(max(len(item.ids) for item in rows.items))

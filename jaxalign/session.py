@@ -83,7 +83,9 @@ class Session:
         self._start = model if isinstance(model, Model) else load(model)
         self._optimizer = optimizer
         constant = optimizer if num_steps else dataclasses.replace(optimizer, schedule="constant")
-        self._schedule = make_schedule(constant, num_steps or ENDLESS)
+        # Without a rate of its own, each optim_step is given one.
+        rated = optimizer.learning_rate > 0
+        self._schedule = make_schedule(constant, num_steps or ENDLESS) if rated else None
         self._key = jax.random.key(seed)
         self._others: dict[str, Model] = {}
         self._clear()
@@ -160,8 +162,13 @@ class Session:
             )
         if self._waiting is None:
             raise SessionError("no gradient has been accumulated; call forward_backward before optim_step")
-        scheduled = jnp.asarray(self._schedule(self._state.step))
-        rate = float(scheduled) if learning_rate is None else learning_rate
+        if learning_rate is None and self._schedule is None:
+            raise ConfigError(
+                "learning_rate is not given: name one here, or let the session begin with "
+                "OptimizerConfig(learning_rate=...)"
+            )
+        scheduled = self._schedule(self._state.step) if self._schedule else 0.0
+        rate = float(jnp.asarray(scheduled)) if learning_rate is None else learning_rate
         if not (rate >= 0 and math.isfinite(rate)):
             raise ConfigError(f"learning_rate={learning_rate}: give a number of 0 or more")
         with self._clearing("optim_step"):

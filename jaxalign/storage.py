@@ -5,6 +5,7 @@ whole, once its writing has ended, and can only be written anew; a folder withou
 """
 
 import atexit
+import errno
 import fnmatch
 import functools
 import json
@@ -26,6 +27,8 @@ from jaxalign.locks import try_lock
 
 Path = pathlib.Path | epath.Path
 
+# What a disk may refuse to write for.
+DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 SCHEME = "gs://"
 _UPLOAD_SECONDS = 60.0
 _TEMPORARY = "jaxalign-"  # how the names of temporary folders begin
@@ -55,8 +58,16 @@ def to_path(path: str | os.PathLike) -> Path:
     try:
         fsspec.get_filesystem_class("gcs")
     except ImportError:
-        raise ConfigError(f"{text}: {SCHEME} needs more packages: pip install 'jaxalign[gcs]'") from None
+        raise ConfigError(
+            f"{text}: {SCHEME} needs more packages: pip install '.[gcs]' in jaxalign's checkout"
+        ) from None
     return epath.Path(text)
+
+
+def split_place(place: str) -> tuple[str, str]:
+    """The two parts of "RUN@WORD", a run and one of its checkpoints; without @ the second is empty."""
+    run, at, word = place.rpartition("@")
+    return (run, word) if at and word.isalnum() else (place, "")
 
 
 def write_whole(path: Path, data: bytes) -> None:

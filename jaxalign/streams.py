@@ -1,10 +1,14 @@
-"""Output that nobody reads: a verb goes on when the reader of stdout or stderr has gone, or their disk is full."""
+"""Output that nobody reads, after which a verb goes on; and text from elsewhere, which a terminal shall not obey."""
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
+
+# What a terminal obeys instead of showing, what turns the direction of a line, and what is no whole character.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Unbroken:
@@ -59,3 +63,15 @@ def unbroken_output() -> Iterator[None]:
             if stream is not None:
                 stream.flush()
         sys.stdout, sys.stderr = before
+
+
+def shown(text: str) -> str:
+    """Text as a terminal can show it: control characters by their pictures or numbers, so that none is obeyed."""
+    return _CONTROLS.sub(lambda found: _picture(found[0]), text)
+
+
+def _picture(character: str) -> str:
+    number = ord(character)
+    if number < 0x20:
+        return chr(0x2400 + number)
+    return "\u2421" if number == 0x7F else f"<U+{number:04X}>"

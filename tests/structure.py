@@ -15,6 +15,7 @@ OTHER_MEANINGS = {
     ("models/hf/config.py", "reward"): "the label that transformers gives a score",
     ("rl/programs.py", "reward"): "a frozen model, by what it gives",
     ("tokens.py", "ppo"): "a loss of single tokens, by its name in the Tinker API",
+    ("training/selection.py", "reward"): "the last word of a metric's name",
     ("verbs/evaluate.py", "reward"): "the number that a reward function gives",
     ("worlds/dataset.py", "sft"): "a file of demonstrations",
 }
@@ -26,7 +27,19 @@ ROOMS = (
     *("arguments", "scale"),
     *("models.hf", "models", "parallel"),
     # The ground floor.
-    *("config", "config_files", "hub", "storage", "locks", "signals", "streams", "fields", "errors"),
+    *(
+        "config",
+        "config_files",
+        "peer_names",
+        "keys",
+        "hub",
+        "storage",
+        "locks",
+        "signals",
+        "streams",
+        "fields",
+        "errors",
+    ),
 )
 
 

@@ -1,5 +1,8 @@
 """The command line's own behaviour; what the verbs do is tested with their rooms."""
 
+import os
+import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -7,39 +10,79 @@ import sys
 import pytest
 
 from jaxalign.cli import main
+from jaxalign.config import read_config
+from jaxalign.stages import parse_config
+from jaxalign.training.config import config_keys, to_json
 
 
 def test_usage(capsys):
     assert main(["--help"]) == 0
-    assert "quickstart" in capsys.readouterr().out
+    page = capsys.readouterr().out
     assert main([]) == 2
+    assert capsys.readouterr().out == page
+    assert len(page.splitlines()) < 24 and max(map(len, page.splitlines())) <= 110
+    assert "\n  train       Run one stage\n" in page
+
+
+def test_help_of_a_verb_may_be_asked_for_before_or_behind_it(capsys):
+    pages = []
+    for argv in (["help", "train"], ["train", "--help"]):
+        with pytest.raises(SystemExit) as left:
+            main(argv)
+        assert left.value.code == 0
+        pages.append(capsys.readouterr().out)
+    assert pages[0] == pages[1] and pages[0].startswith("usage: jaxalign train --config=FILE[:ARG] ")
+
+
+def test_the_version_names_what_a_report_needs_and_touches_no_device(capsys, monkeypatch):
+    import flax
+    import jax
+
+    import jaxalign
+
+    monkeypatch.setattr(jax, "devices", None)
+    assert main(["--version"]) == 0
+    python = ".".join(map(str, sys.version_info[:3]))
+    wanted = (
+        f"jaxalign {jaxalign.__version__}, jax {jax.__version__}, flax {flax.__version__}, Python {python}\n"
+    )
+    assert capsys.readouterr().out == wanted
 
 
 def test_unknown_verb_names_the_known_ones(capsys):
     assert main(["trian"]) == 2
     err = capsys.readouterr().err
-    assert "'trian'" in err and "train --config" in err
+    assert err == "jaxalign: there is no verb 'trian'; did you mean 'train'?\n`jaxalign --help` lists all\n"
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("argv", "code", "message"),
     [
-        (["train", "--workdir=x"], "--config=FILE is missing"),
-        (["train", "--config=configs/sft.py"], "--workdir=DIR is missing"),
-        (["train", "--config=configs/sfd.py", "--workdir=x"], "configs/sfd.py does not exist"),
-        (["train", "--config=configs/sft.py", "--workdir=x", "--config.seeed=1"], "did you mean 'seed'"),
-        (["train", "--config=configs/sft.py", "--workdir=x", "--config.seed=one"], "config.seed=one"),
+        (["train", "--workdir=x"], 2, "--config=FILE is missing"),
+        (["train", "--config=configs/sft.py"], 2, "--workdir=DIR is missing"),
+        (["train", "--config=configs/sfd.py", "--workdir=x"], 2, "configs/sfd.py does not exist"),
+        (["train", "--config=sft", "--workdir=x", "--config.seeed=1"], 2, "did you mean --config.seed=1?"),
         (
-            ["evaluate", "--model=no/such", "--prompts=p.jsonl", "--reward=math:sqrt"],
-            "--model='no/such'",
+            ["train", "--config=sft", "--workdir=x", "--config.seed=one"],
+            2,
+            "--config.seed=one cannot be read; it must be of type int",
         ),
-        (["tokenizer", "--data=no.jsonl", "--out=t.model"], "no.jsonl: no such file"),
+        (
+            ["train", "--config=sft", "--workdir=x", "--config.batch_size=0"],
+            1,
+            "config.batch_size=0 must be at",
+        ),
+        (["evaluate", "--model=no/such", "--prompts=p.jsonl", "--reward=math:sqrt"], 1, "--model='no/such'"),
+        (["tokenizer", "--data=no.jsonl", "--out=t.model"], 1, "no.jsonl: no such file"),
+        (["tokenizer", "--data=no.jsonl", "--out=t.model", "--vocab=0"], 2, "--vocab=0 must be at least 1"),
     ],
 )
-def test_errors_are_one_clear_message(argv, message, capsys):
-    assert main(argv) == 1
+def test_errors_are_one_clear_message(argv, code, message, capsys):
+    """A command that cannot be understood ends with 2, work that cannot be done with 1."""
+    assert main(argv) == code
     err = capsys.readouterr().err
     assert message in err and err.startswith(f"jaxalign {argv[0]}: ") and "Traceback" not in err
+    assert len(err.splitlines()) == 1
 
 
 def test_version_runs_as_a_module():
@@ -62,18 +105,49 @@ def test_tokenizer_verb_trains_one(tmp_path, capsys):
     assert tokenizer.decode(tokenizer.encode("the old mat")) == "the old mat"
 
 
-@pytest.mark.parametrize("name", ["sft", "ppo", "dpo.py:llama3_1_8b"])
-def test_the_printed_config_is_the_config_as_flags(name, capsys):
-    file = f"--config=configs/{name if '.py' in name else name + '.py'}"
+SIMPO = """
+import dataclasses
+import jaxalign
+from jaxalign.data.kinds import PAIRS
+from jaxalign.stages.dpo import pair_totals
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    beta: float = 2.0  # how steep the loss is
+
+STAGE = jaxalign.Stage("simpo", data=PAIRS, options=Options, loss=lambda *_: None, totals=pair_totals)
+
+def get_config(beta: str = "2"):
+    config = jaxalign.default_config(STAGE)
+    config.simpo.beta = float(beta)
+    return config
+"""
+
+
+@pytest.mark.parametrize("name", ["sft", "ppo", "dpo:llama3_1_8b", "simpo.py:3"])
+def test_a_printed_config_is_a_config_file_of_the_same_config(name, capsys, tmp_path, monkeypatch):
+    """It says of every key what it is, and holds every value, a None and several sources among them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "simpo.py").write_text(SIMPO)
+    flags = ["--config.seed=7", "--config.mesh.rules=embed=fsdp+data", "--config.optimizer.clip_norm=None"]
+    more = ["--config.data.train=a.jsonl,b.jsonl", "--config.data.weights=0.5,0.25"]
+    assert main(["train", f"--config={name}", "--print-config", *flags, *more]) == 0
+    printed = capsys.readouterr().out
+    wanted = parse_config(read_config(name, [*flags, *more]))
+    (tmp_path / "saved.py").write_text(printed)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = parse_config(read_config(str(tmp_path / "saved.py")))
+    assert to_json(found) == to_json(wanted) and found.stage.name == wanted.stage.name
+    assert (wanted.seed, wanted.optimizer.clip_norm, wanted.data.weights) == (7, None, (0.5, 0.25))
+    assert "    config.seed = 7  # int; default: 0\n" in printed
     assert (
-        main(["train", file, "--print-config", "--config.seed=7", "--config.mesh.rules=embed=fsdp+data"]) == 0
+        "    # Global gradient norm; None turns clipping off.\n    config.optimizer.clip_norm = None  #"
+        in printed
     )
-    printed = capsys.readouterr().out.splitlines()
-    assert "--config.seed=7" in printed
-    flags = [line for line in printed if line.startswith("--")]
-    assert len(flags) > 70
-    assert main(["train", file, "--print-config", *flags]) == 0
-    assert capsys.readouterr().out.splitlines() == printed
+    assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 110
+    keys = re.findall(r"^    config\.([\w.]+) = ", printed, re.MULTILINE)
+    assert sorted(keys) == sorted(key.path for key in config_keys(wanted.stage))
 
 
 @pytest.mark.parametrize(
@@ -179,3 +253,19 @@ def test_a_device_without_memory_is_told_with_ways_out(monkeypatch, capsys):
     assert (
         "allocating 105496318464 bytes" in err and "config.num_microbatches" in err and "Traceback" not in err
     )
+
+
+@pytest.mark.slow
+def test_a_laptop_with_libtpu_is_not_told_that_it_has_no_tpu():
+    """Without settings libtpu, which plans need, writes five lines to stderr when devices are looked for."""
+    pytest.importorskip("libtpu")
+    if list(pathlib.Path("/dev").glob("accel*")) or list(pathlib.Path("/dev").glob("vfio/[0-9]*")):
+        pytest.skip("a host with TPUs")
+    hidden = ("JAX_PLATFORMS", "TF_CPP_MIN_LOG_LEVEL")
+    environment = {
+        key: value for key, value in os.environ.items() if key not in hidden and not key.startswith("TPU_")
+    }
+    command = [sys.executable, "-m", "jaxalign", "version"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("jaxalign ")

@@ -1,15 +1,21 @@
 """Config files and flags: what is misspelt or mistyped is named, with what was meant."""
 
+import copy
 import dataclasses
 import json
 
+import config_page
 import pytest
 from ml_collections import ConfigDict
 
-from jaxalign.config import freeze, thaw
-from jaxalign.errors import ConfigError
-from jaxalign.stages import default_config, parse_config
-from jaxalign.training.config import to_json
+from jaxalign.cli import main
+from jaxalign.config import UnknownKey, freeze, read_config, thaw
+from jaxalign.errors import ConfigError, UsageError
+from jaxalign.fields import field
+from jaxalign.keys import list_keys
+from jaxalign.peer_names import PEERS, ROWS, suggest
+from jaxalign.stages import NAMES, default_config, find_stage, parse_config
+from jaxalign.training.config import config_keys, to_json
 from jaxalign.verbs.audit import AuditRequest
 from jaxalign.verbs.train import TrainRequest
 
@@ -123,14 +129,17 @@ def test_flags_override_single_keys(file):
     [
         (
             ["--config={file}", "--workdir=w", "--config.bacth_size=8"],
-            r"config\.bacth_size does not.*'batch_size'",
+            r"config\.bacth_size does not exist; did you mean --config\.batch_size=8\?",
         ),
-        (["--config={file}", "--workdir=w", "--config.dpo.bta=1"], r"config\.dpo\.bta does not.*'beta'"),
+        (
+            ["--config={file}", "--workdir=w", "--config.dpo.bta=1"],
+            r"config\.dpo\.bta does not exist; did you mean --config\.dpo\.beta=1\?",
+        ),
         (["--config={file}", "--workdir=w", "--config.batch_size=many"], "batch_size.*many"),
         (["--config={file}", "--workdir=w", "--wrokdir=w"], "wrokdir"),
         (
             ["--config={file}", "--workdir=w", "dpo.beta=1"],
-            r"'dpo\.beta=1' is not a flag; write --config\.key=value",
+            r"'dpo\.beta=1' is not a flag; did you mean --config\.dpo\.beta=1\?",
         ),
         (["--config={file}"], "--workdir=DIR is missing"),
         (["--config={file}x", "--workdir=w"], r"dpo\.pyx does not exist"),
@@ -140,3 +149,238 @@ def test_flags_override_single_keys(file):
 def test_bad_flags_are_named(arguments, message, file):
     with pytest.raises(ConfigError, match=message):
         TrainRequest.parse([argument.format(file=file) for argument in arguments]).read()
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting", "meant"),
+    [
+        ("sft", "lr=1e-4", "did you mean --config.optimizer.learning_rate=1e-4?"),
+        ("sft", "learning_rate=1e-4", "did you mean --config.optimizer.learning_rate=1e-4?"),
+        ("sft", "optimizer.lr=1e-4", "did you mean --config.optimizer.learning_rate=1e-4?"),
+        ("sft", "optimiser.learning_rate=1", "did you mean --config.optimizer.learning_rate=1?"),
+        ("sft", "learing_rate=1e-4", "did you mean --config.optimizer.learning_rate=1e-4?"),
+        ("sft", "bf16=True", "did you mean --config.model.dtype=bfloat16?"),
+        ("sft", "bf16=False", "did you mean --config.model.dtype=float32?"),
+        ("sft", "bf16", "did you mean --config.model.dtype=bfloat16?"),
+        (
+            "sft",
+            "torch_dtype=torch.bfloat16",
+            "did you mean --config.model.dtype=bfloat16? (of the computation",
+        ),
+        (
+            "sft",
+            "gradient_accumulation_steps=8",
+            "did you mean --config.num_microbatches=8? (config.batch_size",
+        ),
+        (
+            "sft",
+            "per_device_train_batch_size=4",
+            "did you mean --config.batch_size? (config.batch_size counts",
+        ),
+        ("sft", "max_steps=100", "did you mean --config.num_steps=100?"),
+        ("sft", "num_train_epochs=3", "did you mean --config.num_epochs=3?"),
+        ("sft", "eval_steps=50", "did you mean --config.eval_every=50?"),
+        ("sft", "save_steps=50", "did you mean --config.checkpoint_every=50?"),
+        ("sft", "logging_steps=5", "did you mean --config.log_every=5?"),
+        ("sft", "warmup_ratio=0.03", "did you mean --config.optimizer.warmup=0.03?"),
+        (
+            "sft",
+            "lr_scheduler_type=constant_with_warmup",
+            "did you mean --config.optimizer.schedule=constant?",
+        ),
+        ("sft", "max_seq_length=2048", "did you mean --config.data.max_length=2048? (of one sequence;"),
+        ("sft", "packing=True", "did you mean --config.data.packing=True?"),
+        ("sft", "gradient_checkpointing=True", "did you mean --config.model.remat=full?"),
+        ("sft", "ici_fsdp_parallelism=4", "did you mean --config.mesh.fsdp=4?"),
+        ("sft", "dataset_path=x", "did you mean --config.data.train=x?"),
+        ("sft", "hf_path=x", "did you mean --config.data.train=x?"),
+        ("sft", "output_dir=x", "the folder of a run is --workdir=DIR"),
+        ("sft", "num_generations=8", "stage 'sft' has nothing like it; the keys of config.sft are z_loss"),
+        ("dpo", "beta=0.1", "did you mean --config.dpo.beta=0.1?"),
+        ("dpo", "loss_type=ipo", "did you mean --config.dpo.variant=ipo?"),
+        ("dpo", "loss_type=nca_pair", "did you mean --config.dpo.variant?"),
+        ("ppo", "beta=0.1", "did you mean --config.ppo.kl_coef=0.1?"),
+        ("ppo", "max_completion_length=64", "did you mean --config.ppo.sampling.max_new_tokens=64?"),
+        (
+            "ppo",
+            "max_prompt_length=64",
+            "did you mean --config.data.max_length=64? (of a prompt in stages that",
+        ),
+        ("grpo", "kl_coef=0.1", "did you mean --config.grpo.beta=0.1?"),
+        ("grpo", "num_generations=8", "did you mean --config.grpo.group_size=8?"),
+        (
+            "grpo",
+            "importance_sampling_level=sequence",
+            "did you mean --config.grpo.importance=sequence_mean?",
+        ),
+        ("orpo", "beta=0.1", "did you mean --config.orpo.coef=0.1?"),
+        ("sft", "max_lenght=9", "did you mean --config.data.max_length=9 or --config.model.max_length=9?"),
+        ("sft", "zzz=1", "`jaxalign train --config=... --print-config` shows all keys"),
+        ("sft", "model.zzz.x=1", "`jaxalign train --config=... --print-config` shows all keys"),
+    ],
+)
+def test_a_key_of_elsewhere_leads_to_ours_with_its_value(stage, setting, meant):
+    with pytest.raises(UsageError) as refused:
+        read_config(stage, [f"--config.{setting}"])
+    key = setting.split("=")[0]
+    assert str(refused.value).startswith(f"--config.{key} does not exist; {meant}")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("config.lr = 1e-4", "config.lr does not exist; did you mean config.optimizer.learning_rate=0.0001?"),
+        (
+            "config.optimizer.lr = 1e-4",
+            "config.optimizer.lr does not exist; did you mean config.optimizer.learning_r",
+        ),
+        (
+            "config.update({'max_steps': 9})",
+            "config.max_steps does not exist; did you mean config.num_steps=9?",
+        ),
+        ("config.optimiser.b1 = 0.9", "config.optimiser does not exist; did you mean config.optimizer?"),
+        ("config.bf16 = True", "config.bf16 does not exist; did you mean config.model.dtype=bfloat16?"),
+        ("config.dpo.betta = 1.0", "config.dpo.betta does not exist; did you mean config.dpo.beta=1.0?"),
+        ("config.dpo.beta = 'low'", "config.dpo.beta='low' must be of type float"),
+        ("config.data.train = 3", "config.data.train=3 must be of type str or tuple"),
+        (
+            "config.per_device_batch_size = 4",
+            "config.per_device_batch_size does not exist; did you mean config.batch",
+        ),
+    ],
+)
+def test_a_config_file_with_a_key_that_is_not_there_is_refused_in_one_line(line, said, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        f"import jaxalign\ndef get_config():\n    config = jaxalign.default_config('dpo')\n    {line}\n"
+    )
+    assert main(["audit", f"--config={file}"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"jaxalign audit: --config={file}, line 4: {said}")
+    assert len(err.splitlines()) == 1 and len(err) < 400 + len(str(file))
+
+
+def test_a_copy_of_a_config_knows_its_keys_too():
+    copied = copy.deepcopy(default_config("dpo"))
+    with pytest.raises(
+        UnknownKey, match=r"^config\.optimizer\.lr does not exist; did you mean config\.optimizer\.lear"
+    ):
+        copied.optimizer.lr = 1e-4
+    assert not hasattr(copied, "lr") and copied.get("lr", 5) == 5
+    copied.data.train = ("a.jsonl", "b.jsonl")
+    assert parse_config(copied).data.train == ("a.jsonl", "b.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("seed", "--config.seed has no value; write --config.seed=0 or another"),
+        ("optimizer=adam", "--config.optimizer is a section; set one of its keys, as --config.optimizer.KEY=VALUE: "),
+        ("optimizer.learning_rate=None", "--config.optimizer.learning_rate=None cannot be read; it must be of type fl"),
+        ("data.packing=maybe", "--config.data.packing=maybe cannot be read; it must be of type bool"),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_read_is_told_with_its_type(setting, said):
+    with pytest.raises(UsageError) as refused:
+        read_config("dpo", ["--config.log_every=3", f"--config.{setting}"])
+    assert str(refused.value).startswith(said)
+
+
+def test_none_and_switches_are_said_by_flags():
+    values = read_config("ppo", ["--config.optimizer.clip_norm=None", "--noconfig.model.tie_embeddings"])
+    assert values.optimizer.clip_norm is None and values.model.tie_embeddings is False
+    values = read_config("ppo", ["--config.ppo.value_clip=None", "--config.model.qkv_bias"])
+    assert values.ppo.value_clip is None and values.model.qkv_bias is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--learning_rate=1e-4"],
+            "--learning_rate=1e-4 is not a flag; did you mean --config.optimizer.learning_rate=1e-4?",
+        ),
+        (["--lr", "1e-4"], "--lr is not a flag; did you mean --config.optimizer.learning_rate=1e-4?"),
+        (["lr=1e-4"], "'lr=1e-4' is not a flag; did you mean --config.optimizer.learning_rate=1e-4?"),
+        (["--dpo.beta=1"], "--dpo.beta=1 is not a flag; did you mean --config.dpo.beta=1?"),
+        (["--output_dir=x"], "--output_dir=x is not a flag; the folder of a run is --workdir=DIR"),
+        (["--bf16"], "--bf16 is not a flag; did you mean --config.model.dtype=bfloat16?"),
+    ],
+)
+def test_a_flag_that_is_meant_for_a_key_is_told_so(arguments, said):
+    with pytest.raises(UsageError) as refused:
+        TrainRequest.parse(["--config", "dpo", "--workdir", "x", *arguments])
+    assert str(refused.value) == said
+
+
+def test_a_config_that_stands_alone_is_told_its_flag():
+    with pytest.raises(UsageError, match=r"^'dpo:smoke' is not a flag; did you mean --config=dpo:smoke\?$"):
+        TrainRequest.parse(["dpo:smoke", "--workdir=x"])
+
+
+def test_flags_take_underscores_spaces_and_negative_values():
+    request = TrainRequest.parse(["--config", "dpo", "--print_config", "--config.mesh.fsdp", "-1"])
+    assert request.print_config and request.read().mesh.fsdp == -1
+
+
+def all_keys():
+    return {name: [key.path for key in config_keys(find_stage(name))] for name in NAMES}
+
+
+def test_every_name_of_elsewhere_leads_to_a_key_that_is_there_and_none_is_ours():
+    keys = all_keys()
+    found = {path.replace(f"{stage}.", "STAGE.", 1) if path.startswith(f"{stage}.") else path
+             for stage, paths in keys.items() for path in paths}  # fmt: skip
+    for name, peer in PEERS.items():
+        assert name == name.lower() and (peer.note or peer.keys)
+        assert set(peer.keys) <= found, name
+        ours = {
+            stage: [path for path in paths if path.rpartition(".")[2] == name]
+            for stage, paths in keys.items()
+        }
+        assert not all(ours.values()), f"{name} is a key of every stage"
+        for stage, paths in keys.items():
+            if ours[stage]:
+                assert ours[stage][0] in suggest(name, None, paths, stage), (
+                    f"{name} is a key of stage {stage}"
+                )
+    assert sum(len(names) for names, _ in ROWS) == len(PEERS), "a name stands in two rows"
+
+
+def test_every_key_says_what_it_means():
+    for name in NAMES:
+        assert [key.path for key in config_keys(find_stage(name)) if not key.doc] == []
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    # Above.
+    above: int = field(1, at_least=0)
+    behind: float | None = None  # behind
+    # --- Title ---
+    both: str = field(  # not this
+        "a", choices=("a", "b")
+    )  # and behind
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived(Base):
+    behind: float | None = 2.0
+    said: tuple[str, ...] = field((), doc="In the field.")  # not this
+
+
+def test_comments_beside_fields_are_read_from_the_source():
+    found = {key.path: (key.allowed, key.default, key.doc, key.title) for key in list_keys(Derived, "x.")}
+    assert found == {
+        "x.above": ("int, at least 0", 1, "Above.", ""),
+        "x.behind": ("float or None", 2.0, "behind", ""),
+        "x.both": ("one of a, b", "a", "and behind", "Title"),
+        "x.said": ("list of str", (), "In the field.", ""),
+    }
+
+
+def test_the_page_of_keys_is_that_of_the_dataclasses():
+    assert config_page.PAGE.read_text(encoding="utf-8") == config_page.page(), (
+        "run python -m tests.config_page"
+    )

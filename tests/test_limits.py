@@ -1,14 +1,17 @@
 """A value outside the limits of its field is refused under its true key, wherever the object comes from."""
 
 import dataclasses
+import functools
 import math
 import re
+import types
+import typing
 
 import jax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxalign.config import freeze, load_config, sections, thaw
+from jaxalign.config import freeze, read_config, sections, thaw
 from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, Limits, check, field, like, limits_of, nearest
 from jaxalign.stages import NAMES, default_config, parse_config
@@ -27,7 +30,7 @@ def bad_values(limits: Limits) -> list:
 def whole_config(stage):
     """The defaults of a stage, with what must be set."""
     values = default_config(stage)
-    for key in ("reward_function", "teacher"):
+    for key in ("reward", "teacher"):
         if key in values[stage]:
             values[stage][key] = "module:function"
     parse_config(values)
@@ -58,6 +61,62 @@ def test_every_field_with_limits_is_refused_under_its_key(stage):
 
 
 @pytest.mark.parametrize("stage", NAMES)
+def test_every_key_that_may_be_none_can_be_set_to_it_by_a_flag(stage):
+    """And back to a number, whichever flag comes last; whatever the config file says."""
+    keys = [
+        (path + name, each)
+        for path, _, cls in sections(whole_config(stage))
+        for name, each in typing.get_type_hints(cls).items()
+        if types.NoneType in typing.get_args(each)
+    ]
+    assert "optimizer.clip_norm" in dict(keys)
+    must = [
+        f"--config.{stage}.{k}=m:f"
+        for k in ("reward_function", "teacher")
+        if k in default_config(stage)[stage]
+    ]
+    for key, hint in keys:
+        for word in ("None", "none", "NONE"):
+            config = parse_config(read_config(stage, [*must, f"--config.{key}=1", f"--config.{key}={word}"]))
+            assert value_at(config, key, stage) is None
+        kind = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+        values = read_config(stage, [*must, f"--config.{key}=none", f"--config.{key}=1"])
+        assert value_at(parse_config(values), key, stage) == kind(1)
+
+
+def value_at(config, key, stage):
+    first, *rest = key.split(".")
+    return functools.reduce(getattr, rest, getattr(config, "options" if first == stage else first))
+
+
+def test_none_where_there_is_no_none_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"--config.data.eval=None would be the text 'None'; --config.data.eval= "
+    ):
+        read_config("sft", ["--config.data.eval=None"])
+    with pytest.raises(ConfigError, match="None"):
+        read_config("sft", ["--config.eval_every=None"])
+    assert read_config("sft", ["--config.model.remat=none"]).model.remat == "none"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["num_steps=5", "num_epochs=2"],
+            r"num_steps=5 and --config.num_epochs=2.0 are two lengths of one run",
+        ),
+        (["num_steps=0"], r"num_steps=0 is no length of a run: give .*--config.num_epochs=N"),
+    ],
+)
+def test_a_run_has_one_length(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        read_config("sft", [f"--config.{flag}" for flag in flags])
+    values = read_config("sft", ["--config.num_steps=0", "--config.num_epochs=2"])
+    assert (values.num_steps, values.num_epochs) == (0, 2.0)
+
+
+@pytest.mark.parametrize("stage", NAMES)
 def test_objects_made_by_hand_are_checked_as_well(stage):
     for key, cls, each in constrained(stage):
         if cls.__name__ == "Config":
@@ -67,8 +126,43 @@ def test_objects_made_by_hand_are_checked_as_well(stage):
                 cls(**{each.name: value})
 
 
+# Numbers of which any finite one has a use.
+FREE = {"reward_scale"}
+
+
+@pytest.mark.parametrize("stage", NAMES)
+def test_every_number_has_limits_and_must_be_finite(stage):
+    for path, _, cls in sections(whole_config(stage)):
+        assert issubclass(cls, Checked), cls
+        hints = typing.get_type_hints(cls)
+        for each in dataclasses.fields(cls):
+            kinds = {hints[each.name], *typing.get_args(hints[each.name])}
+            if (
+                typing.get_origin(hints[each.name]) is tuple
+                or not kinds & {int, float}
+                or limits_of(each) is not None
+            ):
+                continue
+            assert each.name in FREE, f"config.{path}{each.name}"
+            for value in (math.nan, math.inf, -math.inf):
+                values = whole_config(stage)
+                values.update_from_flattened_dict({f"{path}{each.name}": value})
+                with pytest.raises(
+                    ConfigError, match=re.escape(f"config.{path}{each.name}={value!r} must be finite")
+                ):
+                    parse_config(values)
+
+
+@pytest.mark.parametrize(("key", "stage"), [("data.weights", "sft"), ("ppo.reward_weights", "ppo")])
+def test_a_list_of_numbers_must_be_finite(key, stage):
+    values = whole_config(stage)
+    values.update_from_flattened_dict({key: (1.0, math.nan)})
+    with pytest.raises(ConfigError, match=re.escape(f"config.{key}=(1.0, nan) must be finite")):
+        parse_config(values)
+
+
 def test_the_settings_of_sampling_are_named_by_where_they_stand():
-    values = load_config("ppo")
+    values = default_config("ppo")
     values.ppo.sampling.temperature = -1.0
     with pytest.raises(ConfigError, match=r"^config\.ppo\.sampling\.temperature=-1\.0 must be 0 \(greedy\)"):
         parse_config(values)

@@ -44,7 +44,7 @@ class PairBatch:
     rows: Array  # [B, S] int32
     chosen: Array  # [B, P] int32, segment id of the preferred sequence; 0 for no pair
     rejected: Array  # [B, P] int32, segment id of the other one; 0 for no pair, and for a demonstration
-    weight: Array  # [B, P] float32: 1 for a pair, 1 / (K choose 2) in a ranking of K, 0 for none
+    weight: Array  # [B, P] float32: 1 for a pair, 1 / n for each of the n in a ranking, 0 for none
     margin: Array  # [B, P] float32, the annotators' margin; 0 where none was given
     ref_logp: Array  # [B, S] float32, cached reference log-probability of segment s + 1; 0 if unused
 
@@ -59,6 +59,10 @@ class PairBatch:
         """
         counted = self.loss_mask if mask is None else mask
         return self.pick(segment_sums(x * counted, self.segment_ids, self.rows.shape[1]))
+
+    def mask_of(self, segments: jax.Array) -> jax.Array:
+        """The supervised tokens of segments [B, P]: float32 [B, T]."""
+        return mask_of(self.loss_mask, self.segment_ids, segments)
 
     def pair_lengths(self, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Supervised tokens of both sequences of each pair: float32 [B, P] twice."""
@@ -81,6 +85,12 @@ class PromptBatch:
 def pick(per_segment: jax.Array, segments: jax.Array) -> jax.Array:
     """Of values [B, S] those of segments [B, P], numbered from 1; of the first one where there is none."""
     return jnp.take_along_axis(per_segment, jnp.maximum(segments - 1, 0), axis=1)
+
+
+def mask_of(mask: jax.Array, segment_ids: jax.Array, segments: jax.Array) -> jax.Array:
+    """The part of a mask [B, T] that lies in the segments [B, P] of its row, numbered from 1."""
+    inside = (segment_ids[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
+    return mask * jnp.any(inside, axis=-1)
 
 
 def segment_sums(x: jax.Array, segment_ids: jax.Array, num_segments: int) -> jax.Array:
@@ -111,6 +121,10 @@ class UnpairedBatch:
     def pick(self, per_segment: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The values of each completion and of its mismatched sequence: [B, S] -> [B, P] twice."""
         return pick(per_segment, self.completion), pick(per_segment, self.mismatched)
+
+    def mask_of(self, segments: jax.Array) -> jax.Array:
+        """The supervised tokens of segments [B, P]: float32 [B, T]."""
+        return mask_of(self.loss_mask, self.segment_ids, segments)
 
     def sums(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Sums of x [B, T] over the supervised tokens of both: [B, P] twice."""

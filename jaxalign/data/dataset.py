@@ -13,6 +13,7 @@ from jaxalign.data.batch import ARRAYS
 from jaxalign.data.encode import OVERLONG, Reading, encode_records
 from jaxalign.data.invalid import RULES, BadRow, Invalid
 from jaxalign.data.items import Item, add_mismatched
+from jaxalign.data.mapping import check_mapping, parse_mapping
 from jaxalign.data.overlap import KEYS, drop_shared, hold_out
 from jaxalign.data.packing import AnyBatch, Rows, build_rows
 from jaxalign.data.public.advice import advise
@@ -29,6 +30,9 @@ from jaxalign.text.templates import ChatTemplate
 from jaxalign.text.tokenizer import Tokenizer
 
 LONGEST = 2**20  # tokens that no prompt reaches
+FULL_ROW = 8  # so many records of mean length leave little of a row empty
+FEWEST_ROWS = 64  # of little data, so that a step need not take it all
+ROW_UNIT = 128  # tokens: what accelerators compute with at once
 OVERLAP = ("drop", "error", "allow")
 
 
@@ -39,6 +43,7 @@ class DataConfig(Checked, at="config.data"):
     # Sources; several also as one string, separated by commas. Shares and held-out data that a config file names are
     # those of its own training data.
     train: str | tuple[str, ...] = field("", replaces=("weights", "eval"))
+    # Sources of held-out data, named as those of train.
     eval: str | tuple[str, ...] = field("", replaces=("eval_fraction",))
     # Without `eval`: share of the training prompts to hold out, by their hash.
     eval_fraction: float = field(
@@ -54,6 +59,8 @@ class DataConfig(Checked, at="config.data"):
     # What becomes of rows that cannot be used: "stop" lists them and refuses; "drop" leaves them out, up to half of a
     # source, counts them and lists them in dropped.jsonl.
     invalid: str = field("stop", choices=RULES, says=f": write one of {', '.join(RULES)}")
+    # "OURS=THEIRS,...": what the rows call the fields that we read, as in "prompt=question,chosen=data.good".
+    fields: str = ""
     # Of rows and messages, left out on purpose though they mean something.
     ignore_fields: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()  # each training source's share of rows; () is each row once per epoch
@@ -69,15 +76,16 @@ class DataConfig(Checked, at="config.data"):
     )
     # Which answers of a conversation are learned: "all" or the "last" one.
     learn: str = field(LEARN[0], choices=LEARN, says=f": write one of {', '.join(LEARN)}")
-    # Tokens of one sequence.
-    max_length: int = field(1024, at_least=2, says=": must be at least 2, a context and a target")
-    row_length: int = 1024  # tokens of one packed row
+    # Most tokens of one sequence; 0: the model's own, up to what is usual for the stage.
+    max_length: int = field(0, at_least=0)
+    # Tokens of one packed row; 0: what the longest record needs, and more where short ones then fill rows better.
+    row_length: int = field(0, at_least=0)
     packing: bool = True  # False: one sequence, pair or ranking per row
     # Sequences in one packed row; 0: one for every 32 tokens of it, and at least 32.
     max_segments: int = field(0, at_least=0)
     # What is longer than max_length: "error", "drop" or "truncate"; text is split.
     overlong: str = field("drop", choices=OVERLONG, says=f": write one of {', '.join(OVERLONG)}")
-    seed: int = 0  # which sequences share a row
+    seed: int = field(0, at_least=0, below=2**32)  # which sequences share a row
 
     @property
     def segments(self) -> int:
@@ -152,6 +160,7 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple
         eval_sources = open_sources(config, kind, "eval")
         held = _encode(eval_sources, config, tokenizer, kind, invalid)
         invalid.check([*sources, *eval_sources], partial(advise, kind=kind))
+        config = _with_row_length(config, kind, [*encoded, *held])
         if config.overlap != "allow":
             encoded = _keep_apart(encoded, held, sources, eval_sources, config)
         return (
@@ -159,6 +168,7 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple
             _pack(eval_sources, held, config, tokenizer, kind, "eval", invalid=invalid),
         )
     invalid.check(sources, partial(advise, kind=kind))
+    config = _with_row_length(config, kind, encoded)
     if not config.eval_fraction:
         return _pack(sources, encoded, config, tokenizer, kind, invalid=invalid), None
     parts = [hold_out(records, config.eval_fraction) for records in encoded]
@@ -188,10 +198,11 @@ def open_sources(config: DataConfig, kind: str, part: str) -> list[Records]:
     try:
         take = config.take or None
         ignore = tuple(field for fields in config.ignore_fields for field in fields.split(","))
-        return [
-            open_source(name, kind, part, split=config.split, take=take, ignore_fields=ignore)
-            for name in names
-        ]
+        mapping = parse_mapping(config.fields)
+        options: Any = {"split": config.split, "take": take, "ignore_fields": ignore, "fields": mapping}
+        sources = [open_source(name, kind, part, **options) for name in names]
+        check_mapping(sources, mapping)
+        return sources
     except DataError as error:
         raise DataError(f"{error} (from {key})") from error
 
@@ -207,6 +218,7 @@ def dataset_from_records(
     invalid = Invalid(config.invalid)
     encoded = _encode(sources, config, tokenizer, kind, invalid)
     invalid.check(sources, partial(advise, kind=kind))
+    config = _with_row_length(config, kind, encoded)
     return _pack(sources, encoded, config, tokenizer, kind, part, invalid=invalid)
 
 
@@ -220,7 +232,7 @@ def abstract_batch(
     """
     found = KINDS[kind]
     segments = config.segments if config.packing else found.sequences
-    length = config.max_length if found.one_per_row else config.row_length
+    length = _slots(config, kind)
     sizes = {"B": batch_size, "T": length, "S": segments, "P": segments // 2}
     arrays = {
         name: make(tuple(sizes[axis] for axis in axes), dtype)
@@ -259,15 +271,37 @@ def _encode(
             kind,
             tokenizer,
             template,
-            max_length=config.max_length,
+            max_length=config.max_length or LONGEST,
             overlong=config.overlong,
-            group_length=config.row_length,
+            group_length=config.row_length or None,
             first_row=sum(map(len, encoded)),
             invalid=invalid,
             reading=Reading(config.learn, config.control_tokens),
         )
         encoded.append(records)
     return encoded
+
+
+def _with_row_length(config: DataConfig, kind: str, encoded: Sequence[Sequence[list[Item]]]) -> DataConfig:
+    """A config that says how long rows are: where it left that open, so long that these records fill them well.
+
+    That is as long as the longest record. Where most are much shorter, up to `FULL_ROW` mean ones share a row, but
+    none is longer than the longest record could be, and there are at least `FEWEST_ROWS`.
+    """
+    lengths = [len(item.ids) for records in encoded for items in records for item in items]
+    if config.row_length or not any(lengths):
+        return config
+    found = KINDS[kind]
+    if found.one_per_row:
+        return replace(config, row_length=max(2, *lengths))
+    # A mismatched sequence will be beside each completion.
+    copies = found.sequences if found.mismatched else 1
+    longest, total = copies * max(lengths), copies * sum(lengths)
+    if config.packing:
+        mean = total / sum(length > 0 for length in lengths)
+        most = found.sequences * config.max_length if config.max_length else longest
+        longest = max(longest, int(min(FULL_ROW * mean, total / FEWEST_ROWS, most)))
+    return replace(config, row_length=-(-longest // ROW_UNIT) * ROW_UNIT)
 
 
 def _keep_apart(
@@ -329,7 +363,7 @@ def _pack(
     if KINDS[kind].mismatched:
         if part == "train":
             _check_labels(items, sources)
-        items = [add_mismatched(own, config.max_length) for own in items]
+        items = [add_mismatched(own, config.max_length or LONGEST) for own in items]
     most = max(1 + len(item.cuts) for own in items for item in own)
     if config.packing and most > config.segments:
         raise ConfigError(
@@ -338,7 +372,7 @@ def _pack(
     rows = build_rows(
         items,
         kind,
-        row_length=config.max_length if KINDS[kind].one_per_row else config.row_length,
+        row_length=_slots(config, kind),
         max_segments=config.segments,
         packing=config.packing,
         seed=config.seed,
@@ -352,6 +386,12 @@ def _pack(
     # By identity: records compare by all their rows.
     bad = [] if invalid is None else [row for row in invalid.rows if any(row.records is s for s in sources)]
     return Dataset(rows, report, tuple(sources), tuple(bad))
+
+
+def _slots(config: DataConfig, kind: str) -> int:
+    """Tokens of a row. Prompts stand one in a row, which need not hold more than one."""
+    one = KINDS[kind].one_per_row and 0 < config.max_length < config.row_length
+    return config.max_length if one else config.row_length
 
 
 def _check_labels(items: Sequence[Sequence[Item]], sources: Sequence[Records]) -> None:
@@ -374,7 +414,7 @@ def _check(config: DataConfig, kind: str, source_count: int, weights: tuple[floa
     shortest_row = sequences * config.max_length
     checks = [
         (
-            config.row_length >= shortest_row,
+            not config.row_length or config.row_length >= shortest_row,
             f"row_length={config.row_length}: must be at least {sequences} x max_length={config.max_length}, "
             f"so that a row holds {what}",
         ),

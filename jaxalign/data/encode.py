@@ -32,10 +32,10 @@ from jaxalign.data.records import (
     Transcript,
     Turns,
     Unpaired,
-    parse_record,
+    account_for,
 )
 from jaxalign.data.sources import Dropped, Records
-from jaxalign.errors import ConfigError, DataError
+from jaxalign.errors import ConfigError, DataError, shorten
 from jaxalign.text.chat import LEARN, render_chat
 from jaxalign.text.rendered import CONTROL_TOKENS, check_plain, read_rendered, spelled
 from jaxalign.text.shown import check_decodes, check_shown
@@ -96,7 +96,7 @@ def encode_records(
             if isinstance(row, Dropped):
                 encoded.append([dropped(number, row.reason)])
                 continue
-            record = parse_record(row, kind)
+            record, unread = account_for(row, kind)
             if isinstance(record, Text | Transcript):
                 items = encode_text(record, tokenizer, max_length, template, reading)
             else:
@@ -112,8 +112,8 @@ def encode_records(
         except DataError as error:
             if invalid is None:
                 raise DataError(f"{records.where(index)}: {error}") from None
-            items = [dropped(number, invalid.note(records, index, error))]
-        encoded.append([replace(item, row=number) for item in items])
+            items, unread = [dropped(number, invalid.note(records, index, error))], ()
+        encoded.append([replace(item, row=number, unread=unread) for item in items])
         if invalid is not None and invalid.enough(records, index):
             break
     return encoded
@@ -165,7 +165,8 @@ def encode_preference(
 ) -> Item:
     """Encode every response after its prompt, chosen before rejected; ties of a ranking make no pair.
 
-    Of K responses every pair weighs 1 / (K choose 2) (arXiv 2203.02155, equation 1).
+    Of K responses every pair weighs 1 / (K choose 2) (arXiv 2203.02155, equation 1), or without the ties 1 / their
+    number: every prompt counts once, whatever its ties.
     """
     if isinstance(record, Preference):
         responses, pairs, margin = (record.chosen, record.rejected), ((0, 1),), record.margin
@@ -178,7 +179,7 @@ def encode_preference(
             if scores[i] != scores[j]
         )
     parts = [_continuation(record, response, tokenizer, template, reading) for response in responses]
-    return join(parts, pairs=pairs, margin=margin, weight=2.0 / (len(parts) * (len(parts) - 1)))
+    return join(parts, pairs=pairs, margin=margin, weight=1.0 / max(1, len(pairs)))
 
 
 def encode_unpaired(
@@ -209,9 +210,13 @@ def encode_prompt(
         prompt = _sequence(tokenizer.encode(record.prompt), [], tokenizer)
         remarks = spelled(record.prompt, tokenizer)
         return replace(prompt, ending=tokenizer.eos_ids[:1], remarks=remarks)
+    roles = tuple(message.role for message in record.prompt)
+    if roles[-1] == "assistant":
+        prompt = _begun(record.prompt, record.tools, tokenizer, template, reading)
+        return replace(prompt, ending=answer_ending(roles[:-1], tokenizer, template))
     options = {"add_generation_prompt": True, "first_supervised": len(record.prompt)}
     prompt = _chat(record.prompt, tokenizer, template, reading, tools=record.tools, **options)
-    return replace(prompt, ending=answer_ending(tuple(m.role for m in record.prompt), tokenizer, template))
+    return replace(prompt, ending=answer_ending(roles, tokenizer, template))
 
 
 ENCODERS: dict[type, Callable[..., Item]] = {
@@ -265,7 +270,8 @@ def fit(
         spans.append(slice(start, kept))
     pairs = [(item.ids[spans[i]], item.ids[spans[j]]) for i, j in item.pairs if j is not None]
     if any(np.array_equal(first, second) for first, second in pairs):
-        return dropped(item.row, "equal after truncation")
+        shortened = sum(span.stop - span.start for span in spans) < len(item.ids)
+        return dropped(item.row, "equal after truncation" if shortened else "equal as tokens")
     total = sum(span.stop - span.start for span in spans)
     if item.cuts and group_length is not None and total > group_length:
         return _leave_out("group too long", total, group_length, overlong)
@@ -293,6 +299,8 @@ def _continuation(
 ) -> Item:
     prompt = record.prompt
     if not isinstance(prompt, str) and not isinstance(completion, str):
+        if prompt and prompt[-1].role == "assistant":
+            return _continued(prompt, completion, record.tools, tokenizer, template, reading)
         options = {"tools": record.tools, "first_supervised": len(prompt), "learn": reading.learn}
         return _chat(prompt + completion, tokenizer, template, reading, **options)
     assert isinstance(prompt, str) and isinstance(completion, str)  # a record has both in one form
@@ -319,6 +327,55 @@ def _plain(
     check_decodes(body, completion, tokenizer, what)
     item = _sequence(head, [*body, tokenizer.eos_ids[0]], tokenizer)
     return replace(item, remarks=(*spelled(prompt, tokenizer), *spelled(completion, tokenizer)))
+
+
+def _begun(
+    prompt: tuple[Message, ...],
+    tools: str,
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None,
+    reading: Reading,
+) -> Item:
+    """A prompt whose last turn is the beginning of the answer, up to where the answer goes on; nothing is supervised.
+
+    These are the tokens of the whole conversation up to the stop token after that turn.
+
+    Raises:
+      DataError, without the place: the template changes the beginning, as those do that trim it.
+    """
+    whole = _chat(prompt, tokenizer, template, reading, tools=tools, first_supervised=len(prompt) - 1)
+    start, stop = whole.prompt_length, int(np.flatnonzero(whole.mask)[-1])
+    content, said = prompt[-1].content, tokenizer.decode(whole.ids[start:stop].tolist())
+    if not said.endswith(content):
+        raise DataError(
+            f"the prompt ends with the beginning of an answer, {shorten(content)}, and the chat template writes "
+            f"{shorten(said)} for it; end the beginning as the template does, without white space"
+        )
+    return Item(whole.ids[:stop], np.zeros(stop, np.float32), remarks=whole.remarks)
+
+
+def _continued(
+    prompt: tuple[Message, ...],
+    completion: tuple[Message, ...],
+    tools: str,
+    tokenizer: Tokenizer,
+    template: jinja2.Template | None,
+    reading: Reading,
+) -> Item:
+    """A turn that the prompt begins and the completion, as a model samples it from there, ends."""
+    if len(completion) != 1:
+        raise DataError(
+            "the prompt ends with the beginning of an answer, so the completion must be one message, its rest; "
+            f"found {len(completion)}"
+        )
+    begun = _begun(prompt, tools, tokenizer, template, reading)
+    rest = completion[0].content
+    _, body = tokenizer.encode_pieces([prompt[-1].content, rest])
+    check_decodes(body, rest, tokenizer, "the answer")
+    ending = answer_ending(tuple(message.role for message in prompt[:-1]), tokenizer, template)
+    ids = np.asarray([*begun.ids, *body, *ending], np.int32)
+    learned = len(begun.ids) + np.arange(len(body) + 1)
+    return Item(ids, np.isin(np.arange(len(ids)), learned).astype(np.float32), remarks=begun.remarks)
 
 
 def _chat(

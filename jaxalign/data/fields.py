@@ -1,33 +1,18 @@
-"""What a row says outside the fields that its shape reads: taken into the conversation, or refused by name.
+"""A system message, earlier turns and a question in fields of their own, as turns; and what else a message may say.
 
-A system message, earlier turns and a question in fields of their own become turns. Any other field whose name carries
-meaning for training (`CONTEXT`, `TEACHING`, `OF_MESSAGES`) must say nothing that the record does not say already.
-Fields of other names (ids, sources, scores, …) are left alone.
+What is left beside the fields that a record reads is accounted for in `accounts`.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxalign.data.accounts import HISTORY, QUESTIONS, SYSTEM, canonical, is_empty, says_nothing, strings
 from jaxalign.data.kinds import PROMPTS, TEXT
 from jaxalign.errors import DataError, shorten
 
 Row = Mapping[str, Any]
 
-SYSTEM = ("system", "system_prompt", "system_message")
-QUESTIONS = ("question", "instruction", "query", "problem", "input", "inputs")
 ANSWERS = ("completion", "chosen", "rejected")
-# What the model is shown.
-CONTEXT = frozenset((*SYSTEM, *QUESTIONS)) | frozenset(
-    "history conversation_history chat_history context context_messages prompt messages preamble sys "
-    "custom_instructions initial_reason_steps tools functions documents prefix suffix chat_template_kwargs "
-    "image images audio audios video videos".split()
-)
-# How an answer is to be learned.
-TEACHING = frozenset(
-    "tool_calls function_call reasoning reasoning_content thinking label labels kto_tag weight weights sample_weight "
-    "train_detail loss_weight mask loss_mask train trainable".split()
-)
 # Of a single message: whether it is learned, and what is not read.
 SWITCHES = frozenset("weight loss_weight mask loss_mask loss train training trainable".split())
 UNREAD_OF_MESSAGES = frozenset("mask train_detail prefix image images audio audios video videos".split())
@@ -36,17 +21,23 @@ UNREAD_OF_MESSAGES = frozenset("mask train_detail prefix image images audio audi
 def without_fields(row: Row, names: Iterable[str]) -> Row:
     """The row without the fields called `names`, in the row itself and in the messages that it lists."""
     names = frozenset(names)
-    if not names:
-        return row
+    return {name: _without(value, names) for name, value in row.items() if name not in names}
 
-    def strip(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: item for name, item in value.items() if name not in names}
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            return [strip(item) if isinstance(item, Mapping) else item for item in value]
-        return value
 
-    return {name: strip(value) for name, value in row.items() if name not in names}
+def without_inner_fields(row: Row, names: Iterable[str]) -> Row:
+    """The row without the fields called `names` in its messages, and in objects that a path of `mapping` led into."""
+    names = frozenset(names)
+    return {
+        name: _without(value, names) for name, value in row.items() if "." not in name or name not in names
+    }
+
+
+def _without(value: Any, names: frozenset[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: item for name, item in value.items() if name not in names}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_without(item, names) for item in value]
+    return value
 
 
 def complete_prompt(row: Row, kind: str) -> dict[str, Any]:
@@ -58,53 +49,27 @@ def complete_prompt(row: Row, kind: str) -> dict[str, Any]:
       DataError, without the place: history of another form, or a second system message.
     """
     row = {name: value for name, value in row.items() if value is not None}
+    if row.get("prompt") == "" and _is_messages(row.get("messages")):
+        del row["prompt"]
     if isinstance(row.get("prompt"), str) and row["prompt"].strip():
         if not any(isinstance(value, Sequence) and not isinstance(value, str) for value in row.values()):
             return row  # all of it is plain text
+    row = _in_one_form(row)
     if kind == PROMPTS and isinstance(row.get("prompt"), str) and _is_messages(row.get("messages")):
         row["prompt"] = _asked(row["prompt"], row["messages"])
     row = _with_question(row, kind)
     conversations = _conversations(row, kind)
     if not conversations:
         return row
-    history = row.pop("history", None)
-    turns = [] if _empty(history) else _history(history)
+    history = next((name for name in HISTORY if name in row), "")
+    earlier = row.pop(history, None)
+    turns = [] if is_empty(earlier) else _history(earlier)
     system = next((name for name in SYSTEM if isinstance(row.get(name), str) and row[name].strip()), None)
     for name in conversations:
         row[name] = _opened(row[name], None if system is None else row[system], turns, system)
     if system is not None:
         del row[system]
     return row
-
-
-def check_unread(row: Row, names: Iterable[str], read: Iterable[str], record: Any) -> None:
-    """Refuse a row whose fields called `names` carry meaning, unless the record says the same.
-
-    Args:
-      read: the fields that made the record.
-
-    Raises:
-      DataError, without the place: names the field.
-    """
-    said: str | None = None
-    for name in names:
-        value = row[name]
-        if _says_nothing(name.lower(), value):
-            continue
-        said = "\n".join(_strings(record)) if said is None else said
-        strings = [text.strip() for text in _strings(value) if text.strip()]
-        if strings and all(_is_said(text, said) for text in strings):
-            continue
-        hint = (
-            "write prompt and answers as messages, lists of role and content, of which it then becomes the first"
-            if name in (*SYSTEM, "history")
-            else "write what it says into the prompt, the messages or the answer"
-        )
-        raise DataError(
-            f"the field {name!r} ({shorten(value)}) means something for training, and rows of this shape "
-            f"({', '.join(read)}) do not read it; {hint}, or leave it out on purpose with "
-            f"config.data.ignore_fields={name}"
-        )
 
 
 def check_message(message: Row, name: str) -> None:
@@ -114,7 +79,7 @@ def check_message(message: Row, name: str) -> None:
       DataError, without the place: names the field.
     """
     for key, value in message.items():
-        if key.lower() not in UNREAD_OF_MESSAGES or value is None or _says_nothing(key.lower(), value):
+        if key.lower() not in UNREAD_OF_MESSAGES or value is None or says_nothing(canonical(key), value):
             continue
         if key.lower() == "mask" and value == (1 if message.get("role") == "assistant" else 0):
             continue  # every assistant turn is learned, and no other
@@ -156,26 +121,15 @@ def check_no_question(row: Row, read: Iterable[str]) -> None:
     Raises:
       DataError, without the place: names the field, a text of some words that the answers do not repeat.
     """
-    said = "\n".join(_strings({name: row[name] for name in read}))
+    said = "\n".join(strings({name: row[name] for name in read}))
     for name, value in row.items():
         words = isinstance(value, str) and len(value.split()) > 2
         if name not in read and name != "margin" and words and value.strip() not in said:
             raise DataError(
                 f"chosen and rejected are texts without a prompt, and {name!r} may be the question to them "
-                f"({shorten(value)}); call it prompt, or leave it out with config.data.ignore_fields={name}"
+                f"({shorten(value)}); if it is, say so with config.data.fields=prompt={name} (text that the answers "
+                f"go on from) or question={name} (a chat), or leave it out with config.data.ignore_fields={name}"
             )
-
-
-def _says_nothing(name: str, value: Any) -> bool:
-    """Whether a field of meaning is there for form's sake: empty, switched off, or a tag."""
-    if _empty(value) or (name in SWITCHES and value is not False and value == 1):
-        return True
-    if name in ("label", "labels"):
-        # A list or an object of them tags the row; one alone may judge the answer.
-        return not isinstance(value, bool | int | float | str)
-    if name in ("reasoning", "thinking") and isinstance(value, str):
-        return len(value.split()) < 2  # on, off, low, high
-    return value is False and name not in SWITCHES and name != "kto_tag"
 
 
 def _with_question(row: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -201,6 +155,20 @@ def _with_question(row: dict[str, Any], kind: str) -> dict[str, Any]:
     if responses:
         row["responses"] = [_reply(response) for response in responses]
     return {"prompt": [{"role": "user", "content": question}]} | row
+
+
+def _in_one_form(row: dict[str, Any]) -> dict[str, Any]:
+    """Text beside messages as a turn: a question of which the answers are turns, answers to a conversation."""
+    answers = [name for name in ANSWERS if name in row]
+    if _is_messages(row.get("prompt")):
+        return row | {name: _reply(row[name]) for name in answers}
+    replies = [row[name] for name in answers]
+    if "responses" in row and isinstance(row["responses"], list):
+        replies += row["responses"]
+    alone = replies and all(_is_messages(value) and value[0]["role"] == "assistant" for value in replies)
+    if alone and isinstance(row.get("prompt"), str) and row["prompt"].strip():
+        return row | {"prompt": [{"role": "user", "content": row["prompt"]}]}
+    return row
 
 
 def _asked(prompt: str, messages: Sequence[Row]) -> Any:
@@ -289,34 +257,3 @@ def _begins_with_user(value: Any) -> bool:
 
 def _awaits_reply(value: Any) -> bool:
     return _is_messages(value) and value[-1]["role"] != "assistant"
-
-
-def _empty(value: Any) -> bool:
-    """Whether a field says nothing, as files with one set of columns for all rows have it."""
-    if isinstance(value, str):
-        return value.strip() in ("", "[]", "{}", "null")
-    if isinstance(value, Sequence):
-        return all(_empty(item) for item in value)
-    return value is None or (isinstance(value, Mapping) and not value)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Every text in a value or in a record, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            if key not in ("role", "from"):
-                yield from _strings(item)
-    elif isinstance(value, Sequence):
-        for item in value:
-            yield from _strings(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        yield from _strings({name: item for name, item in vars(value).items() if name != "role"})
-
-
-def _is_said(text: str, said: str) -> bool:
-    """Whether `said` contains the text, and a short one not merely as letters of other words."""
-    if len(text) >= 8:
-        return text in said
-    return re.search(rf"(?<!\w){re.escape(text)}(?!\w)", said) is not None

@@ -27,6 +27,7 @@ class Item:
     # Of a completion judged alone, whose second sequence is the mismatched one.
     desirable: float | None = None
     ending: tuple[int, ...] = ()  # of a prompt: the stop token and what the format writes after it
+    unread: tuple[str, ...] = ()  # fields of its record that nothing was made from, see `records.account_for`
     note: str = "whole"  # or "truncated", "split", or why the record was dropped
     remarks: tuple[str, ...] = ()  # what of the record is not in the tokens, as documented; see `text.shown`
 

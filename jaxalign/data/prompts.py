@@ -70,4 +70,5 @@ def _begins_word(text: str, index: int) -> bool:
 
 
 def _begins_answer(messages: tuple[Message, ...], index: int) -> bool:
-    return index < len(messages) and messages[index].role == "assistant"
+    before = messages[index - 1].role if index else ""
+    return index < len(messages) and messages[index].role == "assistant" != before

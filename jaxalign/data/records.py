@@ -6,12 +6,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxalign.data import kinds
+from jaxalign.data.accounts import (
+    CONTEXT,
+    COUNTERPARTS,
+    MATERIAL,
+    TEACHING,
+    canonical,
+    canonicals,
+    check_unread,
+    is_harmless,
+)
 from jaxalign.data.batch import Batch, PairBatch, PromptBatch, UnpairedBatch
-from jaxalign.data.fields import CONTEXT, TEACHING, check_no_question, check_unread
+from jaxalign.data.fields import SWITCHES, UNREAD_OF_MESSAGES, check_no_question
 from jaxalign.data.prompts import as_completion, split_common_prompt, without_repeated_prompt
 from jaxalign.data.values import (
+    MEANT,
     TOOLS,
     blank,
+    is_gap,
     read,
     read_label,
     read_messages,
@@ -19,7 +31,7 @@ from jaxalign.data.values import (
     read_texts,
     read_tools,
 )
-from jaxalign.errors import ConfigError, DataError
+from jaxalign.errors import ConfigError, DataError, shorten
 from jaxalign.text.messages import Message, Turns
 
 Row = Mapping[str, Any]
@@ -86,19 +98,20 @@ class Unpaired:
 
 
 Record = Text | Transcript | PromptCompletion | Chat | Prompt | Preference | Ranking | Unpaired
+_SCORES = ("chosen_score", "rejected_score", "score_chosen", "score_rejected")
 READ = {
     Text: ("text",),
     Transcript: ("messages",),
     PromptCompletion: ("prompt", "completion"),
     Chat: ("messages",),
     Prompt: ("prompt",),
-    Preference: ("prompt", "chosen", "rejected"),
+    Preference: ("prompt", "chosen", "rejected", "margin", *_SCORES),
     Ranking: ("prompt", "responses", "scores"),
     Unpaired: ("prompt", "completion", "label", "chosen", "rejected"),
 }
-# Fields beside those that carry meaning. Of plain text, classification data has the class in `label`, and what it was
-# made from in a prompt.
-MEANING = {Prompt: CONTEXT - {"messages"}, Text: TEACHING - {"label", "labels"}}
+# Of plain text, classification data has the class in `label`, and what it was made from in a prompt.
+MEANING = {Prompt: CONTEXT - canonicals(["messages"]), Text: TEACHING - canonicals(["label"])}
+_OF_MESSAGES = canonicals(("role", "content", "function_call", *MEANT, *SWITCHES, *UNREAD_OF_MESSAGES))
 
 
 def parse_record(row: Row, kind: str, where: str = "") -> Record:
@@ -113,20 +126,42 @@ def parse_record(row: Row, kind: str, where: str = "") -> Record:
       ConfigError: there is no such kind.
       DataError: the row lacks a field, has one that cannot be used, or one that carries meaning and is not read.
     """
+    return account_for(row, kind, where)[0]
+
+
+def account_for(row: Row, kind: str, where: str = "") -> tuple[Record, tuple[str, ...]]:
+    """The record of a row, see `parse_record`, and the names of what it does not read, harmless ones left out."""
     if kind not in KINDS:
         raise ConfigError(f"unknown kind of data {kind!r}; {known_kinds(kind)}")
     row = {name: value for name, value in row.items() if value is not None}
     try:
         record = KINDS[kind].parse(row)
-        fields, meaning = READ[type(record)], MEANING.get(type(record), CONTEXT | TEACHING)
+        fields, meaning = READ[type(record)], MEANING.get(type(record), CONTEXT | TEACHING | MATERIAL)
+        if isinstance(record, Text) and kind != kinds.TEXT:
+            meaning |= COUNTERPARTS
         spoken = getattr(record, "messages", None) or getattr(record, "prompt", "")
         if not isinstance(record, Text) and not isinstance(spoken, str):
             record, fields = replace(record, tools=read_tools(row)), fields + TOOLS
-        if unread := [name for name in row if name.lower() in meaning and name not in fields]:
-            check_unread(row, unread, fields, record)
+        listed = check_unread(row, meaning, fields, record)
     except DataError as error:
         raise DataError(f"{where}: {error}" if where else str(error)) from None
-    return record
+    inside = dict.fromkeys(f"{name}[].{key}" for name in fields for key in _unread_in(row.get(name)))
+    if isinstance(record, Ranking) and len(record.responses) < len(row["responses"]):
+        listed += ("responses without a score",)
+    return record, (*listed, *inside)
+
+
+def _unread_in(messages: Any) -> list[str]:
+    """What messages hold beside what is read, checked or harmless."""
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        return []
+    return [
+        name
+        for message in messages
+        if isinstance(message, Mapping)
+        for name, value in message.items()
+        if canonical(name) not in _OF_MESSAGES and value not in (None, "", [], {}) and not is_harmless(name)
+    ]
 
 
 def known_kinds(kind: str) -> str:
@@ -167,8 +202,10 @@ def _parse_prompt(row: Row) -> Prompt:
     if isinstance(prompt, str):
         if not prompt.strip():
             raise blank(prompt, "prompt")
-    elif not prompt or prompt[-1].role == "assistant":
-        raise DataError("prompt must end with a user or system message, so that a reply can follow")
+    elif all(message.role == "assistant" for message in prompt):
+        raise DataError(
+            "prompt has no turn but an assistant's, so there is nothing to answer; add the question"
+        )
     return Prompt(prompt)
 
 
@@ -186,6 +223,7 @@ def _parse_preference(row: Row) -> Preference | Ranking:
     if prompt is None or restated:
         if isinstance(chosen, str):
             check_no_question(row, ("chosen", "rejected"))
+        _check_one_question(chosen, rejected)
         prompt, chosen, rejected = split_common_prompt(chosen, rejected)
     else:
         prompt, (chosen, rejected) = without_repeated_prompt(prompt, (chosen, rejected))
@@ -199,10 +237,22 @@ def _parse_preference(row: Row) -> Preference | Ranking:
     margin = read_number(row["margin"], "margin") if "margin" in row else 0.0
     scores = None
     for names in (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected")):
-        if scores is None and any(name in row for name in names):
-            read(row, (), need=names)
+        # One alone, the annotators' of either, compares nothing.
+        if scores is None and not any(is_gap(row.get(name)) for name in names):
             scores = (read_number(row[names[0]], names[0]), read_number(row[names[1]], names[1]))
     return Preference(prompt, chosen, rejected, margin, scores)
+
+
+def _check_one_question(chosen: Turns, rejected: Turns) -> None:
+    """Raises DataError if two whole conversations differ before the first answer."""
+    for a, b in zip(chosen, rejected, strict=False):
+        if isinstance(a, str) or isinstance(b, str) or a.role == b.role == "assistant":
+            return
+        if a != b:
+            raise DataError(
+                f"chosen and rejected answer different prompts: {shorten(a.content)} ({a.role}) and "
+                f"{shorten(b.content)} ({b.role}); a pair needs two answers to one question"
+            )
 
 
 def _parse_preference_or_sft(row: Row) -> Record:
@@ -222,11 +272,14 @@ def _parse_ranking(row: Row) -> Ranking:
         raise DataError(
             f"{len(row['responses'])} responses but {len(row['scores'])} scores; give one score each"
         )
-    names = [f"responses[{i}]" for i in range(len(row["responses"]))]
-    turns = tuple(read(dict(zip(names, row["responses"], strict=True)), names))
+    scored = [i for i, score in enumerate(row["scores"]) if not is_gap(score)]
+    if len(scored) < 2:
+        raise DataError(f"scores has {len(scored)} numbers; a ranking needs at least 2")
+    names = [f"responses[{i}]" for i in scored]
+    turns = tuple(read({f"responses[{i}]": row["responses"][i] for i in scored}, names))
     prompt, turns = without_repeated_prompt(prompt, turns)
     responses = tuple(as_completion(r, name, prompt) for r, name in zip(turns, names, strict=True))
-    scores = tuple(read_number(score, f"scores[{i}]") for i, score in enumerate(row["scores"]))
+    scores = tuple(read_number(row["scores"][i], f"scores[{i}]") for i in scored)
     if len(set(scores)) == 1:
         raise DataError(f"all scores equal {scores[0]}, so nothing is preferred; remove the row")
     if len(set(zip(responses, scores, strict=True))) != len(set(responses)):

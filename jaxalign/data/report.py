@@ -25,6 +25,9 @@ class EncodingReport:
     supervised: int = 0
     blank: int = 0  # lines with nothing on them, which are no records
     remarks: Counter = field(default_factory=Counter)  # what rows say and tokens do not, as documented
+    unread: Counter = field(
+        default_factory=Counter
+    )  # rows by (source, field), of fields that nothing is made from
 
     def __add__(self, other: "EncodingReport") -> "EncodingReport":
         names = (f.name for f in fields(self))
@@ -37,8 +40,24 @@ class EncodingReport:
             f"{amount(self.read, 'record')}: {self.kept} kept ({self.truncated} truncated, {self.split} split), "
             f"{self.dropped.total()} dropped{f' ({reasons})' if reasons else ''}; "
             f"{self.tokens} tokens, {self.supervised} supervised{blank}"
+            f"{''.join(f'; {line}' for line in self.unread_lines())}"
             + "".join(f"; {count} {remark}" for remark, count in sorted(self.remarks.items()))
         )
+
+    def unread_lines(self) -> list[str]:
+        """What was not read of each source, field by field with the number of rows that have it."""
+        by_source: dict[str, list[str]] = {}
+        for (source, name), count in sorted(
+            self.unread.items(), key=lambda item: (item[0][0], -item[1], item[0][1])
+        ):
+            by_source.setdefault(source, []).append(f"{name} ({count:,} {'row' if count == 1 else 'rows'})")
+        # Nothing is supervised in prompts: a reward function takes the fields beside them.
+        words = "not read" if self.supervised else "left to reward functions"
+        several = len(by_source) > 1
+        return [
+            f"{words}{f' of {source}' if several else ''}: {', '.join(names)}"
+            for source, names in by_source.items()
+        ]
 
 
 def collect(encoded: Sequence[Sequence[Item]], kind: str, name: str) -> tuple[list[Item], EncodingReport]:
@@ -61,6 +80,7 @@ def collect(encoded: Sequence[Sequence[Item]], kind: str, name: str) -> tuple[li
         tokens=sum(len(item.ids) for item in items),
         supervised=sum(int(item.mask.sum()) for item in items),
         remarks=Counter(remark for item in items for remark in item.remarks),
+        unread=Counter((name, field) for record in encoded for field in record[0].unread),
     )
     if not items:
         longer = "raise config.data.max_length or " if any("too long" in r for r in report.dropped) else ""

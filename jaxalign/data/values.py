@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from jaxalign.data.conversations import read_turns
 from jaxalign.data.fields import SWITCHES, check_message, is_learned
 from jaxalign.errors import DataError, shorten
 from jaxalign.text.messages import REASONING, ROLES, Message, Turns
@@ -13,7 +14,7 @@ Row = Mapping[str, Any]
 
 TOOLS = ("tools", "functions")
 # Of a message, beside role and content: what makes it another message.
-_MEANT = ("tool_calls", *TOOLS, *REASONING, "name", "tool_call_id")
+MEANT = ("tool_calls", *TOOLS, *REASONING, "name", "tool_call_id")
 
 
 def read(
@@ -40,7 +41,8 @@ def read(
         place = f"{inside}: " if inside else ""
         wanted = ", ".join((*names, *need)) + (f" (or {or_else})" if or_else else "")
         found = ", ".join(row) or "no fields"
-        raise DataError(f"{place}missing {', '.join(missing)}; expected {wanted}; found {found}")
+        hint = "" if inside else f"; {_naming(missing)}" if row else ""
+        raise DataError(f"{place}missing {', '.join(missing)}; expected {wanted}; found {found}{hint}")
     values: list[Turns] = []
     for name in names:
         value, path = row[name], f"{inside}.{name}" if inside else name
@@ -57,18 +59,27 @@ def read(
     return values
 
 
+def _naming(missing: Sequence[str]) -> str:
+    fields = ",".join(f"{name}=FIELD" for name in missing)
+    return f"if fields of other names hold them, say so with config.data.fields={fields}"
+
+
 def read_texts(row: Row, names: Sequence[str], *, inside: str = "") -> list[str]:
     """`read` of fields that must be text."""
     return cast(list[str], read(row, names, inside=inside, messages=False))
 
 
 def read_messages(value: Any, name: str) -> tuple[Message, ...]:
-    """A list of messages, or one message, as LLaMA-Factory writes an answer.
+    """A conversation in any form of `conversations.read_turns`, or one message, as LLaMA-Factory writes an answer.
 
     Raises:
       DataError: it is neither, or a message cannot be used.
     """
-    value = [value] if isinstance(value, Mapping) else value
+    turns = None if isinstance(value, str) else read_turns(value, name)
+    if turns is not None:
+        value = turns
+    elif isinstance(value, Mapping):
+        value = [value]
     if not isinstance(value, Sequence) or isinstance(value, bytes | str):
         raise DataError(
             f"{name} is a {type(value).__name__}; "
@@ -105,7 +116,7 @@ def _read_more(value: Row, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     if "function_call" in rest and "tool_calls" not in rest:  # as OpenAI wrote the only call there could be
         rest["tool_calls"] = rest.pop("function_call")
-    more = {key: item for key, item in rest.items() if key in _MEANT and item not in ("", [], {}, False)}
+    more = {key: item for key, item in rest.items() if key in MEANT and item not in ("", [], {}, False)}
     if "tool_calls" in more:
         more["tool_calls"] = [
             _call(item, f"{name}.tool_calls") for item in _listed(more["tool_calls"], f"{name}.tool_calls")
@@ -118,7 +129,7 @@ def _read_more(value: Row, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     for key in REASONING:
         if key in more and not isinstance(more[key], str):
             raise DataError(f"{name}.{key} is a {type(more[key]).__name__}; write the thought as text")
-    return more, {key: item for key, item in rest.items() if key not in _MEANT}
+    return more, {key: item for key, item in rest.items() if key not in MEANT}
 
 
 def _call(call: Any, name: str) -> Row:
@@ -185,20 +196,45 @@ def blank(text: str, name: str) -> DataError:
     return DataError(f"{name} is empty or only whitespace ({text!r}); fill it or remove the row")
 
 
+def is_gap(value: Any) -> bool:
+    """Whether a score is missing, as tables write it."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("", "n/a", "na", "nan", "none", "null")
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def read_number(value: Any, name: str) -> float:
-    """Raises DataError unless the value is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"{name} is a {type(value).__name__}, not a number; write it without quotes")
-    if not math.isfinite(value):
+    """Raises DataError unless the value is a finite number, or text that is one."""
+    number = value
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            raise DataError(f"{name} is {value!r}, not a number; write one") from None
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise DataError(f"{name} is a {type(value).__name__}, not a number; write one")
+    if not math.isfinite(number):
         raise DataError(f"{name} is {value}; write a finite number")
-    return float(value)
+    return float(number)
+
+
+_LABELS = dict.fromkeys("true 1 yes good desirable thumbs_up upvote liked 👍 chosen accepted".split(), True)
+_LABELS |= dict.fromkeys(
+    "false 0 no bad undesirable thumbs_down downvote disliked 👎 rejected".split(), False
+)
 
 
 def read_label(value: Any, name: str) -> bool:
-    """Raises DataError unless the value is true or false: a number may be a class, or a score."""
-    if not isinstance(value, bool):
-        raise DataError(
-            f"{name} is {value!r}, a {type(value).__name__}; write true, without quotes, for a desirable completion "
-            "and false for an undesirable one"
-        )
-    return value
+    """Whether a completion is desirable.
+
+    Raises:
+      DataError: the value is none of true and false, 1 and 0, and the words for them; another number may be a score.
+    """
+    number = isinstance(value, int | float) and value in (0, 1)
+    word = str(int(value)) if number else value
+    if isinstance(word, str) and (word := word.strip().lower().replace(" ", "_")) in _LABELS:
+        return _LABELS[word]
+    raise DataError(
+        f"{name} is {value!r}, a {type(value).__name__}; write true for a desirable completion and false for an "
+        f"undesirable one, or one of {', '.join(_LABELS)}"
+    )

@@ -25,6 +25,23 @@ def mean_interval(values: Sequence[float] | Any) -> Interval:
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
+def ratio_interval(numerators: Sequence[float] | Any, denominators: Sequence[float] | Any) -> Interval:
+    """A ratio of two sums over n independent units, Σa / Σb, as nats over tokens are, and its interval.
+
+    Long units weigh more in it than in a mean of ratios. Its standard error is that of the mean of a - r·b, over the
+    mean of b (Cochran, Sampling Techniques, 1977, eq. 2.39), with Student's quantile. One unit has no interval.
+    """
+    a, b = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    if a.size == 0 or not b.sum() > 0:
+        return NOTHING
+    ratio = float(a.sum() / b.sum())
+    if a.size < 2:
+        return (ratio, *NOTHING[1:])
+    spread = np.sqrt(np.sum((a - ratio * b) ** 2) / (a.size - 1) / a.size) / b.mean()
+    half = float(special.stdtrit(a.size - 1, LEVEL) * spread)
+    return ratio, ratio - half, ratio + half
+
+
 def proportion_interval(hits: float, count: int) -> Interval:
     """A proportion and its Wilson score interval (Wilson 1927), right near 0 and 1 too; NaN for a count of 0.
 

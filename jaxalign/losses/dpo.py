@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.errors import ConfigError
+from jaxalign.fields import Checked, field
 from jaxalign.losses.metrics import Metrics, masked_mean, normalized
-from jaxalign.losses.numerics import is_traced, keep, require_choice, require_float32, require_positive
+from jaxalign.losses.numerics import is_traced, keep, require_float32
 
 VARIANTS = ("sigmoid", "robust", "hinge", "ipo", "ipo_mean")
 
 
 @dataclasses.dataclass(frozen=True)
-class DPOObjective:
+class DPOObjective(Checked, at="config.dpo"):
     """The settings of `dpo_loss`, which says what they do; `config.dpo` begins with them.
 
     beta, label_smoothing and target_margin may be traced, and are then not checked.
@@ -22,19 +23,19 @@ class DPOObjective:
     """
 
     # β, the strength of the tie to the reference.
-    beta: float = 0.1
+    beta: float = field(0.1, above=0)
     # sigmoid, robust, hinge, ipo (sequence sums) or ipo_mean (averages over tokens, as in TRL).
-    variant: str = "sigmoid"
+    variant: str = field("sigmoid", choices=VARIANTS)
     # ε, the probability that a label is flipped: cDPO with sigmoid, or robust DPO.
-    label_smoothing: float = 0.0
+    label_smoothing: float = field(0.0, at_least=0, below=0.5)
     # γ, by how much β times the difference should be positive.
-    target_margin: float = 0.0
+    target_margin: float = field(0.0, at_least=0)
     # Log-ratios are divided by the lengths of their responses.
     length_normalized: bool = False
     # A uniform reference, whose log-probabilities cancel.
     reference_free: bool = False
     # Weight of the chosen response's mean negative log-likelihood.
-    nll_coef: float = 0.0
+    nll_coef: float = field(0.0, at_least=0)
 
     @property
     def per_token(self) -> bool:
@@ -42,18 +43,13 @@ class DPOObjective:
         return self.length_normalized or self.variant == "ipo_mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         variant, smoothing, margin = self.variant, self.label_smoothing, self.target_margin
-        require_choice("config.dpo.variant", variant, VARIANTS)
-        require_positive("config.dpo.beta", self.beta)
-        if not is_traced(smoothing) and not 0 <= smoothing < 0.5:
-            raise ConfigError(f"config.dpo.label_smoothing is {smoothing}; give a flip rate in [0, 0.5)")
         if variant not in ("sigmoid", "robust") and (is_traced(smoothing) or smoothing):
             raise ConfigError(
                 f"config.dpo.label_smoothing={smoothing} means nothing to variant={variant!r}; "
                 "set it to 0 or choose sigmoid or robust"
             )
-        if not is_traced(margin) and not 0 <= margin < float("inf"):
-            raise ConfigError(f"config.dpo.target_margin is {margin}; give a finite margin of 0 or more")
         if variant in ("ipo", "ipo_mean") and (is_traced(margin) or margin):
             raise ConfigError(
                 f"config.dpo.target_margin={margin} with variant={variant!r}, whose target is 1 / (2 beta); "
@@ -92,7 +88,7 @@ def dpo_loss(
     Args: sequence sums of log-probabilities and pair weights, float32 of one shape; the reference arrays are
     constants, and None if `reference_free`; `lengths` the supervised token counts (chosen, rejected) of the
     same shape, needed by ipo_mean, length_normalized and nll_coef; `normalizer` Σ weight over the global
-    batch. Metrics: `loss`; `rewards/chosen`, `rewards/rejected` (β · log-ratio, per token where the loss is),
+    batch. Metrics: `loss`; `rewards/chosen`, `rewards/rejected` (β · log-ratio, summed over the response, as in TRL),
     `rewards/margins`, `rewards/accuracies` (strictly greater, as in TRL: a tie counts 0); `logps/chosen`,
     `logps/rejected` (sequence sums); `nll_loss` when nll_coef is not 0.
     Raises ConfigError for references or lengths that are missing or too many, TypeError or ValueError for
@@ -122,6 +118,8 @@ def dpo_loss(
     if not objective.reference_free:
         ref_chosen_logp, ref_rejected_logp = (jax.lax.stop_gradient(keep(x, weight)) for x in references)
         chosen_ratio, rejected_ratio = chosen_logp - ref_chosen_logp, rejected_logp - ref_rejected_logp
+    # A log shows sums over the response, whatever the loss averages: so does TRL.
+    chosen_reward, rejected_reward = objective.beta * chosen_ratio, objective.beta * rejected_ratio
     if objective.per_token:
         chosen_ratio = chosen_ratio / keep(chosen_length, weight, 1.0)
         rejected_ratio = rejected_ratio / keep(rejected_length, weight, 1.0)
@@ -133,9 +131,7 @@ def dpo_loss(
         pair_loss = pair_loss + objective.nll_coef * nll
         metrics["nll_loss"] = masked_mean(nll, weight)
     loss = metrics["loss"] = masked_mean(pair_loss, weight)
-    metrics |= preference_metrics(
-        objective.beta * chosen_ratio, objective.beta * rejected_ratio, chosen_logp, rejected_logp, weight
-    )
+    metrics |= preference_metrics(chosen_reward, rejected_reward, chosen_logp, rejected_logp, weight)
     return normalized(loss, normalizer), metrics
 
 

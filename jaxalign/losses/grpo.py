@@ -14,48 +14,34 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxalign.errors import ConfigError
+from jaxalign.fields import Checked, field
 from jaxalign.losses.advantages import kl_estimate
 from jaxalign.losses.metrics import Metrics, masked_max, masked_mean, masked_min, masked_std, normalized
-from jaxalign.losses.numerics import is_traced, keep, require_choice, require_float32
-from jaxalign.losses.ppo import MAX_LOG_RATIO, clipped_surrogate, require_clip
-
-_CHOICES = {
-    "loss_type": ("grpo", "dapo", "bnpo", "dr_grpo"),
-    "importance": ("token", "sequence_mean", "sequence_sum"),
-    "baseline": ("mean", "leave_one_out"),
-    "scale": ("group", "batch", "none"),
-}
+from jaxalign.losses.numerics import is_traced, keep, require_float32
+from jaxalign.losses.ppo import MAX_LOG_RATIO, clipped_surrogate
 
 
 @dataclasses.dataclass(frozen=True)
-class GRPOObjective:
+class GRPOObjective(Checked, at="config.grpo"):
     """The settings of `grpo_loss` and `group_advantages`. Raises ConfigError for a value that cannot work."""
 
     # Ratios are clipped to [1 - clip, 1 + clip_high]; None means that clip_high equals clip.
-    clip: float = 0.2
-    clip_high: float | None = None
+    clip: float = field(0.2, above=0)
+    # The upper clip, where it differs.
+    clip_high: float | None = field(None, above=0)
     # β, the weight of the KL estimate in the loss.
-    beta: float = 0.0
+    beta: float = field(0.0, at_least=0)
     # How token losses are averaged. grpo: in each sequence, then over sequences. dapo and bnpo: over all tokens
     # (in TRL bnpo averages over one microbatch, but here microbatches never change the loss). dr_grpo: their
     # sum is divided by the number of sequences times max_new_tokens.
-    loss_type: str = "dapo"
+    loss_type: str = field("dapo", choices=("grpo", "dapo", "bnpo", "dr_grpo"))
     # Which ratio is clipped: that of each token, its geometric mean over the sequence (which TRL calls
     # "sequence"), or its product over the sequence.
-    importance: str = "token"
+    importance: str = field("token", choices=("token", "sequence_mean", "sequence_sum"))
     # The baseline of a score is the mean of its whole group, or of the other scores in the group.
-    baseline: str = "mean"
+    baseline: str = field("mean", choices=("mean", "leave_one_out"))
     # Advantages are divided by the standard deviation of scores in the group or in the batch, or not at all.
-    scale: str = "group"
-    # Errors name the keys of this section of the config.
-    section = "config.grpo"
-
-    def __post_init__(self) -> None:
-        require_clip(self.section, self.clip, self.clip_high)
-        for name, choices in _CHOICES.items():
-            require_choice(f"{self.section}.{name}", getattr(self, name), choices)
-        if not is_traced(self.beta) and not self.beta >= 0:
-            raise ConfigError(f"{self.section}.beta={self.beta} must be 0 or more")
+    scale: str = field("group", choices=("group", "batch", "none"))
 
 
 def group_advantages(
@@ -130,7 +116,7 @@ def grpo_loss(
     ValueError for wrong arrays.
     """
     if ref_logp is None and (is_traced(objective.beta) or objective.beta):
-        raise ConfigError(f"{objective.section}.beta={objective.beta} needs a reference; pass ref_logp, or 0")
+        raise ConfigError(f"{objective.key('beta')}={objective.beta} needs a reference; pass ref_logp, or 0")
     if normalizer is None and objective.loss_type == "dr_grpo":
         raise ConfigError("loss_type='dr_grpo' reads max_new_tokens; pass normalizer=grpo_normalizer(...)")
     if advantages.shape == mask.shape[:1]:

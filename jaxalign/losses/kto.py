@@ -6,36 +6,33 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.errors import ConfigError
+from jaxalign.fields import Checked, field
 from jaxalign.losses.metrics import Difference, Metrics, masked_mean, normalized
-from jaxalign.losses.numerics import keep, require_choice, require_float32, require_positive
+from jaxalign.losses.numerics import keep, require_float32
 
 VARIANTS = ("kto", "apo_zero_unpaired")
 
 
 @dataclasses.dataclass(frozen=True)
-class KTOObjective:
+class KTOObjective(Checked, at="config.kto"):
     """The settings of `kto_loss`, which says what they do. β may be traced.
 
     Raises ConfigError for a value that cannot work.
     """
 
     # β, the strength of the tie to the reference.
-    beta: float = 0.1
+    beta: float = field(0.1, above=0)
     # kto, or apo_zero_unpaired, which has no baseline.
-    variant: str = "kto"
-    # λ_D and λ_U, with which the two sides can weigh alike though the data has more of one.
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
+    variant: str = field("kto", choices=VARIANTS)
+    # λ_D; with λ_U, the two sides can weigh alike though the data has more of one.
+    desirable_weight: float = field(1.0, above=0)
+    # λ_U, as desirable_weight.
+    undesirable_weight: float = field(1.0, above=0)
 
     @property
     def has_baseline(self) -> bool:
         """Whether rewards are compared with `kl_baseline`."""
         return self.variant == "kto"
-
-    def __post_init__(self) -> None:
-        require_choice("config.kto.variant", self.variant, VARIANTS)
-        for name in ("beta", "desirable_weight", "undesirable_weight"):
-            require_positive(f"config.kto.{name}", getattr(self, name))
 
 
 def kl_baseline(kl_logp: jax.Array, ref_kl_logp: jax.Array, weight: jax.Array) -> jax.Array:

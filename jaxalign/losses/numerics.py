@@ -1,13 +1,10 @@
 """Checks and numerically safe pieces shared by every loss."""
 
-from collections.abc import Collection
 from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
-
-from jaxalign.errors import ConfigError
 
 # A log-probability nearer to zero than this is rounding noise of a float32 softmax.
 _SMALLEST = float(jnp.finfo(jnp.float32).eps)
@@ -33,18 +30,6 @@ def require_float32(**arrays: jax.Array | None) -> None:
 def is_traced(x: Any) -> bool:
     """Whether `x` is a JAX tracer, which has no value while a function is traced."""
     return isinstance(x, jax.core.Tracer)
-
-
-def require_choice(key: str, value: str, choices: Collection[str]) -> None:
-    """Raise ConfigError unless the `value` of the config's `key` is one of `choices`."""
-    if value not in choices:
-        raise ConfigError(f"{key} is {value!r}; choose one of {', '.join(choices)}")
-
-
-def require_positive(key: str, value: Any) -> None:
-    """Raise ConfigError unless the `value` of the config's `key` is above 0 or traced."""
-    if not is_traced(value) and not value > 0:
-        raise ConfigError(f"{key}={value} must be positive")
 
 
 def keep(x: jax.Array, mask: jax.Array, fill: float = 0.0) -> jax.Array:

@@ -7,32 +7,23 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxalign.errors import ConfigError
+from jaxalign.fields import Checked, field
 from jaxalign.losses.metrics import Metrics, masked_mean, normalized
-from jaxalign.losses.numerics import keep, require_float32, require_positive
+from jaxalign.losses.numerics import keep, require_float32
 
 # exp() of a larger log-ratio would overflow squares, and inf * 0 in the backward pass is NaN.
 MAX_LOG_RATIO = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
-class PPOObjective:
+class PPOObjective(Checked, at="config.ppo"):
     """The settings of `policy_loss`. Raises ConfigError for a clip range that is not positive."""
 
     # Ratios are clipped to [1 - clip, 1 + clip_high]; None means that clip_high equals clip.
-    clip: float = 0.2
-    clip_high: float | None = None
+    clip: float = field(0.2, above=0)
+    clip_high: float | None = field(None, above=0)
     # Weight of the entropy bonus.
-    entropy_coef: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_clip("config.ppo", self.clip, self.clip_high)
-
-
-def require_clip(section: str, clip: float, clip_high: float | None) -> None:
-    """Raise ConfigError unless both clips, keys of the config's `section`, are positive."""
-    require_positive(f"{section}.clip", clip)
-    if clip_high is not None:
-        require_positive(f"{section}.clip_high", clip_high)
+    entropy_coef: float = field(0.0, at_least=0)
 
 
 def clipped_surrogate(
@@ -126,8 +117,15 @@ def adaptive_kl(
     """The next KL coefficient: coef · (1 + clip(kl / target - 1, ±0.2) · num_samples / horizon).
 
     The log-space proportional controller of arXiv 1909.08593 §2.2. Args: float32 scalars `coef` and the
-    measured `kl`; `target` in the same units; `horizon` in samples. Raises TypeError unless both are float32.
+    measured `kl`; `target` in the same units; `horizon` in samples. Raises TypeError unless both are float32,
+    ConfigError for a horizon at which one measurement could turn the coefficient to 0 or below.
     """
+    if not horizon > 0.2 * num_samples:
+        raise ConfigError(
+            f"config.ppo.kl_horizon={horizon} is too short for the {num_samples} episodes of a rollout: one of them "
+            f"could turn β negative, which pays the policy for leaving its reference; use more than "
+            f"{0.2 * num_samples:g}, such as 10000"
+        )
     require_float32(coef=coef, kl=kl)
     error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
     return coef * (1.0 + error * (num_samples / horizon))

@@ -19,8 +19,8 @@ def bradley_terry_loss(
     """Weighted mean over pairs of -log σ(chosen - rejected - margin) + centering · (chosen + rejected)².
 
     Bradley–Terry likelihood (InstructGPT, arXiv 2203.02155 eq. 1), margin of Llama 2 (arXiv 2307.09288 eq.
-    2), centering of arXiv 2312.09244. A ranking of K responses is its pairs, each of weight
-    1 / (K choose 2), so that prompts count alike whatever their K; ties are left out.
+    2), centering of arXiv 2312.09244. A ranking of K responses is its pairs without those that are tied, each of weight
+    1 / their number, so that prompts count alike whatever their K and their ties.
 
     Args: pair scores `chosen`, `rejected`, their `weight` and `margin`, float32 of one shape; `normalizer` Σ
     weight over the global batch. Metrics: `loss`, `accuracy` (a tie counts half), `margin` (chosen -

@@ -10,7 +10,7 @@ from jaxalign.models.forward import (
     scalar_head,
     unembedding,
 )
-from jaxalign.models.init import abstract_params, count_params, init_head, init_params, lay_out
+from jaxalign.models.init import abstract_params, add_tokens, count_params, init_head, init_params, lay_out
 from jaxalign.models.logprobs import token_divergence, token_kl, token_logprobs
 from jaxalign.models.scoring import Scores, score_batch, score_tokens
 
@@ -20,6 +20,7 @@ __all__ = [
     "Params",
     "Scores",
     "abstract_params",
+    "add_tokens",
     "count_params",
     "hidden_states",
     "hidden_states_and_router",

@@ -20,38 +20,44 @@ class ModelConfig(Checked, at="config.model"):
     """
 
     vocab_size: int = field(512, at_least=1)
-    num_layers: int = field(2, at_least=1)
-    embed_dim: int = field(64, at_least=1)
-    num_heads: int = field(4, at_least=1)
+    num_layers: int = field(2, at_least=1)  # blocks of attention and MLP
+    embed_dim: int = field(64, at_least=1)  # width of the residual stream
+    num_heads: int = field(4, at_least=1)  # of queries
     # Fewer than num_heads: grouped queries (GQA); 1: one for all (MQA).
     num_kv_heads: int = field(4, at_least=1)
-    head_dim: int = field(16, at_least=1)
+    head_dim: int = field(16, at_least=1)  # of a query, key or value
     mlp_dim: int = field(256, at_least=1)  # of each expert, where there are experts
     # Longest sequence; the size of the table when positions="learned".
     max_length: int = field(512, at_least=1)
-    # Norms
-    norm: str = field("rms", choices=("rms", "layer"))
-    norm_eps: float = field(1e-5, above=0)
+    # --- Norms ---
+    norm: str = field("rms", choices=("rms", "layer"))  # RMSNorm, or LayerNorm with a bias
+    norm_eps: float = field(1e-5, above=0)  # added to the mean square or the variance
     norm_offset: bool = False  # scale by 1 + weight (Gemma)
     # "before" each sublayer, its output "after" it (OLMo 2), or "both" (Gemma 2).
     norm_placement: str = field("before", choices=("before", "after", "both"))
     parallel_blocks: bool = False  # attention and MLP read the same input (GPT-NeoX)
-    # Positions
-    positions: str = field("rope", choices=("rope", "learned"))
+    # --- Positions ---
+    positions: str = field("rope", choices=("rope", "learned"))  # rotary, or a table that is trained
     position_offset: int = field(0, at_least=0)  # rows of the table before that of position 0 (OPT: 2)
-    rope_theta: float = field(10_000.0, above=0)
+    rope_theta: float = field(10_000.0, above=0)  # base of the wavelengths
     # Of layers with a window, which are then never scaled; 0: as the others.
     rope_local_theta: float = field(0.0, at_least=0)
-    rope_fraction: float = 1.0  # of each head's dimensions that is rotated
-    rope_scaling: str = field("none", choices=("none", "linear", "llama3", "yarn"))
+    rope_fraction: float = field(1.0, above=0, at_most=1)  # of each head's dimensions that is rotated
+    # How wavelengths are stretched for a context longer than the original.
+    rope_scaling: str = field("none", choices=("none", "linear", "llama3", "yarn", "longrope"))
     rope_factor: float = field(1.0, above=0)  # how many times the original context
-    rope_original_length: int = 0  # that context in tokens (llama3, yarn)
-    rope_low_frequency: float = 1.0  # llama3: fewer turns than this in the original context: slowed down
-    rope_high_frequency: float = 4.0  # llama3: more turns than this: left alone
-    rope_beta_fast: float = 32.0  # yarn: as rope_high_frequency
-    rope_beta_slow: float = 1.0  # yarn: as rope_low_frequency
-    rope_attention_factor: float = 0.0  # yarn: cos and sin are multiplied by it; 0: as the paper says
-    # Attention
+    rope_original_length: int = field(0, at_least=0)  # that context in tokens (llama3, yarn, longrope)
+    # llama3: fewer turns than this in the original context: slowed down.
+    rope_low_frequency: float = field(1.0, above=0)
+    rope_high_frequency: float = field(4.0, above=0)  # llama3: more turns than this: left alone
+    rope_beta_fast: float = field(32.0, above=0)  # yarn: as rope_high_frequency
+    rope_beta_slow: float = field(1.0, above=0)  # yarn: as rope_low_frequency
+    # yarn, longrope: cos and sin are multiplied by it; 0: as the paper says.
+    rope_attention_factor: float = field(0.0, at_least=0)
+    # longrope: what each frequency is divided by, in sequences of at most the original context and in longer ones.
+    rope_short_factors: tuple[float, ...] = ()
+    rope_long_factors: tuple[float, ...] = ()
+    # --- Attention ---
     # RMSNorm of queries and keys: each "head" (Qwen 3), or "all" heads at once (OLMo 2).
     qk_norm: str = field("none", choices=("none", "head", "all"))
     query_scale: float = field(0.0, at_least=0)  # scores are multiplied by it; 0: head_dim ** -0.5
@@ -59,31 +65,34 @@ class ModelConfig(Checked, at="config.model"):
     attention_softcap: float = field(0.0, at_least=0)
     window: int = field(0, at_least=0)  # a token sees itself and the window - 1 before it; 0: all before it
     layer_pattern: str = ""  # "LG": local (with the window) and global layers, repeated; "": all alike
-    qkv_bias: bool = False
-    out_bias: bool = False
-    # MLP
+    qkv_bias: bool = False  # of the projections to queries, keys and values
+    out_bias: bool = False  # of the projection out of attention
+    # --- MLP ---
+    # Of the gate, or of the only product where there is none.
     activation: str = field("silu", choices=("silu", "gelu", "gelu_tanh", "relu"))
     gated_mlp: bool = True  # activation(gate(x)) * up(x), as in SwiGLU; False: activation(up(x))
-    mlp_bias: bool = False
+    mlp_bias: bool = False  # of all its projections
     num_experts: int = field(0, at_least=0)  # 0: a dense MLP
-    experts_per_token: int = 2
+    experts_per_token: int = field(2, at_least=1)  # experts that each token is sent to
     normalize_experts: bool = True  # the chosen experts' weights sum to 1
     router_balance_coef: float = field(0.0, at_least=0)  # weight of the load-balancing loss
     router_z_coef: float = field(0.0, at_least=0)  # weight of the router z-loss
-    # Embeddings
-    tie_embeddings: bool = True
+    # --- Embeddings ---
+    tie_embeddings: bool = True  # one matrix for the tokens read and the logits
     scale_embedding: bool = False  # by the square root of embed_dim (Gemma)
     final_softcap: float = field(0.0, at_least=0)  # of the logits (Gemma 2)
-    # How it is computed, not what it is
+    # --- How it is computed, not what it is ---
     # Computation; master weights are always float32.
     dtype: str = field("float32", choices=("float32", "bfloat16", "float16"))
     # Recomputed in backward: nothing; full: layers; dots, dots_no_batch: all but (weight) matmuls.
     remat: str = field("none", choices=("none", "full", "dots", "dots_no_batch"))
     # "xla": whole score matrices; "blockwise": some queries at a time; "splash": TPU kernel.
     attention: str = field("xla", choices=ATTENTION)
-    init_std: float = field(0.02, above=0)
+    init_std: float = field(0.02, above=0)  # of new weights
 
     def __post_init__(self) -> None:
+        for name in ("rope_short_factors", "rope_long_factors"):  # JSON has them as lists, which have no hash
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         super().__post_init__()
         if self.num_heads % self.num_kv_heads:
             works = [str(n) for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
@@ -114,10 +123,6 @@ class ModelConfig(Checked, at="config.model"):
             )
 
     def _check_rotary(self) -> None:
-        if not 0 < self.rope_fraction <= 1:
-            raise ConfigError(
-                f"config.model.rope_fraction={self.rope_fraction} must be above 0 and at most 1"
-            )
         if self.rotary_dim % 2 or not self.rotary_dim:
             if self.rope_fraction == 1:
                 raise ConfigError(
@@ -128,16 +133,42 @@ class ModelConfig(Checked, at="config.model"):
                 f"config.model.rope_fraction={self.rope_fraction} rotates {self.rotary_dim} of head_dim="
                 f"{self.head_dim} dimensions; it must be an even number above 0"
             )
-        if self.rope_scaling in ("llama3", "yarn") and self.rope_original_length < 1:
+        if self.rope_scaling == "longrope":
+            for name in ("rope_short_factors", "rope_long_factors"):
+                factors = getattr(self, name)
+                if len(factors) != self.rotary_dim // 2 or not all(factor > 0 for factor in factors):
+                    raise ConfigError(
+                        f"config.model.{name} has {len(factors)} factors: rope_scaling='longrope' needs one above 0 "
+                        f"for each of the {self.rotary_dim // 2} rotated pairs of a head"
+                    )
+        if self.rope_scaling in ("llama3", "yarn", "longrope") and self.rope_original_length < 1:
             raise ConfigError(
                 f"config.model.rope_scaling={self.rope_scaling!r} needs config.model.rope_original_length, the "
                 "context before it was scaled"
             )
+        for kind, low, high in (
+            ("llama3", "rope_low_frequency", "rope_high_frequency"),
+            ("yarn", "rope_beta_slow", "rope_beta_fast"),
+        ):
+            if self.rope_scaling == kind and not getattr(self, low) < getattr(self, high):
+                raise ConfigError(
+                    f"config.model.{low}={getattr(self, low)} must be below config.model.{high}={getattr(self, high)}"
+                )
 
     @property
     def rotary_dim(self) -> int:
         """How many of a head's dimensions are rotated."""
         return int(self.head_dim * self.rope_fraction)
+
+    @property
+    def sampling_limit(self) -> tuple[str, int]:
+        """The field that limits the tokens of a prompt and what is sampled after it, and how many these may be.
+
+        Of "longrope" it is the original context: past it a sequence has other frequencies from its first token on, and
+        what the cache holds would have to be read again.
+        """
+        name = "rope_original_length" if self.rope_scaling == "longrope" else "max_length"
+        return name, min(self.max_length, getattr(self, name))
 
     @property
     def local_layers(self) -> tuple[bool, ...]:
@@ -148,6 +179,12 @@ class ModelConfig(Checked, at="config.model"):
 
 # What says how a model is computed or trained, and not what it is.
 RUNTIME_KEYS = ("dtype", "remat", "attention", "router_balance_coef", "router_z_coef")
+# With which a model of rotary positions reads longer sequences than it was made for.
+SCALING_KEYS = tuple(
+    field.name
+    for field in dataclasses.fields(ModelConfig)
+    if field.name.startswith("rope_") and field.name not in ("rope_local_theta", "rope_fraction")
+)
 ARCHITECTURE_KEYS = tuple(
     field.name
     for field in dataclasses.fields(ModelConfig)

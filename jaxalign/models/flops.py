@@ -3,6 +3,8 @@
 The MFU of a run and the plan of one divide by the same number.
 """
 
+from typing import Any, NamedTuple
+
 from jaxalign.models.config import ModelConfig
 
 
@@ -20,19 +22,58 @@ def active_params(config: ModelConfig, *, scalar: bool = False) -> int:
     return config.embed_dim * (config.num_layers * (attention + mlp) + head)
 
 
-def step_flops(
-    config: ModelConfig, tokens: float, pairs: float, *, scalar: bool = False, passes: float = 3
-) -> float:
-    """FLOPs over `tokens` that see each other in `pairs` (arXiv 2204.02311 appendix B).
+class Work(NamedTuple):
+    """What a pass reads, numbers of Python or of JAX: tokens, and pairs of one and another that it may see.
 
-    A pass takes 2 for each parameter and token, and 4 L H d for each pair: its score and its share of the result,
-    over L layers of H heads of d dimensions. Recomputation and padding are not counted, nor is it taken off where a
-    layer's window hides a pair.
+    Each pair is counted once, the token and itself included: `pairs` of layers that see everything before a token,
+    `near` of layers with a window.
+    """
+
+    tokens: Any
+    pairs: Any
+    near: Any
+
+    def times(self, count: float) -> "Work":
+        """The work of so many passes."""
+        return Work(*(x * count for x in self))
+
+
+def visible_pairs(length: int, window: int = 0) -> float:
+    """Pairs of a token and one that it may see, in a sequence: each counted once."""
+    near = min(window or length, length)
+    return near * (near + 1) / 2 + (length - near) * near
+
+
+def full_work(config: ModelConfig, count: int, length: int) -> Work:
+    """The work of `count` sequences of `length` tokens."""
+    return Work(count * length, count * visible_pairs(length), count * visible_pairs(length, config.window))
+
+
+def step_flops(config: ModelConfig, work: Work, *, scalar: bool = False, passes: float = 3) -> Any:
+    """FLOPs of passes over tokens (arXiv 2204.02311 appendix B).
+
+    A pass takes 2 for each parameter and token, and 4 H d for each layer and pair that it lets see each other: the
+    pair's score and its share of the result, over H heads of d dimensions. Recomputation and padding are not counted.
 
     Args:
-      pairs: of a token and one that it may see, itself included; each counted once.
       scalar: the model gives one number a token instead of logits.
       passes: 1 forward, 2 more backward.
     """
-    attention = config.num_layers * config.num_heads * config.head_dim * pairs
-    return passes * (2.0 * active_params(config, scalar=scalar) * tokens + 4 * attention)
+    local = sum(config.local_layers)
+    pairs = (config.num_layers - local) * work.pairs + local * work.near
+    attention = config.num_heads * config.head_dim * pairs
+    return passes * (2.0 * active_params(config, scalar=scalar) * work.tokens + 4.0 * attention)
+
+
+def sampling_flops(config: ModelConfig, prompts: Work, whole: Work, count: Any, samples: int) -> Any:
+    """FLOPs of sampling completions.
+
+    A prompt is read once for all its completions, and only what follows its last token needs logits.
+
+    Args:
+      prompts: the work of reading each prompt once. whole: of reading each completion after its prompt.
+      count: prompts.
+      samples: completions of each.
+    """
+    read = step_flops(config, whole, passes=1) + (1 - samples) * step_flops(config, prompts, passes=1)
+    return read - 2.0 * config.vocab_size * config.embed_dim * (prompts.tokens - count)

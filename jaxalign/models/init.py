@@ -94,6 +94,28 @@ def lay_out(params: Params, config: ModelConfig) -> Params:
     return jax.tree_util.tree_map_with_path(leaf, params, boxed)
 
 
+def add_tokens(params: Params, abstract: Params) -> Params:
+    """Parameters with rows for more tokens, as `abstract` has them: a new row is the mean of all that there were.
+
+    So a new token is as likely as a usual one and read as an average of them, where a row of zeros or noise would be
+    far from all others (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models").
+    """
+
+    def grow(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+        if x.shape == like.shape:
+            return x
+        rows = jnp.broadcast_to(x.mean(axis=0, keepdims=True), (like.shape[0] - x.shape[0], x.shape[1]))
+        return jnp.concatenate((x, rows))
+
+    layout = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(lambda params: jax.tree.map(grow, params, abstract), out_shardings=layout)(params)
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Number of parameters of a language model of this architecture."""
+    return count_params(jax.eval_shape(lambda: _init_boxed(jax.random.key(0), config)))
+
+
 def count_params(params: Params) -> int:
     """Number of parameters, of arrays or of ShapeDtypeStructs."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))

@@ -27,12 +27,21 @@ _CHUNK_BYTES = 64 * 2**20
 _CHUNK_TOKENS = 1024
 
 
+class TokenStatistics(NamedTuple):
+    """What a log shows of a distribution and its target, float32 [B, T]; none of them has a gradient."""
+
+    entropy: jax.Array  # nats
+    is_top1: jax.Array  # 1 where no token is likelier than the target
+    mean_logit: jax.Array  # over the vocabulary, before the temperature
+
+
 class TokenLogprobs(NamedTuple):
     """Each float32 [B, T], in nats; `entropy` of the whole distribution at that position, or None."""
 
     logp: jax.Array
     logsumexp: jax.Array
     entropy: jax.Array | None
+    statistics: TokenStatistics | None = None
 
 
 def default_chunk_size(batch: int, vocab: int) -> int:
@@ -52,12 +61,14 @@ def token_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
     with_entropy: bool = False,
+    with_statistics: bool = False,
     chunk_size: int | None = None,
 ) -> TokenLogprobs:
     """log softmax(softcap(hidden @ headᵀ) / temperature) at `targets`.
 
     Args: `hidden` [B, T, D] and `head` [V, D] of any float dtype; `targets` integer [B, T]; `softcap` c maps
-    logits to c · tanh(logits / c) (Gemma 2, arXiv 2408.00118 §2); `chunk_size` tokens per row handled at
+    logits to c · tanh(logits / c) (Gemma 2, arXiv 2408.00118 §2); `with_entropy` an entropy with a gradient,
+    `with_statistics` what costs next to nothing beside it and has none; `chunk_size` tokens per row handled at
     once, None for `default_chunk_size`. Logits and everything after them are float32. The head's gradient is
     summed in float32; the logits' gradient is rounded to the inputs' dtype before its two matrix products.
     A target outside [0, V) gives NaN. Raises TypeError or ValueError for wrong dtypes, shapes or settings.
@@ -68,7 +79,9 @@ def token_logprobs(
     if targets.shape != hidden.shape[:2]:
         raise ValueError(f"targets has shape {targets.shape}; hidden {hidden.shape} needs {hidden.shape[:2]}")
     chunk_size = _checked_chunk_size(chunk_size, hidden, head, temperature, softcap)
-    return _token_logprobs(hidden, head, targets, temperature, softcap, with_entropy, chunk_size)
+    return _token_logprobs(
+        hidden, head, targets, temperature, softcap, with_entropy, with_statistics, chunk_size
+    )
 
 
 def token_kl(
@@ -135,7 +148,40 @@ def token_divergence(
     return _token_divergence(hidden, head, ref_hidden, ref_head, settings)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _read_tokens(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    temperature: float,
+    softcap: float | None,
+    with_entropy: bool,
+    with_statistics: bool,
+    chunk_size: int,
+) -> tuple[TokenLogprobs, tuple[jax.Array, jax.Array]]:
+    """The result, and its log-sum-exp as two numbers: the largest logit, and that of all less the largest."""
+
+    def step(_, chunk):
+        hidden_c, targets_c = chunk
+        logits = _logits(hidden_c, head, temperature, softcap)
+        shifted, largest, log_sum = _shift(logits)
+        target = jnp.sum(jnp.where(_is_target(targets_c, logits), shifted, 0.0), axis=-1)
+        in_vocabulary = (targets_c >= 0) & (targets_c < head.shape[0])
+        logp = jnp.where(in_vocabulary, target - log_sum, jnp.nan)
+        measured = with_entropy or with_statistics
+        entropy: Any = _entropy(shifted - log_sum[..., None]) if measured else None
+        statistics = None
+        if with_statistics:
+            # The largest logit less itself may be off by its rounding, as the compiler computes it twice.
+            near = 4 * jnp.finfo(jnp.float32).eps * jnp.maximum(1.0, jnp.abs(largest))
+            is_top1 = (in_vocabulary & (target >= -near)).astype(jnp.float32)
+            statistics = TokenStatistics(entropy, is_top1, jnp.mean(logits, axis=-1) * temperature)
+        out = TokenLogprobs(logp, largest + log_sum, entropy if with_entropy else None, statistics)
+        return None, (out, (largest, log_sum))
+
+    return _scan_tokens(step, None, (hidden, targets), chunk_size)[1]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6, 7))
 def _token_logprobs(
     hidden: jax.Array,
     head: jax.Array,
@@ -143,41 +189,35 @@ def _token_logprobs(
     temperature: float,
     softcap: float | None,
     with_entropy: bool,
+    with_statistics: bool,
     chunk_size: int,
 ) -> TokenLogprobs:
-    def step(_, chunk):
-        hidden_c, targets_c = chunk
-        logits = _logits(hidden_c, head, temperature, softcap)
-        logsumexp = jax.nn.logsumexp(logits, axis=-1)
-        target_logit = jnp.sum(jnp.where(_is_target(targets_c, logits), logits, 0.0), axis=-1)
-        in_vocabulary = (targets_c >= 0) & (targets_c < head.shape[0])
-        logp = jnp.where(in_vocabulary, target_logit - logsumexp, jnp.nan)
-        return None, TokenLogprobs(logp, logsumexp, _entropy(logits, logsumexp) if with_entropy else None)
-
-    return _scan_tokens(step, None, (hidden, targets), chunk_size)[1]
+    settings = (temperature, softcap, with_entropy, with_statistics, chunk_size)
+    return _read_tokens(hidden, head, targets, *settings)[0]
 
 
 def _token_logprobs_forward(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, *settings: Any
 ) -> tuple[TokenLogprobs, tuple]:
-    out: Any = _token_logprobs(hidden, head, targets, *settings)
-    return out, (hidden, head, targets, out.logsumexp, out.entropy)
+    out, sums = _read_tokens(hidden, head, targets, *settings)
+    return out, (hidden, head, targets, sums, out.entropy)
 
 
 def _token_logprobs_backward(
     temperature: float,
     softcap: float | None,
     with_entropy: bool,
+    with_statistics: bool,
     chunk_size: int,
     residuals: tuple,
     cotangents: TokenLogprobs,
 ) -> tuple[jax.Array, jax.Array, None]:
-    hidden, head, targets, logsumexp, entropy = residuals
+    hidden, head, targets, sums, entropy = residuals
 
     def step(d_head, chunk):
-        hidden_c, targets_c, logsumexp_c, entropy_c, d_out = chunk
+        hidden_c, targets_c, (largest_c, log_sum_c), entropy_c, d_out = chunk
         logits = _logits(hidden_c, head, temperature, softcap)
-        log_probs = logits - logsumexp_c[..., None]
+        log_probs = (logits - largest_c[..., None]) - log_sum_c[..., None]
         # d logp = onehot - p,  d logsumexp = p,  d entropy = -p (log p + entropy)
         d_probs = (d_out.logsumexp - d_out.logp)[..., None]
         if with_entropy:
@@ -187,7 +227,7 @@ def _token_logprobs_backward(
         d_hidden_c, d_head_c = _logits_backward(d_logits, logits, hidden_c, head, temperature, softcap)
         return d_head + d_head_c, d_hidden_c
 
-    chunked = (hidden, targets, logsumexp, entropy, cotangents)
+    chunked = (hidden, targets, sums, entropy, cotangents._replace(statistics=None))
     d_head, d_hidden = _scan_tokens(step, jnp.zeros_like(head, jnp.float32), chunked, chunk_size)
     return d_hidden, d_head.astype(head.dtype), None
 
@@ -312,8 +352,17 @@ def _is_target(targets: jax.Array, logits: jax.Array) -> jax.Array:
     return lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
 
 
-def _entropy(logits: jax.Array, logsumexp: jax.Array) -> jax.Array:
-    log_probs = logits - logsumexp[..., None]
+def _shift(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits less their largest, the largest, and the log-sum-exp of the former.
+
+    Logits near 1,000 less their log-sum-exp would keep the rounding of the latter, 3e-5.
+    """
+    largest = jnp.max(logits, axis=-1)
+    shifted = logits - largest[..., None]
+    return shifted, largest, jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
+
+
+def _entropy(log_probs: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 

@@ -9,15 +9,38 @@ import numpy as np
 from jaxalign.models.config import ModelConfig
 
 
-def rotary_frequencies(config: ModelConfig, *, local: bool = False) -> tuple[np.ndarray, float]:
+def rotary(
+    config: ModelConfig, positions: jax.Array, segment_ids: jax.Array, *, local: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """cos and sin [B, T, 1, rotary_dim / 2] of tokens at positions of their segments, int32 [B, T].
+
+    Of "longrope" (arXiv 2402.13753) a sequence that is longer than the original context has other frequencies than one
+    that is not, as in transformers; how long it is, its last position so far says.
+    """
+    angles = rotary_angles(positions, *rotary_frequencies(config, local=local))
+    if config.rope_scaling != "longrope":
+        return angles
+    of_long = rotary_angles(positions, *rotary_frequencies(config, local=local, long=True))
+    count = positions.shape[1] + 1
+    longest = jax.vmap(lambda x, ids: jax.ops.segment_max(x, ids, num_segments=count))(positions, segment_ids)
+    is_long = jnp.take_along_axis(longest, segment_ids, axis=1) >= config.rope_original_length
+    cos, sin = (jnp.where(is_long[:, :, None, None], b, a) for a, b in zip(angles, of_long, strict=True))
+    return cos, sin
+
+
+def rotary_frequencies(
+    config: ModelConfig, *, local: bool = False, long: bool = False
+) -> tuple[np.ndarray, float]:
     """Radians a token of each rotated pair, float32 [rotary_dim / 2], and what cos and sin are multiplied by.
 
     Scaling: "linear" divides all frequencies by the factor (arXiv 2306.15595); "llama3" those whose wavelength
     is long against the original context, with a ramp between (arXiv 2407.21783; as in the released code);
-    "yarn" likewise by the number of turns, and raises the attention scores (arXiv 2309.00071 §3.2-3.4).
+    "yarn" likewise by the number of turns, and raises the attention scores (arXiv 2309.00071 §3.2-3.4); "longrope"
+    each by a factor of its own, and raises the scores too (arXiv 2402.13753; as in the released code).
 
     Args:
       local: those of layers with a window, which may have a base of their own and are then not scaled.
+      long: those of sequences longer than the original context, where these have others.
     """
     own_base = local and config.rope_local_theta > 0
     theta = config.rope_local_theta if own_base else config.rope_theta
@@ -36,6 +59,10 @@ def rotary_frequencies(config: ModelConfig, *, local: bool = False) -> tuple[np.
         ramp = _yarn_ramp(config, theta, dim)
         frequency = frequency * (ramp / config.rope_factor + (1 - ramp))
         scale = config.rope_attention_factor or (0.1 * math.log(config.rope_factor) + 1.0)
+    elif scaling == "longrope":
+        frequency = frequency / np.array(config.rope_long_factors if long else config.rope_short_factors)
+        stretch = math.log(max(config.rope_factor, 1.0)) / math.log(config.rope_original_length)
+        scale = config.rope_attention_factor or math.sqrt(1.0 + stretch)
     return frequency.astype(np.float32), scale
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxalign.models.config import ModelConfig, Params
 from jaxalign.models.embedding import TABLE
 from jaxalign.models.forward import hidden_states_and_router, scalar_head, unembedding
-from jaxalign.models.logprobs import token_divergence, token_logprobs
+from jaxalign.models.logprobs import TokenStatistics, token_divergence, token_logprobs
 from jaxalign.parallel.sharding import split_rows
 
 
@@ -35,6 +35,7 @@ class Scores(NamedTuple):
     rewards: jax.Array | Any = None
     router: jax.Array | None = None  # of a mixture of experts: see `hidden_states_and_router`
     readout: "Readout | None" = None
+    statistics: TokenStatistics | Any = None  # float32 [B, T] each, where they were asked for
 
 
 @flax.struct.dataclass
@@ -65,11 +66,13 @@ def score_batch(
     scalar: bool = False,
     temperature: float = 1.0,
     with_entropy: bool = False,
+    with_statistics: bool = False,
 ) -> Scores:
     """Scores of any batch that has tokens, positions and segment_ids [B, T], and rows [B, S] where it is packed."""
     arrays = (batch.tokens, batch.positions, batch.segment_ids)
     if not scalar:
-        return score_tokens(params, config, *arrays, temperature=temperature, with_entropy=with_entropy)
+        settings = {"with_entropy": with_entropy, "with_statistics": with_statistics}
+        return score_tokens(params, config, *arrays, temperature=temperature, **settings)
     rows = getattr(batch, "rows", None)
     return score_scalar(params, config, *arrays, num_segments=1 if rows is None else rows.shape[-1])
 
@@ -83,8 +86,9 @@ def score_tokens(
     *,
     temperature: float = 1.0,
     with_entropy: bool = False,
+    with_statistics: bool = False,
 ) -> Scores:
-    """Log-probabilities (log-sum-exp, and entropy when asked) of every token by a language model.
+    """Log-probabilities (log-sum-exp, and entropy and statistics when asked) of every token by a language model.
 
     Args:
       tokens, positions, segment_ids: int32 [B, T]; segment 0 is padding.
@@ -97,11 +101,19 @@ def score_tokens(
         temperature=temperature,
         softcap=softcap,
         with_entropy=with_entropy,
+        with_statistics=with_statistics,
     )
     following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
     scored = split_rows(read, None, TABLE, None)(hidden, head, following)
-    logp, logsumexp, entropy = (None if x is None else align(x, segment_ids) for x in scored)
-    return Scores(logp, logsumexp, entropy, router=router, readout=Readout(hidden, head, softcap))
+    aligned = jax.tree.map(lambda x: align(x, segment_ids), scored)
+    return Scores(
+        aligned.logp,
+        aligned.logsumexp,
+        aligned.entropy,
+        router=router,
+        readout=Readout(hidden, head, softcap),
+        statistics=aligned.statistics,
+    )
 
 
 def score_scalar(

@@ -22,7 +22,7 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.embedding import TABLE, embed
 from jaxalign.models.experts import ROUTER, Experts
 from jaxalign.models.frozen import weight
-from jaxalign.models.rope import rotary_angles, rotary_frequencies, rotate
+from jaxalign.models.rope import rotary, rotate
 from jaxalign.parallel.sharding import (
     constrain,
     gather_parameter,
@@ -283,9 +283,7 @@ class Transformer(nn.Module):
                 attention_mask(*context["places"], c.window if local else 0) for local in kinds
             )
         if c.positions == "rope":
-            context["rotary"] = tuple(
-                rotary_angles(positions, *rotary_frequencies(c, local=local)) for local in kinds
-            )
+            context["rotary"] = tuple(rotary(c, positions, segment_ids, local=local) for local in kinds)
         local = jnp.array(c.local_layers) if len(kinds) == 2 else None
 
         block = Block

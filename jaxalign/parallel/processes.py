@@ -114,7 +114,9 @@ def _cluster() -> str:
     if "tpu" not in wanted or importlib.util.find_spec("libtpu") is None:
         return ""
     devices = [*pathlib.Path("/dev").glob("accel*"), *pathlib.Path("/dev").glob("vfio/[0-9]*")]
-    return "a host with TPUs" if devices or "TPU_WORKER_HOSTNAMES" in os.environ else ""
+    # One host alone is called so, and so is one without TPUs, see `cli`.
+    named = os.environ.get("TPU_WORKER_HOSTNAMES", "localhost") != "localhost"
+    return "a host with TPUs" if devices or named else ""
 
 
 def _connect(timeout: int, who: str, check: str, known: dict[str, Any]) -> None:

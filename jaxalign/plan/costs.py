@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+from jaxalign.models.flops import visible_pairs
 from jaxalign.plan.hlo import COLLECTIVES, Array, Computation, Instruction, Program, schedules, with_fusions
 
 # Matrix products of T x T x d that each of splash attention's kernels does: scores and output forward; backward the
@@ -140,12 +141,6 @@ def grouped_flops(x: Instruction, owner: Computation) -> float:
     if "tgmm" in x.name:  # [k, m] and [m, n] -> [g, k, n]
         return 2.0 * math.prod(first) * second[-1]
     return 2.0 * math.prod(first) * x.results[0].shape[-1]  # [m, k] and [g, k, n] -> [m, n]
-
-
-def visible_pairs(length: int, window: int = 0) -> float:
-    """Pairs of a token and one that it may see, in a sequence: each counted once."""
-    near = min(window or length, length)
-    return near * (near + 1) / 2 + (length - near) * near
 
 
 def count_bytes(program: Program, *, unknown_trips: int = 1) -> float:

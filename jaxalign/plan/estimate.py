@@ -1,13 +1,16 @@
 """Memory and time of a step from shapes alone: for devices that cannot be compiled for, and to prune a search."""
 
 import math
+import os
 from typing import Any
 
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxalign import parallel
+from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig
+from jaxalign.parallel.chips import Chip
 from jaxalign.parallel.sharding import shards
 from jaxalign.plan.collectives import SLICES
 from jaxalign.plan.programs import bytes_per_device
@@ -15,6 +18,33 @@ from jaxalign.plan.roofline import bounds, mfu_bound
 from jaxalign.plan.topology import Topology
 from jaxalign.training.config import Config
 from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS, Program
+
+GRADIENTS, ACTIVATIONS, CACHE, SCRATCH = "gradients", "saved activations", "keys and values", "scratch space"
+ELSEWHERE = "beside this program"
+# Of the memory there is, left free for what an estimate cannot know: scratch space, fragments, other buffers.
+MARGIN = 0.1
+_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+
+
+def room(chip: Chip) -> dict[str, float]:
+    """Bytes of a GPU: `all`, the `pool` that JAX takes of it, and up to what an estimate `fits`.
+
+    A TPU's are all of one kind: its compiler has the last word.
+
+    Raises:
+      ConfigError: XLA_PYTHON_CLIENT_MEM_FRACTION is no share.
+    """
+    if chip.torus:
+        return {"all": chip.hbm, "pool": chip.hbm, "fits": chip.hbm}
+    said = os.environ.get(_FRACTION) or "0.75"
+    try:
+        share = float(said)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(f"{_FRACTION}={said} must be a share above 0 and at most 1, such as 0.9")
+    pool = share * chip.hbm
+    return {"all": chip.hbm, "pool": pool, "fits": (1 - MARGIN) * pool}
 
 
 def estimate(
@@ -34,22 +64,13 @@ def estimate(
     tensor, context = mesh.shape["tensor"], mesh.shape["context"]
     tokens = step.tokens / (shards(mesh, "batch") * context * parts)  # of a chip and microbatch
     weights = sum(math.prod(x.shape) for x in _leaves(step.parameters)) * item / tensor
-    memory: dict[str, float] = {
-        kind: float(bytes_per_device(step.kinds.get(kind))) for kind in (PARAMETERS, OPTIMIZER, FROZEN)
-    }
-    layer, kept = _activations(model, tensor)
-    saved = tokens * kept * model.num_layers * item if trains else 0.0
-    gradients = memory[PARAMETERS] + 6 * model.vocab_size * model.embed_dim / tensor if trains else 0.0
-    cache = 0.0
-    if step.loop_trips > 1:
-        heads = model.num_kv_heads / tensor
-        cache = 2 * tokens * model.num_layers * heads * model.head_dim * item
-    # Sampling holds the parameters gathered, in the compute type, and reads them for every token.
-    split = parallel.parse_rules(config.mesh.rules)["decode_embed"]
+    known = estimate_memory(step, model, config, mesh)
+    saved, cache = known[ACTIVATIONS], known[CACHE]
+    # Sampling reads the parameters for every token.
     read = weights * step.loop_trips if step.loop_trips > 1 else 0.0
-    held = weights if read and not split else 0.0
-    memory["temporaries"] = saved + gradients + cache + held + tokens * layer * item
-    memory["elsewhere"] = float(bytes_per_device(step.beside))
+    memory = {kind: known[kind] for kind in (PARAMETERS, OPTIMIZER, FROZEN)}
+    memory["temporaries"] = sum(known[kind] for kind in (GRADIENTS, ACTIVATIONS, CACHE, SCRATCH))
+    memory["elsewhere"] = known[ELSEWHERE]
     memory["total"] = sum(memory.values())
 
     again = 4 / 3 if trains and model.remat == "full" else 1.0
@@ -72,7 +93,7 @@ def estimate(
         axis: topology.chip.network if axis == SLICES else _bandwidth(topology, sizes[axis]) for axis in sent
     }
     times = bounds(topology.chip, flops, traffic, sent, bandwidth)
-    over = memory["total"] - topology.chip.hbm
+    over = memory["total"] - room(topology.chip)["fits"]
     return {
         "name": step.name,
         "fits": over <= 0,
@@ -87,6 +108,33 @@ def estimate(
         "bound_by": max(times, key=times.__getitem__),
         "mfu_bound": mfu_bound(topology.chip, step.model_flops / mesh.size, times),
         "tokens": step.tokens,
+    }
+
+
+def estimate_memory(
+    step: Program, model: ModelConfig, config: Config, mesh: AbstractMesh | Mesh
+) -> dict[str, float]:
+    """Bytes of one device by what holds them, by arithmetic; see `estimate` for what is counted."""
+    trains = OPTIMIZER in step.kinds
+    parts = config.num_microbatches if trains else 1
+    item = jnp.dtype(model.dtype).itemsize
+    tensor, context = mesh.shape["tensor"], mesh.shape["context"]
+    tokens = step.tokens / (shards(mesh, "batch") * context * parts)
+    weights = sum(math.prod(x.shape) for x in _leaves(step.parameters)) * item / tensor
+    held: dict[str, float] = {
+        kind: float(bytes_per_device(step.kinds.get(kind))) for kind in (PARAMETERS, OPTIMIZER, FROZEN)
+    }
+    layer, kept = _activations(model, tensor)
+    samples = step.loop_trips > 1
+    # Sampling holds the parameters gathered, in the compute type.
+    gathered = samples and not parallel.parse_rules(config.mesh.rules)["decode_embed"]
+    heads = model.num_kv_heads / tensor
+    return held | {
+        GRADIENTS: held[PARAMETERS] + 6 * model.vocab_size * model.embed_dim / tensor if trains else 0.0,
+        ACTIVATIONS: tokens * kept * model.num_layers * item if trains else 0.0,
+        CACHE: 2 * tokens * model.num_layers * heads * model.head_dim * item if samples else 0.0,
+        SCRATCH: (weights if gathered else 0.0) + tokens * layer * item,
+        ELSEWHERE: float(bytes_per_device(step.beside)),
     }
 
 

@@ -11,32 +11,57 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxalign import parallel
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.init import count_parameters
 from jaxalign.training.config import Config
 from jaxalign.training.open import Run, count_updates
 from jaxalign.training.optimizer import make_optimizer, make_schedule
-from jaxalign.training.saved_model import find_model, resolve_architecture
+from jaxalign.training.recipe import Size, resolve_model, resolve_without_data
+from jaxalign.training.saved_model import check_length, find_model
 from jaxalign.training.trainer import Program
 
 # Axes along which a parameter may be split at rest, and is not when used.
 GATHERED = ("data", "fsdp", "context")
 
 
-def abstract_run(config: Config, mesh: Mesh | AbstractMesh, platform: str) -> Run:
-    """A run without data, tokenizer and weights; call inside `use_mesh` of a device that is here.
+def describe_model(config: Config, platform: str) -> ModelConfig:
+    """The architecture that a config names, or that of the model in config.model.init_from.
 
     Raises:
-      ConfigError: the size of the vocabulary is not known, or a size does not divide by a mesh axis.
+      ConfigError: the size of the vocabulary is not known.
     """
     if config.model.init_from:
         source = find_model(config.model.init_from, "config.model.init_from").config
-        model = resolve_architecture(config.model.architecture(source.vocab_size, platform), source)
+        model = config.architecture(platform, saved=source)
     elif config.model.vocab_size:
-        model = config.model.architecture(0, platform)
+        model = config.architecture(platform)
     else:
         raise ConfigError(
             "config.model.vocab_size=0: a plan opens no tokenizer; set it, or name a preset, as in "
-            "configs/sft.py:llama3_8b"
+            "--config=sft:llama3_8b"
         )
+    check_length(model, config.data.max_length, f"config.data.max_length={config.data.max_length} makes")
+    return model
+
+
+def planned(config: Config, mesh: Mesh | AbstractMesh, platform: str = "tpu") -> Config:
+    """The config with what it leaves to jaxalign filled in as for full rows; see `training.recipe`.
+
+    Raises:
+      ConfigError: see `describe_model` and `resolve_model`.
+    """
+    model = describe_model(config, platform)
+    with parallel.use_mesh(_here(), parallel.parse_rules(config.mesh.rules)):
+        size = Size(count_parameters(model), fresh=not config.model.init_from)
+        return resolve_without_data(resolve_model(config, model, size)[0], mesh)
+
+
+def abstract_run(config: Config, mesh: Mesh | AbstractMesh, platform: str) -> Run:
+    """A run without data, tokenizer and weights of a `planned` config; call inside `use_mesh` of a device that is here.
+
+    Raises:
+      ConfigError: see `describe_model`, or a size does not divide by a mesh axis.
+    """
+    model = describe_model(config, platform)
     # Constants of the schedule: when the steps are counted in epochs of data that is not here, any number will do.
     steps = config.num_steps or config.optimizer.warmup_steps + 1000
     there: Any = mesh  # one that is only described serves where no array is made
@@ -68,12 +93,16 @@ def stage_steps(
     Raises:
       ConfigError: see `abstract_run`.
     """
-    # Shapes are computed on a device that is here: some libraries make small arrays outright, which those of a
-    # mesh that is only described cannot hold.
-    here = parallel.make_mesh(parallel.MeshConfig(data=1), jax.local_devices(backend="cpu")[:1])
-    with parallel.use_mesh(here, parallel.parse_rules(config.mesh.rules)):
+    config = planned(config, mesh, platform)
+    with parallel.use_mesh(_here(), parallel.parse_rules(config.mesh.rules)):
         run = abstract_run(config, mesh, platform)
         return run.model, config.stage.programs(run)
+
+
+def _here() -> Mesh:
+    # Shapes are computed on a device that is here: some libraries make small arrays outright, which those of a
+    # mesh that is only described cannot hold.
+    return parallel.make_mesh(parallel.MeshConfig(data=1), jax.local_devices(backend="cpu")[:1])
 
 
 def bytes_per_device(tree: Any) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jaxalign.errors import amount
 from jaxalign.parallel.chips import GIB
 from jaxalign.plan.measure import OUT_OF_MEMORY
 
@@ -14,22 +15,20 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
     """What is planned, a column for each step, and warnings."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1) or "one device"
     console.print(
-        f"{plan['stage']}, {plan['parameters'] / 1e9:.2f} billion parameters, on {plan['topology']} "
-        f"({plan['chips']} chips: {mesh}), remat {plan['remat']}, {plan['num_microbatches']} microbatches",
+        f"{plan['stage']}, {_large(plan['parameters'])} parameters, on {plan['topology']} "
+        f"({amount(plan['chips'], 'chip')}: {mesh}), remat {plan['remat']}, "
+        f"{amount(plan['num_microbatches'], 'microbatch', 'microbatches')}",
         soft_wrap=True,
         highlight=False,
     )
     if not plan["compiled"]:
-        console.print(
-            "estimated from shapes; nothing was compiled: rough where memory is close to full",
-            highlight=False,
-        )
+        console.print(estimate_line(plan["room"]), highlight=False, soft_wrap=True)
     whole = [step for step in plan["steps"] if "memory" in step]
     table = Table(show_edge=False)
     table.add_column("of one chip")
     for step in whole:
         table.add_column(step["name"], justify="right")
-    for label, cells in _rows(whole, plan["chip"]):
+    for label, cells in _rows(whole, plan["room"]["fits"]):
         table.add_row(label, *cells)
     if whole:
         console.print(table)
@@ -37,13 +36,33 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _rows(steps: list[dict[str, Any]], chip: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+def estimate_line(room: Mapping[str, float]) -> str:
+    """What an estimate is, and how much memory it takes for granted."""
+    line = "estimated from shapes; nothing was compiled"
+    if room["pool"] == room["fits"]:
+        return line
+    return (
+        f"{line}: of {room['all'] / GIB:.2f} GiB JAX takes {room['pool'] / GIB:.2f} "
+        f"(XLA_PYTHON_CLIENT_MEM_FRACTION={room['pool'] / room['all']:g}), and a tenth of these is left free for what "
+        f"shapes do not show, so that a step fits up to {room['fits'] / GIB:.2f}"
+    )
+
+
+def _large(count: int) -> str:
+    """A number of parameters as one says it: "1.24 billion", "1.05 million", "9,000"."""
+    for unit, word in ((1e9, "billion"), (1e6, "million")):
+        if count >= unit:
+            return f"{count / unit:.2f} {word}"
+    return f"{count:,}"
+
+
+def _rows(steps: list[dict[str, Any]], room: float) -> Iterator[tuple[str, list[str]]]:
     def listed(key: str, label: str, unit: float, digits: int) -> Iterator[tuple[str, list[str]]]:
         for name in dict.fromkeys(name for step in steps for name in step.get(key, ())):
             yield label.format(name), [f"{step[key].get(name, 0) / unit:.{digits}f}" for step in steps]
 
     yield from listed("memory", "{}, GiB", GIB, 2)
-    yield f"of {chip['hbm'] / GIB:.4g} GiB", ["fits" if step["fits"] else "DOES NOT FIT" for step in steps]
+    yield f"of {room / GIB:.4g} GiB", ["fits" if step["fits"] else "DOES NOT FIT" for step in steps]
     yield from listed("flops", "TFLOP, {}", 1e12, 2)
     yield "TFLOP of the model", [f"{step['model_flops'] / 1e12:.2f}" for step in steps]
     yield "HBM traffic, GB", [f"{step['hbm_bytes'] / 1e9:.1f}" for step in steps]
@@ -62,7 +81,7 @@ def problem_lines(plan: Mapping[str, Any]) -> Iterator[str]:
         if not step["fits"]:
             yield (
                 f"PROBLEM: {step['name']} needs {step['over_bytes'] / GIB:.2f} GiB more than a chip of "
-                f"{plan['topology']} has; try {OUT_OF_MEMORY}"
+                f"{plan['topology']} has for it; try {OUT_OF_MEMORY}"
             )
         for warning in step.get("warnings", ()):
             yield f"WARNING: {step['name']}: {warning}"

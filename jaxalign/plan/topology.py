@@ -82,7 +82,7 @@ def describe_devices(topology: Topology) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             f"--topology={topology.name}: compiling for TPUs needs libtpu, which runs without one; "
-            f"pip install 'jaxalign[plan]'"
+            f"pip install '.[plan]' in jaxalign's checkout, or pip install libtpu"
         )
     options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
     if topology.chip.name == "v4":

@@ -23,7 +23,7 @@ from rich.console import Console
 from jaxalign import parallel
 from jaxalign.config import load_config
 from jaxalign.data import read_records, train_sentencepiece
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, amount
 from jaxalign.evaluation import win_rate
 from jaxalign.locks import LOCK, locked
 from jaxalign.models import count_params
@@ -33,8 +33,8 @@ from jaxalign.quickstart.report import print_results, write_report
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.stages import parse_config, train
 from jaxalign.storage import claim, is_remote, write_whole
-from jaxalign.training.loop import finished
 from jaxalign.training.saved_model import find_model
+from jaxalign.training.workdir import finished
 from jaxalign.training.writer import FILE_NAME, read_metrics
 from jaxalign.worlds import DEFAULT_NOISE, DatasetSizes, World, judge, label_pairs, write_dataset
 
@@ -64,7 +64,7 @@ class Scale:
     questions: int = 400  # held-out questions that every model answers
     probe_questions: int = 128  # those answered in the middle of training
     probes: int = 4  # points of the frontier
-    steps: float = 1.0  # of the config files' num_steps
+    steps: float = 1.0  # of the num_steps in configs/quickstart.py
 
 
 FULL = Scale(DatasetSizes())
@@ -140,8 +140,8 @@ def _run_parts(root: pathlib.Path, fast: bool, seed: int, console: Console) -> d
 
 
 def stage_config(stage: str, root: pathlib.Path, scale: Scale, seed: int) -> ConfigDict:
-    """The config file of a stage, for this folder, seed and scale."""
-    config = load_config(stage, root=str(root))
+    """The config of a stage, for this folder, seed and scale."""
+    config = load_config("quickstart", stage=stage, root=str(root))
     config.seed = seed
     full = config.num_steps
     config.num_steps = max(2, round(full * scale.steps))
@@ -196,7 +196,9 @@ def _write_on_policy_pairs(root: pathlib.Path, world: World, scale: Scale, seed:
     (first, second), (one, other) = answers, scores
     rows, without = label_pairs(examiner.prompts, (first, second), (one, other), seed=seed)
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    Console().print(f"  {len(rows)} pairs; {without} prompts gave none (equal or empty answers)")
+    Console().print(
+        f"  {amount(len(rows), 'pair')}; {amount(without, 'prompt')} gave none (equal or empty answers)"
+    )
 
 
 def _measure(root: pathlib.Path, world: World, scale: Scale) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from jaxalign.models import ModelConfig, Params
 from jaxalign.models.scoring import score_batch
 from jaxalign.rl.config import OnPolicyConfig
 from jaxalign.rl.rollout import OnPolicyState, Rollout
+from jaxalign.training.flops import FLOPS
 from jaxalign.training.open import Run
 from jaxalign.training.stage import Totals, add_router_losses, real_tokens
 from jaxalign.training.state import Objective, Update, moving_average
@@ -69,6 +70,7 @@ def make_learner(
 
     @jax.jit
     def minibatch(rollout: Rollout, key: jax.Array, epoch: jax.Array, index: jax.Array) -> Rollout:
+        # `key` is this rollout's, from which nothing else is drawn or derived.
         order = jax.random.permutation(jax.random.fold_in(key, epoch), E)
         rows = jax.lax.dynamic_slice_in_dim(order, index * (E // M), E // M)
         return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), rollout)
@@ -80,10 +82,11 @@ def make_learner(
     def update(state: OnPolicyState, batch: Any) -> tuple[OnPolicyState, Metrics]:
         policy, critic = state.policy, state.critic
         step = int(policy.step)  # once a rollout: the pretraining text is picked by number
+        order, following = jax.random.split(state.key)
         seen: list[Metrics] = []
         updates, stopped = 0, False
         for i in range(options.passes * M):
-            part = minibatch(state.rollout, state.key, i // M, i % M)
+            part = minibatch(state.rollout, order, i // M, i % M)
             metrics: Metrics = {}
             if not stopped:
                 text = text_batch(step + i) if text_batch else None
@@ -108,11 +111,12 @@ def make_learner(
                 }
                 metrics = metrics | more
             seen.append(metrics)
+        if stopped:
+            # Updates that were left out have had their turn: the schedule ends with the run all the same.
+            policy = dataclasses.replace(policy, step=policy.step + (options.passes * M - updates))
         merged = merge_ragged(seen)
         merged["policy/updates"] = Mean(jnp.float32(updates), jnp.ones(()))
-        state = dataclasses.replace(
-            state, policy=policy, critic=critic, key=jax.random.split(state.key, 1)[0]
-        )
+        state = dataclasses.replace(state, policy=policy, critic=critic, key=following)
         if state.reference is not None:
             state = dataclasses.replace(
                 state, reference=drift(state.reference, policy.params, 1 - options.reference_rate)
@@ -135,9 +139,12 @@ def merge_ragged(seen: list[Metrics]) -> Metrics:
     for name in names:
         values = [metrics[name] for metrics in seen if name in metrics]
         merged |= merge({name: jax.tree.map(lambda *xs: np.stack(xs), *values)})
+    for name in merged:
+        if name.startswith(FLOPS):  # what was computed adds up, where all else is averaged
+            merged[name] = Mean(merged[name].total, jnp.ones(()))
     if "val/ratio" in merged:
         mean = finalize({"r": merged["val/ratio"], "s": merged.pop("val/ratio_sq")})
-        merged["val/ratio_var"] = Mean(mean["s"] - jnp.square(mean["r"]), jnp.ones(()))
+        merged["policy/ratio_var"] = Mean(mean["s"] - jnp.square(mean["r"]), jnp.ones(()))
     return merged
 
 

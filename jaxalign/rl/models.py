@@ -18,7 +18,7 @@ from jaxalign.rewards import Rewards, load_rewards
 from jaxalign.rl.config import OnPolicyConfig, RewardedConfig
 from jaxalign.text.messages import Message
 from jaxalign.training.open import Run
-from jaxalign.training.saved_model import SavedModel, find_model, fingerprint
+from jaxalign.training.saved_model import SavedModel, check_length, find_model, fingerprint
 from jaxalign.training.supervised import FrozenModels, check_same_tokenizer, load_frozen
 
 
@@ -57,18 +57,11 @@ def load_models(stage: Any, run: Run) -> RolloutModels:
     if options.ptx_coef:
         key = f"{path.removeprefix('config.')}.ptx_batch_size / config.num_microbatches"
         run.check_divides(key, options.ptx_batch_size, run.config.num_microbatches)
-    judge, functions = None, None
-    if isinstance(options, RewardedConfig):
-        judge = (
-            find_judge(run, options.reward_model, f"{path}.reward_model") if options.reward_model else None
-        )
-        weights = options.reward_weights[1 if judge else 0 :]
-        if options.functions:
-            functions = load_rewards(
-                options.functions, weights, f"{path}.reward_function", f"{path}.reward_weights"
-            )
+    judge, functions = find_rewards(run)
     reward: Any = judge.load(run.mesh) if judge else None
     digests = [f"reward:{fingerprint(reward)}"] if judge else []
+    if functions is not None:
+        digests += [f"function:{name.rpartition('/')[2]}" for name in getattr(options, "functions", ())]
     reference: Any = None
     if stage.reference(options):
         reference = run.load_init()
@@ -82,13 +75,34 @@ def load_models(stage: Any, run: Run) -> RolloutModels:
         text_batch, text = run.text_batches(options.ptx_data, options.ptx_batch_size)
         digests.append(f"text:{text}")
     new = options.sampling.max_new_tokens
-    check_length(run, run.model, "config.model.init_from", path, new)
+    asked = f"config.data.max_length={run.prompt_length} and {path}.sampling.max_new_tokens={new} make"
+    longest = run.prompt_length + new
+    check_length(run.model, longest, asked)
     if judge:
-        check_length(run, judge.config, f"{path}.reward_model", path, new)
+        # It also reads what the chat format writes after the token that stops the policy.
+        more = max(len(item.ending) for item in run.train.rows.items) - 1
+        check_length(judge.config, longest + more, asked, f"{path}.reward")
     for name, model in frozen.configs.items():
-        check_length(run, model, stage.frozen(options)[name].key, path, new)
+        check_length(model, longest, asked, stage.frozen(options)[name].key)
     digests += [frozen.digest] if frozen.digest else []
     return RolloutModels(reference, reward, judge, functions, frozen, text_batch, "-".join(digests))
+
+
+def find_rewards(run: Run) -> tuple[SavedModel | None, Rewards | None]:
+    """The reward model of a run, not loaded, and its reward functions, imported.
+
+    Raises:
+      ConfigError: the model is none, or reads other tokens than the policy writes; a function cannot be imported.
+      CheckpointError: the model is missing.
+    """
+    options: OnPolicyConfig = run.config.options
+    key, judge, functions = f"{options.path}.reward", None, None
+    if isinstance(options, RewardedConfig):
+        judge = find_judge(run, options.reward_model, key) if options.reward_model else None
+        if options.functions:
+            weights = [options.weights[name] for name in options.functions]
+            functions = load_rewards(options.functions, weights, key, f"{key}_weights")
+    return judge, functions
 
 
 def critic_architecture(options: Any, run: Run, reward_config: ModelConfig | None) -> ModelConfig:
@@ -105,16 +119,6 @@ def first_critic(options: Any, run: Run, policy: Params, judge: SavedModel | Non
     # First values are 0: nothing is known of the returns yet.
     head = init_head(jax.random.key(0), run.model, zero=True)
     return {"transformer": jax.tree.map(jnp.copy, policy), "head": head}
-
-
-def check_length(run: Run, model: ModelConfig, key: str, path: str, new_tokens: int) -> None:
-    """Raises ConfigError unless a model's position table holds a prompt and its completion."""
-    length = run.prompt_length + new_tokens
-    if model.positions == "learned" and length > model.max_length:
-        raise ConfigError(
-            f"config.data.max_length={run.prompt_length} and {path}.sampling.max_new_tokens={new_tokens} make "
-            f"{length} positions, but the table of the model in {key} ends at {model.max_length}; lower one of them"
-        )
 
 
 def find_judge(run: Run, path: str, key: str) -> SavedModel:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.data import abstract_batch
-from jaxalign.models.flops import step_flops
+from jaxalign.models.flops import full_work, sampling_flops, step_flops
 from jaxalign.models.frozen import abstract_keep
 from jaxalign.rl.abstract import abstract_rollout, check_run
 from jaxalign.sampling.generate import Completions, generate
@@ -32,7 +32,9 @@ def on_policy_programs(stage: "OnPolicyStage", run: Run) -> list[Program]:
     kept = abstract_keep(params, config.frozen)
     moving = bool(options.reference_rate)
     reference = kept if stage.reference(options) and not moving else None
-    judge = abstract_keep(scalar, config.frozen) if options.reward_model else None
+    # Where no reward is named, it may be a model.
+    judged_by_model = bool(options.reward_model) or getattr(options, "rewards", None) == ()
+    judge = abstract_keep(scalar, config.frozen) if judged_by_model else None
     read = {name: kept for name, x in stage.frozen(options).items() if not x.precompute}
     frozen = {"reference": reference, "reward": judge} | read
     # A moving reference and averaged weights are further copies in the state.
@@ -45,16 +47,13 @@ def on_policy_programs(stage: "OnPolicyStage", run: Run) -> list[Program]:
     done = Completions(abstract((E, N), jnp.int32), new, new, abstract((E,), jnp.bool_))
 
     def work(rows: int, length: int, scalar: bool, passes: float) -> float:
-        tokens, pairs = rows * length, rows * length * (length + 1) / 2
-        return step_flops(model, tokens, pairs, scalar=scalar, passes=passes)
+        return step_flops(model, full_work(model, rows, length), scalar=scalar, passes=passes)
 
     def program(name: str, function: Any, arguments: tuple, flops: float, **other: Any) -> Program:
         settings = {"tokens": E * T, "parameters": params, "passes": 1} | other
         return Program(name=name, function=function, arguments=arguments, model_flops=flops, **settings)
 
-    # A prompt is read once for all its completions, and only what follows its last token needs logits.
-    sampled = work(E, T, False, 1) - work(E, P, False, 1) + work(E // k, P, False, 1)
-    sampled -= 2.0 * model.vocab_size * model.embed_dim * (E // k) * (P - 1)
+    sampled = sampling_flops(model, full_work(model, E // k, P), full_work(model, E, T), E // k, k)
     forward = 1 + (reference is not None or moving)
     judged = work(E, T, False, forward) + work(E, T, True, has_critic + (judge is not None))
     states = {"policy": policy.opt_state, "critic": critic and critic.opt_state}

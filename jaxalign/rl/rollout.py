@@ -14,10 +14,11 @@ from jaxalign.losses.advantages import kl_estimate, shape_scores
 from jaxalign.losses.metrics import Max, Mean, Metrics, masked_mean
 from jaxalign.losses.running_moments import RunningMoments
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.flops import sampling_flops, step_flops
 from jaxalign.models.scoring import divergence, score_tokens, segment_rewards, token_values
 from jaxalign.rl.config import RewardedConfig
 from jaxalign.sampling.generate import Completions, close, join
-from jaxalign.training.flops import count_work
+from jaxalign.training.flops import count_work, flops_metric, tokens_metric
 from jaxalign.training.open import local_rows
 from jaxalign.training.state import TrainState
 
@@ -111,6 +112,32 @@ def score_completions(
     return out
 
 
+def rollout_work(
+    prompts: PromptBatch,
+    scored: dict[str, jax.Array],
+    *,
+    model: ModelConfig,
+    judges: tuple[ModelConfig, ...],
+    samples: int,
+    with_reference: bool,
+) -> Metrics:
+    """The tokens of a rollout, and the FLOPs of sampling it and of every model that reads it.
+
+    Args:
+      judges: critic and reward model, where there are any.
+      samples: completions of each prompt.
+    """
+    read = count_work(model, prompts.segment_ids, prompts.positions)
+    whole = count_work(model, scored["segment_ids"], scored["positions"])
+    count = jnp.sum(jnp.any(prompts.segment_ids > 0, axis=1))
+    flops = sampling_flops(model, read, whole, count, samples)
+    flops += step_flops(model, whole, passes=1 + with_reference)
+    for judge in judges:
+        work = count_work(judge, scored["segment_ids"], scored["positions"])
+        flops += step_flops(judge, work, scalar=True, passes=1)
+    return tokens_metric(whole) | flops_metric(flops, "/rollout")
+
+
 def shape(scores: jax.Array, completions: Completions, options: RewardedConfig) -> jax.Array:
     """Scores [E] as they are learned from: scaled, clipped, less the penalty of a missing end."""
     return shape_scores(
@@ -123,9 +150,18 @@ def shape(scores: jax.Array, completions: Completions, options: RewardedConfig) 
 
 
 def rollout_metrics(
-    scored: dict[str, jax.Array], scores: jax.Array | None, completions: Completions
+    scored: dict[str, jax.Array],
+    scores: jax.Array | None,
+    completions: Completions,
+    missing_eos_penalty: float | None = None,
+    kl_estimator: str = "k1",
 ) -> Metrics:
-    """What every stage that samples reports of a rollout."""
+    """What every stage that samples reports of a rollout, under TRL's names where TRL has the number.
+
+    `objective/scores` are less the penalty of a missing end, but neither scaled nor clipped; those of the reward alone
+    are then `objective/raw_scores`. `objective/kl` is by the estimator of the stage; where that is another, the sum of
+    log-ratios is `objective/kl_k1`.
+    """
     N = completions.logp.shape[1]
     gap = jnp.abs(completions.logp - scored["old_logp"][:, -N:])
     length = completions.mask.sum(1)
@@ -141,9 +177,14 @@ def rollout_metrics(
     }
     if scores is not None:
         metrics["objective/scores"] = masked_mean(scores, each)
-    if "kl1" in scored:
-        metrics["objective/kl"] = masked_mean(jnp.sum(scored["kl1"] * scored["mask"], axis=1), each)
-    return metrics | count_work(scored["segment_ids"], scored["positions"])
+        if missing_eos_penalty is not None:
+            less = shape_scores(scores, has_eos=completions.stopped, missing_eos_penalty=missing_eos_penalty)
+            metrics["objective/raw_scores"] = metrics["objective/scores"]
+            metrics["objective/scores"] = masked_mean(less, each)
+    for name, kl in (("objective/kl", "kl"), ("objective/kl_k1", "kl1")):
+        if kl in scored and (kl == "kl" or kl_estimator != "k1"):
+            metrics[name] = masked_mean(jnp.sum(scored[kl] * scored["mask"], axis=1), each)
+    return metrics
 
 
 def plain_rollout(scored: dict[str, jax.Array], **more: jax.Array) -> Rollout:

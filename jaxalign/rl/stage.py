@@ -17,7 +17,13 @@ from jaxalign.parallel import processes
 from jaxalign.rewards import Rewards, TrainerState, reward_metrics
 from jaxalign.rl.abstract import abstract_state, check_run, critic_rates, make_critic_optimizer
 from jaxalign.rl.learner import make_learner, merge_ragged, mix_text, mixed_totals
-from jaxalign.rl.models import RolloutModels, critic_architecture, first_critic, load_models
+from jaxalign.rl.models import (
+    RolloutModels,
+    critic_architecture,
+    find_rewards,
+    first_critic,
+    load_models,
+)
 from jaxalign.rl.programs import on_policy_programs
 from jaxalign.rl.rollout import (
     OnPolicyState,
@@ -26,9 +32,11 @@ from jaxalign.rl.rollout import (
     plain_rollout,
     repeat_rows,
     rollout_metrics,
+    rollout_work,
     score_completions,
 )
 from jaxalign.sampling.generate import Completions, generate
+from jaxalign.training.flops import flops_metric, update_flops
 from jaxalign.training.open import Run, local_rows
 from jaxalign.training.optimizer import make_schedule
 from jaxalign.training.samples import Samples, count_samples, decode, describe_prompt, make_sample, shares
@@ -79,6 +87,16 @@ class OnPolicyStage(Stage):
     critic_loss: LossFn | None = None
     log_samples: int = 4  # an evaluation samples anyway
 
+    def weights(self, options: Any) -> str:
+        """The policy's, or their average where there is one."""
+        return "average" if options.average_decay else "policy/params"
+
+    def check(self, run: Run) -> None:
+        """Raises, as `build` would, for what can be known without loading a model."""
+        check_run(self, run)
+        find_rewards(run)
+        super().check(run)
+
     def build(self, run: Run) -> Trainer:
         """What the loop runs: a rollout and an update."""
         return build_on_policy(self, run)
@@ -102,12 +120,20 @@ class OnPolicyStage(Stage):
         shared = {"num_microbatches": parts, "halt": config.on_nonfinite == "stop"}
         objective = self.objective(run.model, options, others, whole=parts == 1)
         totals = self.total(run.model, options, others, num_microbatches=parts)
+        read = tuple((others or {}).get(name, run.model) for name in self.frozen(options))
+
+        def measure(batch: tuple[Any, Any]) -> Metrics:
+            episodes, text = batch
+            more = 0.0 if text is None else update_flops(run.model, text)
+            return flops_metric(update_flops(run.model, episodes, read) + more, "/policy")
+
         policy = make_update(
             mix_text(objective, run.model, options.ptx_coef),
             mixed_totals(totals),
             run.optimizer,
             run.schedule,
             **shared,
+            measure=measure,
         )
         if self.critic_loss is None:
             return policy, None
@@ -119,6 +145,7 @@ class OnPolicyStage(Stage):
             make_critic_optimizer(run),
             make_schedule(critic_rates(run), run.updates),
             **shared,
+            measure=lambda batch: flops_metric(update_flops(architecture, batch, scalar=True), "/critic"),
         )
         return policy, value
 
@@ -188,7 +215,7 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
     wanted = shares(run, count_samples(run, stage.log_samples))
     samples: Samples = []  # of the last evaluation
 
-    def evaluate(state: OnPolicyState) -> dict[str, float]:
+    def evaluate(state: OnPolicyState, go_on: Callable[[], bool]) -> dict[str, float]:
         # A fixed key: evaluations differ by the policy alone. And the policy is the one that is exported.
         policy = (
             state.policy if state.average is None else dataclasses.replace(state.policy, params=state.average)
@@ -197,11 +224,14 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
             state, policy=policy, key=jax.random.fold_in(jax.random.key(run.config.seed), 2)
         )
         samples.clear()
-        found, every = {}, []
+        found, every, going = {}, [], True
         for name in run.eval_sets:
             mine = []
             reader = Reader(run, name, wanted[name], samples)
             for batch in run.eval_batches(name):
+                going = going and go_on()
+                if not going:
+                    break
                 mine.append(sampler(fixed, batch, run.held_out, reader)[1])
             found[name] = _measured(mine)
             every += mine
@@ -214,10 +244,10 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
         phases=(("rollout", sampler), ("update", learner)),
         evaluate=evaluate,
         samples=lambda state: list(samples),
-        params=lambda state: state.policy.params if state.average is None else state.average,
         headlines=stage.headlines,
         changeable=stage.changeable,
         fingerprint=models.digest,
+        fresh=("rollout",),
     )
 
 
@@ -264,6 +294,12 @@ def make_rollout(
     k = options.samples_per_row
     score = stage.scorer(run, critic_config, models.reward_config)
     credit = jax.jit(functools.partial(stage.credit, options=options))
+    judges = tuple(x for x in (critic_config, models.reward_config) if x is not None)
+    measure = jax.jit(
+        functools.partial(
+            rollout_work, model=run.model, judges=judges, samples=k, with_reference=stage.reference(options)
+        )
+    )
     exact = run.model.dtype == run.config.frozen.dtype == "float32"
 
     def rollout(
@@ -290,16 +326,20 @@ def make_rollout(
         reference = models.reference if state.reference is None else state.reference
         critic = None if state.critic is None else state.critic.params
         scored = score(state.policy.params, critic, reference, models.reward, prompts, completions)
-        scores, more = scored.pop("scores", None), {}
+        scores, more = scored.pop("scores", None), measure(prompts, scored)
+        if scores is not None:
+            scores = options.weights[options.reward_model] * scores
         if models.functions is not None:
-            scores, more = call_functions(
+            scores, found = call_functions(
                 models.functions, scores, run, dataset, rows, completions, step=int(state.policy.step)
             )
+            more |= found
         if reader is not None:
             reader.read(rows, completions, scores)
         control = {"kl_coef": state.kl_coef, "moments": state.moments}
         episodes, control, metrics = credit(scored, scores, completions, control)
-        if int(state.policy.step) == 0 and "objective/kl" in metrics:
+        begins_as_reference = int(state.policy.step) == 0 and not run.config.resume_from
+        if begins_as_reference and "objective/kl" in metrics:
             _verify_kl(metrics, exact=exact)
         return dataclasses.replace(state, rollout=episodes, key=key, **control), metrics | more
 
@@ -337,17 +377,17 @@ def call_functions(
     for name, values in found.each.items():
         columns[name] = np.zeros(len(texts))
         columns[name][live] = values
-    weights = run.config.options.reward_weights
     total = np.zeros(len(texts), np.float32)
     total[live] = found.total
     total = run.put(total)
     if scores is not None:
-        total = total + weights[0] * scores
+        total = total + scores
     return total, reward_metrics({name: run.put(np.float32(x)) for name, x in columns.items()}, run.put(mask))
 
 
 def _verify_kl(metrics: Metrics, *, exact: bool) -> None:
-    kl = float(finalize(metrics)["objective/kl"])
+    name = "objective/kl_k1" if "objective/kl_k1" in metrics else "objective/kl"
+    kl = float(finalize(metrics)[name])
     if not abs(kl) <= (1e-3 if exact else 0.5):
         raise StepZeroError(
             f"before the first update the policy is its reference, yet objective/kl is {kl:.4e} nats; "

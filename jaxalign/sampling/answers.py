@@ -1,8 +1,9 @@
 """Answers to a whole set of prompts, and what models say of them."""
 
+import bisect
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxalign.data.packing import collate
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.scoring import exact_kl, score_tokens
 from jaxalign.parallel import batch_sharding
-from jaxalign.sampling.generate import SamplingConfig, generate, join
+from jaxalign.sampling.generate import SamplingConfig, check_request, generate, join
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,7 @@ def answer_batches(
     that all batches have one shape and compile once.
     """
     mesh = jax.sharding.get_mesh()
+    check_request(config, prompts.rows.row_length, sampling.max_new_tokens, tokenizer.eos_ids)
     total = len(prompts.rows) * samples
     for first in range(start, total, batch_size):
         numbers = np.arange(first, first + batch_size, dtype=np.int32)
@@ -92,13 +94,38 @@ def answer_batches(
         )
         joined = join(batch.tokens, batch.positions, batch.segment_ids, completions)
         tokens, positions, segment_ids, mask, stopped, logp = (
-            x[live] for x in jax.device_get((*joined, completions.stopped, completions.logp))
+            np.array(x[live]) for x in jax.device_get((*joined, completions.stopped, completions.logp))
         )
-        texts = [
-            tokenizer.decode_answer(int(i) for i in ids[said > 0] if i not in tokenizer.eos_ids)
-            for ids, said in zip(tokens, mask, strict=True)
-        ]
+        texts = []
+        for row, (ids, said) in enumerate(zip(tokens, mask, strict=True)):
+            written = [int(i) for i in ids[said > 0]]
+            text, kept, found = cut_at_stop(written, tokenizer, sampling.stops)
+            texts.append(text)
+            if found:
+                gone = np.flatnonzero(said)[kept:]
+                for x in (tokens, positions, segment_ids, mask):
+                    x[row, gone] = 0
+                logp[row, kept:], stopped[row] = 0, True
         yield Answers(texts, stopped, tokens, positions, segment_ids, mask, logp)
+
+
+def cut_at_stop(ids: Sequence[int], tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[str, int, bool]:
+    """The text of a completion, stop tokens left out, that stands before the first stop string.
+
+    Returns:
+      The text, how many of the tokens reach to that string's end, and whether there is one.
+    """
+
+    def decode(count: int) -> str:
+        return tokenizer.decode_answer(i for i in ids[:count] if i not in tokenizer.eos_ids)
+
+    text = decode(len(ids))
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    if not places:
+        return text, len(ids), False
+    # The shortest beginning that holds a stop string: text only grows with tokens.
+    kept = bisect.bisect_left(range(len(ids)), True, key=lambda n: any(stop in decode(n) for stop in stops))
+    return text[: min(places)], kept, True
 
 
 @functools.partial(jax.jit, static_argnames=("config", "temperature"))

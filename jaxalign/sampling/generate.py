@@ -5,6 +5,7 @@ Shapes: B prompts, P prompt slots (padded on the left), N new tokens, V vocabula
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -56,6 +57,36 @@ class SamplingConfig(Checked, at="config.sampling"):
         says=" must be at least 0 (off) and below 1",
         doc="drop tokens below this fraction of the likeliest one's probability",
     )
+    min_new_tokens: int = field(0, at_least=0, doc="tokens before which nothing may stop")
+    # arXiv 1909.05858 §4.1
+    repetition_penalty: float = field(
+        1.0,
+        above=0,
+        doc="makes tokens of the prompt and the completion so far less likely: their logits are divided by it, "
+        "multiplied where negative; 1: off",
+    )
+    # Of the text, not of tokens; what was sampled after it is thrown away.
+    stop: str | tuple[str, ...] = field("", doc="ends a completion where its text has this, which is cut off")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ConfigError(
+                f"{self.key('min_new_tokens')}={self.min_new_tokens} is above max_new_tokens={self.max_new_tokens}; "
+                "lower it"
+            )
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end a completion."""
+        return tuple(text for text in ((self.stop,) if isinstance(self.stop, str) else self.stop) if text)
+
+    @property
+    def altered(self) -> tuple[str, ...]:
+        """The fields by which another distribution is sampled than the model's at the temperature."""
+        default = SamplingConfig()
+        names = ("min_new_tokens", "repetition_penalty", "stop")
+        return tuple(name for name in names if getattr(self, name) != getattr(default, name))
 
     @property
     def truncated(self) -> bool:
@@ -82,8 +113,14 @@ def truncate_logits(logits: jax.Array, sampling: SamplingConfig) -> jax.Array:
         descending = -jnp.sort(-logits, axis=-1)
         probability = jax.nn.softmax(descending, axis=-1)
         before = jnp.cumsum(probability, axis=-1) - probability
-        smallest = jnp.min(jnp.where(before < sampling.top_p, descending, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < smallest, -jnp.inf, logits)
+        kept = jnp.sum(before < sampling.top_p, axis=-1, keepdims=True)
+        smallest = jnp.take_along_axis(descending, kept - 1, axis=-1)
+        # Of those that are tied with the last one, the first ones are kept that are still needed.
+        tied = logits == smallest
+        needed = kept - jnp.sum(logits > smallest, axis=-1, keepdims=True)
+        logits = jnp.where(
+            (logits > smallest) | (tied & (jnp.cumsum(tied, axis=-1) <= needed)), logits, -jnp.inf
+        )
     if sampling.min_p:
         floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(sampling.min_p)
         logits = jnp.where(logits < floor, -jnp.inf, logits)
@@ -96,23 +133,82 @@ def last_logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.A
     return constrain(logits, "batch", "vocab")
 
 
-def choose(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
-    """Next tokens [B] and their log-probabilities [B] from float32 logits [B, V] and one key a row."""
+def gumbel_noise(keys: jax.Array, size: int) -> jax.Array:
+    """Gumbel noise [B, size] of one key a row, by which argmax(logits + noise) is a sample.
+
+    Of 46 bits: with the usual 23, what has a probability of 1e-7 comes half as often, and of 1e-8 never.
+    """
+    return jax.vmap(lambda key: jax.random.gumbel(key, (size,), mode="high"))(keys)
+
+
+def first_seen(config: ModelConfig, sampling: SamplingConfig, tokens: jax.Array, segments: jax.Array) -> Any:
+    """Bool [B, V]: which tokens stand in the prompts [B, P]; None where nothing asks for it."""
+    if sampling.repetition_penalty == 1:
+        return None
+    rows = jnp.arange(len(tokens))[:, None]
+    return jnp.zeros((len(tokens), config.vocab_size), bool).at[rows, tokens].max(segments > 0)
+
+
+def note_seen(seen: jax.Array | None, token: jax.Array, live: jax.Array | bool = True) -> Any:
+    """`seen` with the tokens [B] that were chosen."""
+    return None if seen is None else seen.at[jnp.arange(len(token)), token].max(live)
+
+
+def adjust_logits(
+    logits: jax.Array,
+    sampling: SamplingConfig,
+    number: jax.Array | int,
+    stop_ids: tuple[int, ...],
+    seen: jax.Array | None,
+) -> jax.Array:
+    """Float32 logits [B, V] after the repetition penalty, and without stop tokens before `min_new_tokens`.
+
+    In this order, before temperature and truncation, as in transformers.
+
+    Args:
+      number: how many tokens have been sampled.
+      seen: see `first_seen`.
+    """
+    if seen is not None:
+        penalty = sampling.repetition_penalty
+        logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if sampling.min_new_tokens and stop_ids:
+        stops = jnp.zeros(logits.shape[-1], bool).at[jnp.array(stop_ids)].set(True)
+        logits = jnp.where(stops[None] & (number < sampling.min_new_tokens), -jnp.inf, logits)
+    return logits
+
+
+def choose(
+    logits: jax.Array,
+    keys: jax.Array,
+    sampling: SamplingConfig,
+    number: jax.Array | int = 0,
+    stop_ids: tuple[int, ...] = (),
+    seen: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Next tokens [B] and the model's log-probabilities of them [B] from float32 logits [B, V] and one key a row.
+
+    Args:
+      number, stop_ids, seen: see `adjust_logits`.
+    """
+    allowed = adjust_logits(logits, sampling, number, stop_ids, seen)
     if sampling.temperature == 0:
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        token = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
     else:
         logits = logits / sampling.temperature
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-        token = jnp.argmax(truncate_logits(logits, sampling) + noise, axis=-1).astype(jnp.int32)
+        allowed = truncate_logits(allowed / sampling.temperature, sampling)
+        token = jnp.argmax(allowed + gumbel_noise(keys, logits.shape[-1]), axis=-1).astype(jnp.int32)
     logp = jax.nn.log_softmax(logits, axis=-1)
     return token, jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0]
 
 
-def _check_request(config: ModelConfig, P: int, N: int, stop_ids: tuple[int, ...]) -> None:
-    if config.positions == "learned" and P + N > config.max_length:
+def check_request(config: ModelConfig, P: int, N: int, stop_ids: tuple[int, ...]) -> None:
+    """Raises ConfigError unless a model can read P prompt slots, write N tokens, and stop at `stop_ids`."""
+    name, longest = config.sampling_limit
+    if P + N > longest:
         raise ConfigError(
-            f"config.sampling.max_new_tokens={N} after {P} prompt slots needs {P + N} positions, but the model's "
-            f"table ends at config.model.max_length={config.max_length}; make the two sum to at most that"
+            f"config.sampling.max_new_tokens={N} after {P} prompt slots needs {P + N} positions, but the model "
+            f"has config.model.{name}={longest}; make the two sum to at most that"
         )
     for stop in stop_ids:
         if not 0 <= stop < config.vocab_size:
@@ -148,10 +244,10 @@ def generate(
       samples: completions of each prompt.
 
     Raises:
-      ConfigError: the position table ends before P + N, or a stop id is not in the vocabulary.
+      ConfigError: the model is made for fewer than P + N positions, or a stop id is not in the vocabulary.
     """
     rows = jnp.arange(len(tokens) * samples, dtype=jnp.int32) if rows is None else rows
-    _check_request(config, tokens.shape[1], sampling.max_new_tokens, stop_ids)
+    check_request(config, tokens.shape[1], sampling.max_new_tokens, stop_ids)
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
     with decoding():
         params = lay_out(params, config)
@@ -184,10 +280,12 @@ def _decode(
     layout = (None, "batch", None, "act_kv_heads", None)
     cache = dataclasses.replace(cache, k=constrain(cache.k, *layout), v=constrain(cache.v, *layout))
     logits, cache = step(tokens, positions, segment_ids, cache)
+    seen = first_seen(config, sampling, tokens, segment_ids)
     if samples > 1:
         # The prompts have been read once; from here on every completion has a row of its own.
         B, repeat = B * samples, functools.partial(jnp.repeat, repeats=samples)
         logits, positions, segment_ids = (repeat(x, axis=0) for x in (logits, positions, segment_ids))
+        seen = None if seen is None else repeat(seen, axis=0)
         cache = dataclasses.replace(
             cache,
             k=constrain(repeat(cache.k, axis=1), *layout),
@@ -203,13 +301,15 @@ def _decode(
     )
 
     def more(carry: tuple) -> jax.Array:
-        i, _, _, out = carry
+        i, _, _, _, out = carry
         return (i < N) & ~jnp.all(out.stopped)
 
     def body(carry: tuple) -> tuple:
-        i, logits, cache, out = carry
-        token, logp = choose(logits, jax.vmap(lambda k: jax.random.fold_in(k, i))(keys), sampling)
+        i, logits, seen, cache, out = carry
+        own = jax.vmap(lambda k: jax.random.fold_in(k, i))(keys)
+        token, logp = choose(logits, own, sampling, i, stop_ids, seen)
         live = ~out.stopped
+        seen = note_seen(seen, token, live)
         token = jnp.where(live, token, 0)
         out = Completions(
             tokens=out.tokens.at[:, i].set(token),
@@ -220,9 +320,9 @@ def _decode(
         # The last token of the loop is never fed back, but one wasted step is cheaper than a branch.
         position = positions[:, -1:] + 1 + i
         logits, cache = step(token[:, None], position, live[:, None].astype(jnp.int32), cache)
-        return i + 1, logits, cache, out
+        return i + 1, logits, seen, cache, out
 
-    return jax.lax.while_loop(more, body, (jnp.zeros((), jnp.int32), logits, cache, out))[-1]
+    return jax.lax.while_loop(more, body, (jnp.zeros((), jnp.int32), logits, seen, cache, out))[-1]
 
 
 def close(completions: Completions, ending: jax.Array) -> Completions:

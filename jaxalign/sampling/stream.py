@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxalign.errors import ConfigError
 from jaxalign.models import Cache, ModelConfig, Params, hidden_states, init_cache
-from jaxalign.sampling.generate import SamplingConfig, choose, last_logits
+from jaxalign.sampling.generate import SamplingConfig, choose, first_seen, last_logits, note_seen
 
 
 @functools.partial(jax.jit, static_argnames=("config", "length"))
@@ -23,7 +23,7 @@ def _prefill(
     return last_logits(params, config, hidden), after
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling"), donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "stop_ids"), donate_argnames="cache")
 def _next(
     params: Params,
     config: ModelConfig,
@@ -32,12 +32,15 @@ def _next(
     position: jax.Array,
     key: jax.Array,
     sampling: SamplingConfig,
-) -> tuple[jax.Array, jax.Array, Cache]:
-    token, _ = choose(logits, key[None], sampling)
+    number: jax.Array,
+    stop_ids: tuple[int, ...],
+    seen: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, Cache, jax.Array | None]:
+    token, _ = choose(logits, key[None], sampling, number, stop_ids, seen)
     one = jnp.ones((1, 1), jnp.int32)
     hidden, after = hidden_states(params, config, token[:, None], position * one, one, cache)
     assert after is not None  # since there was one before
-    return token[0], last_logits(params, config, hidden), after
+    return token[0], last_logits(params, config, hidden), after, note_seen(seen, token)
 
 
 def stream(
@@ -54,23 +57,25 @@ def stream(
     Prompts are padded to a power of two, so that the turns of a conversation share a few compilations.
 
     Raises:
-      ConfigError: prompt and completion are longer than the model's table of positions.
+      ConfigError: prompt and completion are longer than what the model is made for.
     """
     slots = max(16, 1 << (len(prompt) - 1).bit_length())
     N = sampling.max_new_tokens
-    if config.positions == "learned" and len(prompt) + N > config.max_length:
+    _, longest = config.sampling_limit
+    if len(prompt) + N > longest:
         raise ConfigError(
             f"a prompt of {len(prompt)} tokens and sampling.max_new_tokens={N} need more positions than the model's "
-            f"{config.max_length}; lower max_new_tokens, or begin a new conversation"
+            f"{longest}; lower max_new_tokens, or begin a new conversation"
         )
     tokens, segments = np.zeros((1, slots), np.int32), np.zeros((1, slots), np.int32)
     tokens[0, slots - len(prompt) :], segments[0, slots - len(prompt) :] = prompt, 1
     row = jax.random.fold_in(key, 0)
     logits, cache = _prefill(params, config, tokens, segments, slots + N)
+    seen = first_seen(config, sampling, jnp.asarray(tokens), jnp.asarray(segments))
     for i in range(N):
-        position = jnp.int32(len(prompt) + i)
-        token, logits, cache = _next(
-            params, config, logits, cache, position, jax.random.fold_in(row, i), sampling
+        position, own = jnp.int32(len(prompt) + i), jax.random.fold_in(row, i)
+        token, logits, cache, seen = _next(
+            params, config, logits, cache, position, own, sampling, jnp.int32(i), stop_ids, seen
         )
         yield int(token)
         if int(token) in stop_ids:

@@ -18,6 +18,7 @@ from jaxalign.models.scoring import Scores, divergence
 from jaxalign.rl.config import OnPolicyConfig
 from jaxalign.rl.rollout import Rollout
 from jaxalign.rl.stage import OnPolicyStage
+from jaxalign.stages import published
 from jaxalign.stages.grpo import reading
 from jaxalign.training.stage import FrozenModel, Totals
 
@@ -34,14 +35,17 @@ class DistillConfig(OnPolicyConfig, at="config.distill"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.teacher:
-            raise ConfigError(
-                "config.distill.teacher is empty: name the model to learn from, a run or a folder"
-            )
         if self.early_stop_kl:
             raise ConfigError(
                 f"config.distill.early_stop_kl={self.early_stop_kl} has no use: the loss has no ratio π_θ / π_old; "
                 "leave it at 0"
+            )
+
+    def check_named(self) -> None:
+        """Raises ConfigError where there is no teacher; a plan needs none."""
+        if not self.teacher:
+            raise ConfigError(
+                "config.distill.teacher is empty: name the model to learn from, a run or a folder"
             )
 
 
@@ -97,4 +101,5 @@ STAGE = OnPolicyStage(
         *("skipped_steps", "perf/rollout_time", "perf/update_time"),
     ),
     changeable=("teacher", "ptx_data"),
+    recipe=published.DISTILL,
 )

@@ -17,6 +17,7 @@ from jaxalign.losses.dpo import DPOObjective, dpo_loss
 from jaxalign.losses.metrics import Metrics
 from jaxalign.models import Params
 from jaxalign.models.scoring import Scores
+from jaxalign.stages import published
 from jaxalign.training.open import Run
 from jaxalign.training.reference import verify_reference
 from jaxalign.training.stage import FrozenModel, Stage, Totals
@@ -26,7 +27,7 @@ from jaxalign.training.stage import FrozenModel, Stage, Totals
 class DPOConfig(DPOObjective):
     """config.dpo: the settings of `dpo_loss`, and where the reference's log-probabilities come from."""
 
-    precompute_reference: bool = False
+    precompute_reference: bool = False  # once, before training, in place of with each batch
 
 
 def pair_totals(batch: PairBatch, options: Any) -> Totals:
@@ -82,4 +83,5 @@ STAGE = Stage(
     frozen=reference_unless_free,
     step_zero=verify,
     headlines=HEADLINES,
+    recipe=published.DPO,
 )

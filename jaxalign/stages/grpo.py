@@ -28,6 +28,7 @@ from jaxalign.rl.config import GroupConfig
 from jaxalign.rl.rollout import Rollout, plain_rollout, rollout_metrics, shape
 from jaxalign.rl.stage import OnPolicyStage
 from jaxalign.sampling.generate import Completions
+from jaxalign.stages import published
 from jaxalign.training.stage import Totals
 
 HEADLINES = (
@@ -42,10 +43,6 @@ class GRPOConfig(GroupConfig, GRPOObjective, at="config.grpo"):
 
     drop_equal_groups: bool = False  # leave groups of one reward out of the loss, and count them
     mask_overlong: bool = False  # leave completions out of the loss that ran into the length limit
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        GRPOObjective.__post_init__(self)
 
 
 def totals(rollout: Rollout, options: Any) -> Totals:
@@ -94,7 +91,7 @@ def credit(
 ) -> tuple[Rollout, dict[str, Any], Metrics]:
     """Advantages of the shaped scores; the KL stands in the loss."""
     rollout, metrics = learn_from_groups(scored, shape(scores, completions, options), completions, options)
-    return rollout, {}, metrics | rollout_metrics(scored, scores, completions)
+    return rollout, {}, metrics | rollout_metrics(scored, scores, completions, options.missing_eos_penalty)
 
 
 def reading(options: Any) -> dict[str, Any]:
@@ -112,5 +109,6 @@ STAGE = OnPolicyStage(
     credit=credit,
     reference=lambda options: options.beta > 0,
     headlines=HEADLINES,
-    changeable=("reward_model", "ptx_data"),
+    changeable=("reward", "ptx_data"),
+    recipe=published.GRPO,
 )

@@ -18,6 +18,7 @@ from jaxalign.data.kinds import UNPAIRED
 from jaxalign.losses.kto import KTOObjective, kto_loss
 from jaxalign.losses.metrics import Metrics, masked_mean
 from jaxalign.models.scoring import Scores
+from jaxalign.stages import published
 from jaxalign.training.reference import verify_reference
 from jaxalign.training.stage import FrozenModel, Stage, Totals
 
@@ -26,7 +27,7 @@ from jaxalign.training.stage import FrozenModel, Stage, Totals
 class KTOConfig(KTOObjective):
     """config.kto: the settings of `kto_loss`, and where the reference's log-probabilities come from."""
 
-    precompute_reference: bool = False
+    precompute_reference: bool = False  # once, before training, in place of with each batch
 
 
 def totals(batch: UnpairedBatch, options: Any) -> Totals:
@@ -83,4 +84,5 @@ STAGE = Stage(
         *("loss", "rewards/margins", "rewards/chosen", "rewards/rejected", "kl"),
         *("grad_norm", "learning_rate", "skipped_steps"),
     ),
+    recipe=published.KTO,
 )

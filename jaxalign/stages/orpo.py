@@ -17,6 +17,7 @@ from jaxalign.fields import Checked, field
 from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.orpo import SequenceNLL, orpo_loss
 from jaxalign.models.scoring import Scores, predicted
+from jaxalign.stages import published
 from jaxalign.training.stage import Stage, Totals
 
 
@@ -72,4 +73,5 @@ STAGE = Stage(
         *("loss", "nll_loss", "log_odds_ratio", "rewards/accuracies", "rewards/margins"),
         *("grad_norm", "learning_rate", "skipped_steps"),
     ),
+    recipe=published.ORPO,
 )

@@ -29,6 +29,7 @@ from jaxalign.rl.config import RewardedConfig
 from jaxalign.rl.rollout import Rollout, plain_rollout, rollout_metrics, shape
 from jaxalign.rl.stage import OnPolicyStage
 from jaxalign.sampling.generate import Completions
+from jaxalign.stages import published
 from jaxalign.training.stage import Totals
 
 HEADLINES = (
@@ -54,27 +55,31 @@ class PPOConfig(RewardedConfig, at="config.ppo"):
     """config.ppo. `config.batch_size` counts episodes, `config.optimizer` is the policy's."""
 
     ppo_epochs: int = field(4, at_least=1)  # passes over the episodes of a rollout
-    # The tie to the reference
+    # --- The tie to the reference ---
     kl_coef: float = field(0.05, at_least=0)  # β
     # k1, k2, k3 of the sampled token, or exact over the vocabulary.
     kl_estimator: str = field("k1", choices=("k1", "k2", "k3", "exact"))
     # Adapt β until a sequence's KL is this many nats; 0: β is fixed.
     kl_target: float = field(0.0, at_least=0)
     kl_horizon: int = field(10_000, at_least=1)  # episodes over which β adapts
-    # Scores to advantages
-    whiten_rewards: bool = False
-    gamma: float = field(1.0, at_least=0, at_most=1)
-    lam: float = field(0.95, at_least=0, at_most=1)
+    # --- Scores to advantages ---
+    whiten_rewards: bool = False  # divide rewards by their standard deviation over a rollout
+    gamma: float = field(1.0, at_least=0, at_most=1)  # discount of a reward one token later
+    lam: float = field(
+        0.95, at_least=0, at_most=1
+    )  # λ of generalised advantage estimation (arXiv 1506.02438)
     whiten_advantages: bool = True  # over all episodes on all devices
-    # Policy loss
-    clip: float = field(0.2, above=0)
-    clip_high: float | None = None  # upper clip, where it differs
-    entropy_coef: float = 0.0
-    # Critic
+    # --- Policy loss ---
+    clip: float = field(0.2, above=0)  # ratios π_θ / π_old are clipped to 1 ± this
+    clip_high: float | None = field(None, above=0)  # upper clip, where it differs
+    entropy_coef: float = field(0.0, at_least=0)  # weight of the entropy bonus
+    # --- Critic ---
     # Start from the "policy", from the "reward" model, or "auto": from the reward model if there is one.
-    critic_init: str = field("policy", choices=("policy", "reward", "auto"))
-    critic_learning_rate: float = field(1e-5, above=0)
-    value_clip: float | None = 0.2
+    critic_init: str = field("auto", choices=("policy", "reward", "auto"))
+    critic_learning_rate: float = field(0.0, at_least=0)  # the peak; 0: the policy's
+    value_clip: float | None = field(
+        0.2, above=0
+    )  # values are clipped to their old ones ± this; None: not at all
     normalize_values: bool = False  # train the critic on returns of mean 0 and variance 1
     value_decay: float = field(0.99, at_least=0, below=1)  # of their running mean and variance
 
@@ -92,7 +97,7 @@ class PPOConfig(RewardedConfig, at="config.ppo"):
         super().__post_init__()
         if self.critic_init == "reward" and not self.reward_model:
             raise ConfigError(
-                "config.ppo.critic_init='reward' needs config.ppo.reward_model; or use 'policy'"
+                "config.ppo.critic_init='reward' needs a reward model in config.ppo.reward; or use 'policy'"
             )
 
 
@@ -171,7 +176,12 @@ def assign_advantages(
     rollout = plain_rollout(
         {name: x for name, x in scored.items() if name != "ref_logp"}, advantages=advantages, returns=returns
     )
-    return rollout, moments, metrics | rollout_metrics(scored, scores, completions)
+    return (
+        rollout,
+        moments,
+        metrics
+        | rollout_metrics(scored, scores, completions, options.missing_eos_penalty, options.kl_estimator),
+    )
 
 
 def credit(
@@ -213,5 +223,6 @@ STAGE = OnPolicyStage(
     reference=lambda options: True,
     critic_loss=critic_loss,
     headlines=HEADLINES,
-    changeable=("reward_model", "ptx_data"),
+    changeable=("reward", "ptx_data"),
+    recipe=published.PPO,
 )

@@ -12,17 +12,19 @@ import jax
 
 from jaxalign.data import Batch
 from jaxalign.data.kinds import TEXT
+from jaxalign.fields import Checked, field
 from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.nll import nll_loss
 from jaxalign.models.scoring import Scores
+from jaxalign.stages import published
 from jaxalign.training.stage import Stage, Totals
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Checked, at="config.pretrain"):
     """config.pretrain"""
 
-    z_loss: float = 0.0  # pulls log Z towards 0; PaLM used 1e-4
+    z_loss: float = field(0.0, at_least=0)  # pulls log Z towards 0; PaLM used 1e-4
 
 
 def token_totals(batch: Batch, options: Any) -> Totals:
@@ -56,4 +58,5 @@ STAGE = Stage(
         "jaxalign train --config=sft --workdir={beside}/sft --config.model.init_from={run} "
         "--config.data.train=CONVERSATIONS.jsonl",
     ),
+    recipe=published.PRETRAIN,
 )

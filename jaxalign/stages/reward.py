@@ -3,7 +3,8 @@
     loss(θ) = -Σ_pairs w · log σ(r_θ(x, y_c) - r_θ(x, y_r) - margin) / Σ_pairs w
 
 The score is read at the last token of a sequence. K ranked responses of one prompt are all their pairs with
-w = 1/(K choose 2) (InstructGPT, arXiv 2203.02155, eq. 1).
+w = 1/(K choose 2) (InstructGPT, arXiv 2203.02155, eq. 1), or, where some are tied, 1 over the number of pairs that are
+not: every prompt weighs 1.
 """
 
 import dataclasses
@@ -14,21 +15,24 @@ import jax.numpy as jnp
 from jaxalign.data import PairBatch
 from jaxalign.data.kinds import PAIRS
 from jaxalign.errors import StepZeroError
+from jaxalign.fields import Checked, field
 from jaxalign.losses.metrics import Metrics
 from jaxalign.losses.reward import bradley_terry_loss
 from jaxalign.models import Params
 from jaxalign.models.scoring import Scores, segment_rewards
+from jaxalign.stages import published
 from jaxalign.stages.dpo import pair_totals
 from jaxalign.training.open import Run
 from jaxalign.training.stage import Stage, Totals
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardConfig:
+class RewardConfig(Checked, at="config.reward"):
     """config.reward"""
 
     use_margin: bool = True  # subtract the data's margins, where it has them
-    centering: float = 0.0  # weight of (r_c + r_r)², which keeps scores near 0 (arXiv 2312.09244 uses 0.01)
+    # Weight of (r_c + r_r)², which keeps scores near 0 (arXiv 2312.09244 uses 0.01).
+    centering: float = field(0.0, at_least=0)
 
 
 def loss(
@@ -88,4 +92,5 @@ STAGE = Stage(
         "--config.ppo.reward_model={run} --config.data.train=PROMPTS.jsonl",
     ),
     step_zero=verify_scores,
+    recipe=published.REWARD,
 )

@@ -11,24 +11,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.fields import field
+from jaxalign.fields import field, like
 from jaxalign.losses.metrics import Metrics
 from jaxalign.rl.rollout import Rollout, rollout_metrics, shape
 from jaxalign.sampling.generate import Completions
-from jaxalign.stages import grpo
+from jaxalign.stages import grpo, published
 
 
 @dataclasses.dataclass(frozen=True)
 class RLOOConfig(grpo.GRPOConfig, at="config.rloo"):
     """config.rloo: as config.grpo, with the choices that make RLOO of it. `config.batch_size` counts completions."""
 
-    section = "config.rloo"
-
     kl_coef: float = field(0.05, at_least=0)  # β of the KL in the reward
-    loss_type: str = "grpo"
-    importance: str = "sequence_sum"  # one ratio for a completion
-    baseline: str = "leave_one_out"
-    scale: str = "none"
+    loss_type: str = like(grpo.GRPOConfig, "loss_type", default="grpo")
+    importance: str = like(
+        grpo.GRPOConfig, "importance", default="sequence_sum"
+    )  # one ratio for a completion
+    baseline: str = like(grpo.GRPOConfig, "baseline", default="leave_one_out")
+    scale: str = like(grpo.GRPOConfig, "scale", default="none")
 
 
 def credit(
@@ -42,7 +42,7 @@ def credit(
     rewards = shape(scores, completions, options)
     if "kl1" in scored:
         rewards = rewards - options.kl_coef * jnp.sum(scored["kl1"] * scored["mask"], axis=1)
-    metrics = rollout_metrics(scored, scores, completions)
+    metrics = rollout_metrics(scored, scores, completions, options.missing_eos_penalty)
     # The loss has no KL of its own.
     unread = {name: x for name, x in scored.items() if name != "ref_logp"}
     rollout, more = grpo.learn_from_groups(unread, rewards, completions, options)
@@ -52,6 +52,7 @@ def credit(
 STAGE = dataclasses.replace(
     grpo.STAGE,
     name="rloo",
+    recipe=published.RLOO,
     options=RLOOConfig,
     credit=credit,
     reference=lambda options: options.kl_coef > 0,

@@ -8,15 +8,17 @@ The mask m comes with the batch: it is set where text is rendered, turn by turn,
 import dataclasses
 
 from jaxalign.data.kinds import DEMONSTRATIONS
+from jaxalign.fields import Checked, field
+from jaxalign.stages import published
 from jaxalign.stages.pretrain import HEADLINES, loss, token_totals
 from jaxalign.training.stage import Stage
 
 
 @dataclasses.dataclass(frozen=True)
-class SFTConfig:
+class SFTConfig(Checked, at="config.sft"):
     """config.sft"""
 
-    z_loss: float = 0.0  # as config.pretrain.z_loss
+    z_loss: float = field(0.0, at_least=0)  # as config.pretrain.z_loss
 
 
 STAGE = Stage(
@@ -30,4 +32,5 @@ STAGE = Stage(
         "jaxalign train --config=dpo --workdir={beside}/dpo --config.model.init_from={run} "
         "--config.data.train=PAIRS.jsonl",
     ),
+    recipe=published.SFT,
 )

@@ -8,9 +8,12 @@ A step is written under a temporary name and renamed when complete, so that a pr
 leaves the steps before it and never a broken one. The directory may be local or gs://.
 """
 
+import contextlib
+import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxalign.errors import CheckpointError
-from jaxalign.storage import is_remote, read_json, to_path
+from jaxalign.storage import DISK_REFUSES, is_remote, read_json, to_path
 
 PyTree = Any
 Index = dict[str, dict[str, Any]]  # Array name -> {"shape", "dtype"} and, for PRNG keys, {"impl"}.
@@ -47,17 +50,21 @@ class _ListedArrays(ocp.PyTreeCheckpointHandler):
 
 
 class Checkpointer:
-    """Saves and restores the steps of one run, keeping the newest `keep`.
+    """Saves and restores the steps of one run, keeping the newest `keep`, every `keep_every`-th, and `best`.
 
     With `async_save` a save returns once the arrays are copied to host memory and is committed in the
     background; `wait` blocks until then. Every process of a multi-process run must make the same calls.
     Use as a context manager, or call `close`.
     """
 
-    def __init__(self, directory: epath.PathLike, *, keep: int = 2, async_save: bool = False) -> None:
+    def __init__(
+        self, directory: epath.PathLike, *, keep: int = 2, keep_every: int = 0, async_save: bool = False
+    ) -> None:
         if keep < 1:
             raise CheckpointError(f"keep={keep}: keep at least 1 checkpoint")
         self.directory = _absolute(directory)
+        self._keep, self._keep_every = keep, keep_every
+        self.best: int | None = None  # a step that stays, whatever comes after it
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         registry.add("arrays", ocp.args.PyTreeSave, _ListedArrays())
         registry.add("meta", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
@@ -65,7 +72,7 @@ class Checkpointer:
             self.directory,
             handler_registry=registry,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                preservation_policy=self,
                 enable_async_checkpointing=async_save,
                 cleanup_tmp_directories=True,
             ),
@@ -89,11 +96,39 @@ class Checkpointer:
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"meta of step {step} cannot be written as JSON: {error}") from error
         arrays = {name: _raw(leaf) for name, leaf in leaves.items()}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(record)),
-            force=True,
-        )
+        with self._told_in_a_line(f"the checkpoint of step {step}"):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(record)),
+                force=True,
+            )
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Of Orbax's checkpoints, oldest first, which to keep: Orbax asks after each save."""
+        newest = len(checkpoints) - self._keep
+        every = self._keep_every
+        return [
+            number >= newest or each.step == self.best or bool(every and each.step and each.step % every == 0)
+            for number, each in enumerate(checkpoints)
+        ]
+
+    @contextlib.contextmanager
+    def _told_in_a_line(self, what: str) -> Iterator[None]:
+        """Raises CheckpointError for what a disk refuses; those who save know no other reason to fail."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise  # Out of device memory, which says nothing about the disk.
+        except Exception as error:  # An OSError, or what TensorStore makes of one.
+            reason = _disk_reason(error)
+            if reason is None:
+                raise
+            earlier = self._manager.all_steps()
+            left = f"step {max(earlier)} is there" if earlier else "none is there yet"
+            raise CheckpointError(
+                f"{self.directory}: {what} could not be written ({reason}); of the earlier ones, {left}. Make room, "
+                "then run the same command"
+            ) from error
 
     def latest(self) -> int | None:
         """Returns the newest committed step, or None; waits for a save under way."""
@@ -119,7 +154,8 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Blocks until a save under way is committed; raises what went wrong in it."""
-        self._manager.wait_until_finished()
+        with self._told_in_a_line("a checkpoint"):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, then releases the threads."""
@@ -139,27 +175,82 @@ def save_params(directory: epath.PathLike, params: PyTree, meta: dict[str, Any])
         checkpointer.save(0 if latest is None else latest + 1, {"params": params}, meta)
 
 
-def load_params(path: epath.PathLike, abstract_params: PyTree) -> PyTree:
+def load_params(path: epath.PathLike, abstract_params: PyTree, *, where: str = "params") -> PyTree:
     """Returns the parameters at `path`, placed as `abstract_params` says; optimizer state is not read.
 
     `path` is an export of `save_params`, a run directory or its `checkpoints` (the latest step), or the
-    directory of one step. Raises CheckpointError as `Checkpointer.restore` does.
+    directory of one step; `where` is the name of the parameters in its state. Raises CheckpointError as
+    `Checkpointer.restore` does.
     """
     step_path = _find(_absolute(path))
-    return _read_arrays(step_path, _read_record(step_path)["arrays"], abstract_params, prefix="params/")
+    return _read_arrays(step_path, _read_record(step_path)["arrays"], abstract_params, prefix=f"{where}/")
 
 
-def load_leaf(path: epath.PathLike, name: str, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+def load_leaf(
+    path: epath.PathLike, name: str, abstract: jax.ShapeDtypeStruct, *, where: str = "params"
+) -> jax.Array:
     """Returns one parameter of those that `load_params` would, by its path, such as "layers/mlp/up/kernel"."""
     step_path = _find(_absolute(path))
-    full = f"params/{name}"
+    full = f"{where}/{name}"
     index = {key: entry for key, entry in _read_record(step_path)["arrays"].items() if key == full}
-    return _read_arrays(step_path, index, {name: abstract}, prefix="params/")[name]
+    return _read_arrays(step_path, index, {name: abstract}, prefix=f"{where}/")[name]
+
+
+def load_state(path: epath.PathLike, abstract_state: Any, *, fresh: Sequence[str] = ()) -> Any:
+    """Returns the state of a step, but for its fields `fresh`, which are zeros of the shapes asked for.
+
+    `abstract_state` is a dataclass of such fields. Raises CheckpointError as `Checkpointer.restore` does.
+    """
+    step_path = _find(_absolute(path))
+    index = {
+        name: entry
+        for name, entry in _read_record(step_path)["arrays"].items()
+        if name.split("/")[0] not in fresh
+    }
+    rest = dataclasses.replace(abstract_state, **dict.fromkeys(fresh))
+    state = _read_arrays(step_path, index, rest, prefix="")
+    missing = {name: getattr(abstract_state, name) for name in fresh}
+    make = jax.jit(
+        lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), missing),
+        out_shardings=jax.tree.map(lambda x: x.sharding, missing),
+    )
+    return dataclasses.replace(state, **make())
 
 
 def load_meta(path: epath.PathLike) -> dict[str, Any]:
     """Returns the meta saved at `path`, which is anything `load_params` takes."""
     return _read_record(_find(_absolute(path)))["meta"]
+
+
+def find_step(path: epath.PathLike) -> epath.Path:
+    """The directory of the step at `path`, which is anything `load_params` takes; raises CheckpointError."""
+    return _find(_absolute(path))
+
+
+def saved_metas(directory: epath.PathLike) -> dict[int, dict[str, Any]]:
+    """The metas of all steps in a directory, oldest first, by the names of the steps; no array is looked at.
+
+    A step that is being removed meanwhile, by the run that goes on there, is left out.
+    """
+    found = {}
+    for step in _steps(_absolute(directory)):
+        with contextlib.suppress(CheckpointError):
+            found[step] = _read_object(_absolute(directory) / str(step), "meta/metadata")["meta"]
+    return found
+
+
+def _disk_reason(error: BaseException) -> str | None:
+    """What the disk says in an error of writing; None: the disk is not the reason."""
+    known = [os.strerror(number) for number in DISK_REFUSES]
+    seen: BaseException | None = error
+    while seen is not None:
+        text = str(seen)
+        if isinstance(seen, OSError) and seen.errno in DISK_REFUSES:
+            return os.strerror(seen.errno)
+        if found := next((reason for reason in known if reason in text), None):
+            return found
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def _walk(directory: epath.Path) -> Iterator[epath.Path]:
@@ -256,7 +347,7 @@ def _check_same(path: epath.Path, index: Index, wanted: dict[str, Any]) -> None:
     if not differing:
         return
     lines = [f"  {n}: saved {saved.get(n, 'absent')}, wanted {model.get(n, 'absent')}" for n in differing[:5]]
-    in_params = any(name.startswith("params/") for name in differing)
+    in_params = any("params/" in name for name in differing)
     cause = (
         "config.model (layers, widths, vocabulary, head, parameter type)"
         if in_params

@@ -10,12 +10,14 @@ from jaxalign.config import check_keys, freeze, thaw
 from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, check, field, nearest_hint
+from jaxalign.keys import Key, list_keys
 from jaxalign.models import ModelConfig
 from jaxalign.models.attention import default_attention
-from jaxalign.models.config import ARCHITECTURE_KEYS, ATTENTION
+from jaxalign.models.config import ARCHITECTURE_KEYS, ATTENTION, RUNTIME_KEYS, SCALING_KEYS
 from jaxalign.models.frozen import FrozenConfig
 from jaxalign.parallel import MeshConfig
 from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.selection import BestConfig
 from jaxalign.training.trackers import TRACKERS
 
 
@@ -23,19 +25,34 @@ from jaxalign.training.trackers import TRACKERS
 class ModelSettings(ModelConfig):
     """The model as a config file names it: an architecture, or a finished run to start from."""
 
-    vocab_size: int = field(0, at_least=0)  # 0: the tokenizer's
+    # 0: the tokenizer's. Above that of init_from: new tokens get rows, each the mean of the old ones.
+    vocab_size: int = field(0, at_least=0)
+    # 0: that of init_from; from scratch 512, or config.data.max_length where that is more.
+    max_length: int = field(0, at_least=0)
+    # "auto": bfloat16, and float32 on a CPU, which has no faster way.
+    dtype: str = field("float32", choices=("auto", "float32", "bfloat16", "float16"))
     # "auto": splash on TPU, blockwise on GPU, else xla.
     attention: str = field("auto", choices=("auto", *ATTENTION))
+    # None: that of init_from, which has it from its config.json; from scratch 0.
+    router_balance_coef: float | None = field(None, at_least=0)
     init_from: str = ""  # a run's folder; its architecture, weights and tokenizer are taken over
 
     def __post_init__(self) -> None:
         """Sizes that must fit each other are checked once resolved: see `architecture`."""
         check(type(self), vars(self), self.key)
 
-    def architecture(self, vocab_size: int, platform: str) -> ModelConfig:
-        """The ModelConfig of these settings, for a tokenizer of `vocab_size` pieces and a platform of JAX."""
+    def architecture(self, vocab_size: int, platform: str, saved: ModelConfig | None = None) -> ModelConfig:
+        """The ModelConfig of these settings, for a platform of JAX; what is not set is the `saved` model's."""
+        saved = saved or ModelConfig()
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelConfig)}
-        values["vocab_size"] = self.vocab_size or vocab_size
+        values |= {
+            "vocab_size": self.vocab_size or vocab_size,
+            "max_length": self.max_length or saved.max_length,
+        }
+        if self.router_balance_coef is None:
+            values["router_balance_coef"] = saved.router_balance_coef
+        if self.dtype == "auto":
+            values["dtype"] = "float32" if platform == "cpu" else "bfloat16"
         if self.attention == "auto":
             values["attention"] = default_attention(platform)
         elif self.attention == "splash" and platform != "tpu":
@@ -52,13 +69,14 @@ class Config(Checked, at="config"):
 
     stage: Any  # the Stage; in a config file its name
     options: Any
-    seed: int = 0
+    seed: int = field(0, at_least=0, below=2**32)  # of new weights, the order of the data and the sampling
     # Passes over the packed rows; ignored when num_steps is set.
-    num_epochs: float = field(1.0, replaces=("num_steps",))
+    num_epochs: float = field(1.0, at_least=0, replaces=("num_steps",))
     num_steps: int = field(0, at_least=0)  # optimizer steps, or rollouts; 0: as num_epochs says
-    batch_size: int = field(32, at_least=1)  # rows of a step over all devices, or completions
-    # Slices of a batch whose gradients are added up before an update.
-    num_microbatches: int = field(1, at_least=1)
+    # Rows of a step over all devices, or completions; 0: as published, and fewer where the data are few.
+    batch_size: int = field(0, at_least=0)
+    # Slices of a batch whose gradients are added up before an update; 0: as few as need not much memory.
+    num_microbatches: int = field(0, at_least=0)
     # "skip": leave the update out, and count it.
     on_nonfinite: str = field("stop", choices=("stop", "skip"))
     log_every: int = field(10, at_least=1)  # steps that a line of metrics.jsonl is about
@@ -68,10 +86,16 @@ class Config(Checked, at="config"):
     log_samples: int | None = field(None, at_least=0)
     # wandb, trackio, mlflow, separated by commas: where metrics go beside metrics.jsonl and TensorBoard.
     trackers: str = ""
+    eval_at_start: bool = False  # evaluate before the first step, too
+    eval_batch_size: int = field(0, at_least=0)  # as batch_size, of an evaluation; 0: batch_size
     checkpoint_every: int = field(0, at_least=0)  # steps; 0: at the end only
-    keep_checkpoints: int = field(1, at_least=1)
+    keep_checkpoints: int = field(1, at_least=1)  # the newest ones; the best one is kept beside them
+    keep_every: int = field(0, at_least=0)  # steps whose checkpoint is made and kept for good; 0: none
+    # RUN or RUN@STEP, whose state (weights, optimizer) this run begins with, under its own settings.
+    resume_from: str = ""
     # Seconds without a finished step after which a run ends itself; 0: never.
     hang_timeout: float = field(1800.0, at_least=0)
+    best: BestConfig = dataclasses.field(default_factory=BestConfig)
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -80,6 +104,12 @@ class Config(Checked, at="config"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model.dtype == "float16":
+            raise ConfigError(
+                "config.model.dtype='float16' cannot train: gradients of a loss that is divided by many tokens are "
+                "below what it can hold, and become 0; use 'bfloat16', which takes as much memory (float16 is for "
+                "sampling: jaxalign generate --dtype=float16)"
+            )
         if self.num_steps == 0 and not self.num_epochs > 0:
             raise ConfigError(
                 f"config.num_epochs={self.num_epochs} must be positive, or set config.num_steps"
@@ -90,10 +120,16 @@ class Config(Checked, at="config"):
                     f"config.trackers={self.trackers!r}: {name!r} is not one of {', '.join(TRACKERS)}"
                     f"{nearest_hint(name, TRACKERS)}"
                 )
-        if self.batch_size % self.num_microbatches:
+        if self.num_microbatches and self.batch_size % self.num_microbatches:
             raise ConfigError(
                 f"config.batch_size={self.batch_size} is not divisible by "
                 f"config.num_microbatches={self.num_microbatches}"
+            )
+
+        if self.best.metric and not self.eval_every:
+            raise ConfigError(
+                f"config.best.metric={self.best.metric!r} compares evaluations: set config.eval_every, the steps from "
+                "one to the next"
             )
 
     @property
@@ -101,12 +137,41 @@ class Config(Checked, at="config"):
         """The trackers, one by one."""
         return tuple(name.strip() for name in self.trackers.split(",") if name.strip())
 
+    def architecture(
+        self, platform: str, *, vocab_size: int = 0, saved: ModelConfig | None = None
+    ) -> ModelConfig:
+        """The architecture of a run: that of config.model, or `saved`, of the model in init_from, computed as it says.
+
+        Args:
+          vocab_size: the tokenizer's, for a model from scratch.
+
+        Raises:
+          ConfigError: config.model asks for another model than `saved`; see `resolve_architecture`.
+        """
+        if saved is None:
+            longest = max(ModelConfig.max_length, self.data.max_length)
+            return self.model.architecture(vocab_size, platform, ModelConfig(max_length=longest))
+        return resolve_architecture(self.model.architecture(saved.vocab_size, platform, saved), saved)
+
     @staticmethod
     def leave_out(values: ConfigDict, given: set[str]) -> list[str]:
         """With a model to start from by a flag, takes out what a file says that trains one from scratch.
 
         That is its tokenizer and its sizes. Returns the line that tells it.
+
+        Raises:
+          ConfigError: flags give two lengths of the run, or none.
         """
+        if {"num_steps", "num_epochs"} <= given and values.num_steps:
+            raise ConfigError(
+                f"--config.num_steps={values.num_steps} and --config.num_epochs={values.num_epochs} are two lengths of "
+                "one run; give one of them"
+            )
+        if "num_steps" in given and not values.num_steps and "num_epochs" not in given:
+            raise ConfigError(
+                "--config.num_steps=0 is no length of a run: give the number of steps, or, for passes over the data, "
+                "--config.num_epochs=N; a model that is not to be trained needs no run (jaxalign evaluate, generate)"
+            )
         if "model.init_from" not in given or not values.model.init_from:
             return []
         if "data.tokenizer" in given or not values.data.tokenizer:
@@ -114,8 +179,31 @@ class Config(Checked, at="config"):
         values.data.tokenizer = ""
         for key in ARCHITECTURE_KEYS:
             if f"model.{key}" not in given:
-                values.model[key] = getattr(ModelConfig, key)
+                values.model[key] = getattr(ModelSettings, key)
         return ["--config.model.init_from is yours: it brings its own architecture and tokenizer"]
+
+
+def resolve_architecture(wanted: ModelConfig, saved: ModelConfig) -> ModelConfig:
+    """The saved architecture, computed as `wanted` says, with more tokens or a longer context where it says so.
+
+    Raises:
+      ConfigError: a config file asks for another architecture than the saved one.
+    """
+    default, changed = ModelConfig(), {key: getattr(wanted, key) for key in RUNTIME_KEYS}
+    for name in ("vocab_size", *ARCHITECTURE_KEYS):
+        mine, theirs = getattr(wanted, name), getattr(saved, name)
+        if mine == theirs or (name not in ("vocab_size", "max_length") and mine == getattr(default, name)):
+            continue
+        longer = saved.positions == "rope" and (
+            name in SCALING_KEYS or (name == "max_length" and mine > theirs)
+        )
+        if not longer and not (name == "vocab_size" and mine > theirs):
+            raise ConfigError(
+                f"config.model.{name}={mine!r}, but the model in config.model.init_from has {theirs!r}; "
+                f"leave the key at its default, or leave init_from empty to train from scratch"
+            )
+        changed[name] = mine
+    return dataclasses.replace(saved, **changed)
 
 
 def default_config(name: str, options: type) -> ConfigDict:
@@ -144,6 +232,23 @@ def parse_config(values: ConfigDict, stage: Any) -> Config:
 class _Shared(Config):
     stage: str = ""
     options: Any = None
+
+
+def config_keys(stage: Any) -> list[Key]:
+    """Every key of a config of a `Stage`: those of a run, those of the stage itself, then those of the sections."""
+    shared = [key for key in list_keys(Config) if key.path not in ("stage", "options")]
+    plain = [key for key in shared if "." not in key.path]
+    sections = [key for key in shared if "." in key.path]
+    return [*plain, *list_keys(stage.options, f"{stage.name}."), *sections]
+
+
+def value_of(config: Config, path: str) -> Any:
+    """The value of a key by its path below config."""
+    stage, *parts = path.split(".")
+    found = config.options if parts and stage == config.stage.name else getattr(config, stage)
+    for part in parts:
+        found = getattr(found, part)
+    return found
 
 
 def to_json(config: Config) -> str:

@@ -1,19 +1,45 @@
-"""What a step works on, for its model FLOP utilisation (MFU): see `models.flops.step_flops`."""
+"""What a step computes, for its model FLOP utilisation (MFU): see `models.flops.step_flops`."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.losses.metrics import Mean, Metrics
+from jaxalign.models import ModelConfig
+from jaxalign.models.flops import Work, step_flops
 
-TOKENS, PAIRS = "perf/tokens", "perf/pairs"
+# Metrics for the recorder, of which those that begin with FLOPS add up to the step's.
+TOKENS, FLOPS = "perf/tokens", "perf/flops"
 
 
-def count_work(segment_ids: jax.Array, positions: jax.Array) -> Metrics:
-    """Of a packed batch, int32 [B, T]: its tokens, and the pairs of them that attention lets see each other.
+def count_work(config: ModelConfig, segment_ids: jax.Array, positions: jax.Array) -> Work:
+    """The work of a pass of a model over a packed batch, int32 [B, T]: its real tokens, seen within segments only.
 
-    A pair is counted once (causal), within segments only: position p of a segment sees p + 1 tokens. Float32, as
-    a large batch has more pairs than int32 can count. Belongs into a step's metrics, for the recorder.
+    Position p of a segment sees p + 1 tokens. Float32, as a large batch has more pairs than int32 can count.
     """
     real = (segment_ids > 0).astype(jnp.float32)
-    one = jnp.ones((), jnp.float32)
-    return {TOKENS: Mean(real.sum(), one), PAIRS: Mean(jnp.sum(real * (positions + 1)), one)}
+    seen = real * (positions + 1)
+    near = jnp.minimum(seen, config.window) if config.window else seen
+    return Work(real.sum(), seen.sum(), near.sum())
+
+
+def update_flops(
+    config: ModelConfig, batch: Any, frozen: tuple[ModelConfig, ...] = (), *, scalar: bool = False
+) -> jax.Array:
+    """FLOPs of an update on a batch: forward and backward of the trained model, forward of those that are frozen."""
+    arrays = (batch.segment_ids, batch.positions)
+    total = step_flops(config, count_work(config, *arrays), scalar=scalar)
+    for other in frozen:
+        total += step_flops(other, count_work(other, *arrays), scalar=scalar, passes=1)
+    return total
+
+
+def flops_metric(flops: jax.Array, part: str = "") -> Metrics:
+    """What a program computed, as a metric of its own: a step has several programs."""
+    return {f"{FLOPS}{part}": Mean(jnp.asarray(flops, jnp.float32), jnp.ones((), jnp.float32))}
+
+
+def tokens_metric(work: Work) -> Metrics:
+    """The real tokens of a step, as a metric."""
+    return {TOKENS: Mean(work.tokens, jnp.ones((), jnp.float32))}

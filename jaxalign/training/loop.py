@@ -12,50 +12,28 @@ from typing import Any
 import jax
 
 from jaxalign.data.invalid import DROPPED_FILE, write_dropped
-from jaxalign.data.loader import rows_of_epochs
-from jaxalign.errors import CheckpointError, ConfigError, amount
-from jaxalign.models import count_params
+from jaxalign.errors import ConfigError
 from jaxalign.parallel import processes
 from jaxalign.signals import handled, restart_signals
 from jaxalign.storage import Path, write_whole
-from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer
-from jaxalign.training.open import TEMPLATE, Run, default_settings, describe, flat_settings, settings
+from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer, load_params
+from jaxalign.training.introduction import introduce
+from jaxalign.training.open import Run, describe, settings
 from jaxalign.training.progress import Progress
+from jaxalign.training.recipe import SETTINGS
 from jaxalign.training.recorder import Recorder
-from jaxalign.training.saved_model import MODEL, save_model
+from jaxalign.training.resume import begin
+from jaxalign.training.saved_model import save_model, save_tokenizer
+from jaxalign.training.selection import Selection
 from jaxalign.training.trackers import Trackers
 from jaxalign.training.trainer import Trainer
 from jaxalign.training.watchdog import Watchdog
+from jaxalign.training.workdir import MODEL, SUMMARY, TOKENIZER
 from jaxalign.training.writer import EVAL, FILE_NAME, MetricWriter, plain_name, read_metrics
-
-SUMMARY = "summary.json"
-SETTINGS = "settings.json"  # every setting of the run as it goes on now, by the names of flags
 
 StopAt = Callable[[int, int], bool]  # (step, phase) that has just ended -> stop here?
 
-# Settings with which a run may go on though it began with others, as it may with another config.mesh. Where files lie
-# may change: what is in them is compared by fingerprints, but for held-out data, which trains nothing.
-CHANGEABLE = tuple(
-    f"config.{key}"
-    for key in (
-        *(
-            "log_every",
-            "log_samples",
-            "trackers",
-            "eval_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "on_nonfinite",
-            "hang_timeout",
-        ),
-        *("num_steps", "num_epochs", "num_microbatches", "model.attention", "model.remat"),
-        "frozen.offload",
-        *("model.init_from", "data.train", "data.eval", "data.tokenizer", "data.chat_template"),
-        "data.invalid",
-    )
-)
-
-ASKED = b"\njaxalign: stopping as soon as the state is saved; a second Ctrl-C ends it at once\n"
+ASKED = "\njaxalign: stopping as soon as the state is saved{by}; {more} Ctrl-C ends it at once\n"
 
 Probe = Callable[[int, Any], dict[str, float]]  # (step, params) -> metrics
 
@@ -78,7 +56,8 @@ def train(
       quiet: show nothing.
 
     Returns:
-      The summary: last training metrics, final evaluation, steps, seconds.
+      The summary: last training metrics, the evaluation of what is in `model/`, steps, seconds; with
+      config.best.metric the best step and its value.
 
     Raises:
       Stopped: by `stop_at`, or by SIGTERM, SIGINT or SIGHUP to any of the processes, once the state is saved.
@@ -90,11 +69,21 @@ def train(
     run.workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(config.hang_timeout))
+        phases = len(trainer.phases)
         checkpointer = stack.enter_context(
-            Checkpointer(run.workdir / CHECKPOINTS, keep=config.keep_checkpoints)
+            Checkpointer(
+                run.workdir / CHECKPOINTS,
+                keep=config.keep_checkpoints,
+                keep_every=config.keep_every * phases,
+            )
         )
         loader = run.loader()
-        state, step, phase, meta = _start(trainer, checkpointer, loader)
+        selection = Selection(config.best)
+        _check_evaluations(run, probe)
+        state, step, phase, meta = begin(trainer, checkpointer, loader)
+        if "selection" in meta:
+            selection.restore(meta["selection"])
+            checkpointer.best = selection.position
         if step > run.steps or (step == run.steps and phase):
             raise ConfigError(
                 f"{run.workdir} has done {step} steps, and {_length(run)} are asked for; ask for more, or start in "
@@ -104,6 +93,7 @@ def train(
             text = json.dumps(settings(config), indent=1) + "\n"
             write_whole(run.workdir / SETTINGS, text.encode())
             write_dropped(run.workdir / DROPPED_FILE, run.invalid)
+            save_tokenizer(run.workdir / TOKENIZER, run.tokenizer, config.data.chat_template)
         writer = stack.enter_context(_writer(run))
         writer.truncate_after(step)
         progress = stack.enter_context(
@@ -117,14 +107,14 @@ def train(
         )
         asked = stack.enter_context(_signals())
         vote = processes.make_vote(run.mesh)
-        recorder = Recorder(run, writer, progress, meta.get("metrics", {}), scalar=trainer.scalar)
+        recorder = Recorder(run, writer, progress, meta.get("metrics", {}))
         began = time.monotonic() - meta.get("seconds", 0.0)
         first = step
         if not quiet and jax.process_index() == 0:
-            print(_introduction(trainer, step), flush=True)
+            print("\n".join(introduce(run, step, scalar=trainer.scalar)), flush=True)
 
         def save() -> None:
-            position = step * len(trainer.phases) + phase
+            position = step * phases + phase
             if checkpointer.latest() == position:
                 return
             watchdog.at(f"saving step {step}", patient=True)
@@ -135,51 +125,77 @@ def train(
                 "loader": loader.get_state(),
                 "fingerprint": trainer.fingerprint,
                 "metrics": recorder.metrics(),
+                "selection": selection.state(),
             }
             writer.flush()  # a run that goes on from here does not write these lines again
             checkpointer.save(position, state, meta)
 
+        def go_on() -> bool:
+            watchdog.at(f"the evaluation after step {step}", patient=True)
+            if vote(bool(asked)):
+                save()
+                raise Stopped(f"stopped in the evaluation after step {step}; state saved")
+            return True
+
         def evaluate() -> dict[str, float]:
             watchdog.at(f"the evaluation after step {step}", patient=True)
-            values = trainer.evaluate(state) if run.held_out is not None else {}
-            return values | (probe(step, trainer.params(state)) if probe else {})
-
-        def show_evaluation(values: dict[str, float], *, write: bool = True) -> None:
+            values = trainer.evaluate(state, go_on) if run.held_out is not None else {}
+            values |= probe(step, trainer.params(state)) if probe else {}
             samples = trainer.samples(state)  # by every process
-            if write:
+            # Once for each step, whatever was stopped or killed since.
+            if values and (step > first or not _evaluated(run.workdir, step)):
                 writer.write(step, values, kind=EVAL)
                 writer.write_samples(step, samples)
-            progress.evaluation(step, values)
+            if values:
+                progress.evaluation(step, values)
+            # After the line: a run that goes on from what is saved here does not evaluate again.
+            if selection.take(step, step * phases, values):
+                checkpointer.best = selection.position
+                save()
+            return values
+
+        def evaluation_due() -> bool:
+            every = config.eval_every
+            due = step % every == 0 if step and every else not step and config.eval_at_start
+            return due and phase == 0 and step < run.steps and selection.evaluated != step
+
+        def evaluate_on_the_way() -> None:
+            recorder.flush(state)
+            evaluate()
+            recorder.restart_clock()
 
         def stop_here() -> bool:
             wanted = vote(bool(asked))  # by every process, whatever stop_at says
             return wanted or (stop_at is not None and stop_at(step, phase))
 
-        while step < run.steps:
+        if evaluation_due():  # at the start; or the run stopped in an evaluation
+            evaluate_on_the_way()
+        elif config.best.metric and selection.best is None and not probe:
+            # A name that is wrong is told now, not after hours: one batch says what there is.
+            config.best.pick(trainer.evaluate(state, iter((True, False)).__next__))
+        while step < run.steps and not selection.exhausted:
             # The host waits for a step after it has sent the next: two steps pass until all is compiled.
             watchdog.at(f"step {step + 1}", patient=step < first + 2)
             batch = run.put(next(loader)) if phase == 0 else None
             if step == 0 and phase == 0:
                 trainer.verify(state, batch)
             recorder.begin(batch)
-            while phase < len(trainer.phases):
+            while phase < phases:
                 name, function = trainer.phases[phase]
                 watchdog.at(f"step {step + 1}, {name} phase", patient=step < first + 2)
                 state, metrics = function(state, batch)
-                recorder.phase(name, metrics, wait=len(trainer.phases) > 1)
+                recorder.phase(name, metrics, wait=phases > 1)
                 phase += 1
-                if phase < len(trainer.phases) and stop_here():
+                if phase < phases and stop_here():
                     recorder.flush(state)
                     save()
                     raise Stopped(f"stopped in step {step + 1}, after its {name} phase; state saved")
             phase, step = 0, step + 1
             recorder.end(step, state)
-            if config.eval_every and step % config.eval_every == 0 and step < run.steps:
-                recorder.flush(state)
-                show_evaluation(evaluate())
-                recorder.restart_clock()
+            if evaluation_due():
+                evaluate_on_the_way()
             stop = stop_here()
-            if stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
+            if stop or _checkpoint_due(config, step):
                 recorder.flush(state)
                 save()
                 recorder.restart_clock()
@@ -187,20 +203,24 @@ def train(
                 raise Stopped(f"stopped after step {step}; state saved")
         recorder.flush(state)
         save()
-        final = evaluate()
-        if final:
-            show_evaluation(final, write=jax.process_index() == 0 and not _evaluated(run.workdir, step))
+        # A run that has just ended for want of a better evaluation has made its last one.
+        final = selection.last if selection.evaluated == step and selection.last is not None else evaluate()
+        if selection.exhausted and step < run.steps:
+            _tell_early_end(run, selection, step)
         watchdog.at("writing the model", patient=True)
-        _export(trainer, state)
+        best = selection.best if config.best.export else None
+        _export(trainer, trainer.params(state) if best is None else _load_best(trainer, best["position"]))
         summary = {
             "stage": config.stage.name,
-            "steps": run.steps,
+            "steps": step,
             "seconds": round(time.monotonic() - began, 2),
             "train": recorder.last,
-            "eval": {plain_name(name, EVAL): x for name, x in final.items()},
+            "eval": {
+                plain_name(name, EVAL): x for name, x in (final if best is None else best["values"]).items()
+            },
             "eval_sets": [name for name in run.eval_sets if name],
             "data": str(run.train.report),
-        }
+        } | selection.summary()
         if jax.process_index() == 0:
             writer.flush()
             write_whole(run.workdir / SUMMARY, json.dumps(summary, indent=1).encode())
@@ -217,30 +237,39 @@ def _writer(run: Run) -> MetricWriter:
     return MetricWriter(run.workdir, sets=[name for name in run.eval_sets if name], trackers=trackers)
 
 
-def _introduction(trainer: Trainer, step: int) -> str:
+def _check_evaluations(run: Run, probe: Probe | None) -> None:
+    """Raises ConfigError where evaluations are counted on and there is nothing to evaluate on."""
+    config = run.config
+    if run.held_out is not None or probe:
+        return
+    if config.best.metric or config.eval_at_start:
+        key = f"best.metric={config.best.metric!r}" if config.best.metric else "eval_at_start=True"
+        raise ConfigError(f"config.{key} needs held-out data: name them in config.data.eval")
+
+
+def _checkpoint_due(config: Any, step: int) -> bool:
+    return any(every and step % every == 0 for every in (config.checkpoint_every, config.keep_every))
+
+
+def _tell_early_end(run: Run, selection: Selection, step: int) -> None:
+    best = selection.best
+    if jax.process_index() == 0:
+        found = f"{best['value']:.6g} after step {best['step']}" if best else "a number at all"
+        print(
+            f"{run.workdir}: ends after step {step} of {run.steps}: in {selection.waited} evaluations "
+            f"{selection.config.metric} was not better than {found}; with a larger config.best.patience the same "
+            "command goes on",
+            file=sys.stderr,
+        )
+
+
+def _load_best(trainer: Trainer, position: int) -> Any:
     run = trainer.run
-    size = count_params(run.abstract_params(scalar=trainer.scalar))
-    devices = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items() if n > 1) or "1 device"
-    rows, batch_size = run.train.rows, run.rows_per_step
-    lines = [
-        f"{run.config.stage.name}: {size:,} parameters on {devices}; data: {run.train.report}; packed into "
-        f"{amount(len(rows), 'row')}, {rows.efficiency:.0%} full; "
-        f"{run.steps - step:,} of {amount(run.steps, 'step')} to go, {amount(batch_size, 'row')} each, "
-        f"{run.epochs:.3g} epochs in all"
-    ]
-    if run.epochs_to_fill and (left := rows_of_epochs(rows, run.epochs_to_fill) % batch_size):
-        lines.append(f"the last batch holds {amount(left, 'row')} and {batch_size - left} empty ones")
-    if run.invalid:
-        lines.append(
-            f"{amount(len(run.invalid), 'row')} left out as invalid: see {run.workdir / DROPPED_FILE}"
-        )
-    packed = run.config.data.packing and rows.kind != "prompt"
-    if packed and rows.efficiency < 0.8 and rows.crowded > 0.5:
-        lines.append(
-            f"{rows.crowded:.0%} of the rows take no more sequences, though they have room: raise "
-            f"config.data.max_segments={rows.max_segments}"
-        )
-    return "\n".join(lines)
+    return load_params(
+        run.workdir / CHECKPOINTS / str(position),
+        run.abstract_params(scalar=trainer.scalar),
+        where=run.config.stage.weights(run.config.options),
+    )
 
 
 def _length(run: Run) -> str:
@@ -250,15 +279,6 @@ def _length(run: Run) -> str:
     return f"config.num_epochs={config.num_epochs}, {run.steps} steps,"
 
 
-def finished(workdir: Path) -> dict[str, Any] | None:
-    """The summary of a run that has ended, or None: also where an earlier version was cut off while writing it."""
-    path = workdir / SUMMARY
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else None
-    except ValueError:
-        return None
-
-
 def _evaluated(workdir: Path, step: int) -> bool:
     # A run that was stopped between its last evaluation and its end has this line already.
     if not (workdir / FILE_NAME).is_file():
@@ -266,59 +286,17 @@ def _evaluated(workdir: Path, step: int) -> bool:
     return any(line["step"] == step and line["kind"] == EVAL for line in read_metrics(workdir))
 
 
-def _start(trainer: Trainer, checkpointer: Checkpointer, loader: Any) -> tuple[Any, int, int, dict[str, Any]]:
-    run = trainer.run
-    latest = checkpointer.latest()
-    if latest is None:
-        return trainer.init(), 0, 0, {}
-    state, meta = checkpointer.restore(latest, trainer.abstract_state)
-    now = describe(run) | {"fingerprint": trainer.fingerprint}
-    for key, what in {
-        "data_fingerprint": "the training data or its tokenisation",
-        "fingerprint": "a frozen model (reference or reward)",
-    }.items():
-        if meta[key] != now[key]:
-            raise CheckpointError(
-                f"{run.workdir}: {what} is not what this run began with, so it cannot go on as it would have; "
-                f"restore it, or start in another --workdir"
-            )
-    _check_changes(trainer, meta["config"])
-    loader.set_state(meta["loader"])
-    return state, meta["step"], meta["phase"], meta
-
-
-def _check_changes(trainer: Trainer, before: dict[str, Any]) -> None:
-    """Says what a resumed run has set otherwise than it began with; refuses what would make it another run."""
-    run = trainer.run
-    workdir, new = run.workdir, settings(run.config)
-    own = tuple(f"config.{run.config.stage.name}.{key}" for key in trainer.changeable)
-    # A key that came with a later version of jaxalign was at its default; one that went says nothing any more.
-    old = default_settings(run.config) | flat_settings(before)
-    changes = {key: (old[key], value) for key, value in new.items() if old[key] != value}
-    for key, (was, value) in changes.items():
-        if key not in CHANGEABLE + own and not key.startswith("config.mesh."):
-            raise CheckpointError(
-                f"{workdir}: began with {key}={was!r}, and now has {value!r}; go on with the former, or start in "
-                "another --workdir"
-            )
-        if jax.process_index() == 0:
-            print(f"{workdir}: goes on with {key}={value!r} instead of {was!r}", file=sys.stderr)
-
-
-def _export(trainer: Trainer, state: Any) -> None:
+def _export(trainer: Trainer, params: Any) -> None:
     run = trainer.run
     save_model(
         run.workdir / MODEL,
-        trainer.params(state),
+        params,
         run.model,
         run.tokenizer,
         scalar=trainer.scalar,
         meta=describe(run),
+        chat_template=run.config.data.chat_template,
     )
-    data, template = run.config.data, run.tokenizer.template
-    given = data.chat_template or data.template_args or data.answer_tokens
-    if given and template is not None and jax.process_index() == 0:
-        write_whole(run.workdir / MODEL / TEMPLATE, template.saved().encode())
 
 
 @contextlib.contextmanager
@@ -332,7 +310,8 @@ def _signals() -> Iterator[list[int]]:
         asked.append(number)
         if len(asked) == 1:  # past Python's buffers, which may be half full; and nobody may be there to read
             with contextlib.suppress(OSError):
-                os.write(2, ASKED)
+                by = "" if number == signal.SIGINT else f", as {signal.Signals(number).name} asks"
+                os.write(2, ASKED.format(by=by, more="a second" if not by else "a").encode())
 
     with handled([*restart_signals(), signal.SIGINT], handle):
         yield asked

@@ -30,29 +30,38 @@ from jaxalign.data.loader import rows_of_epochs
 from jaxalign.data.sets import find_sets
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, abstract_params, init_head, init_params
+from jaxalign.models.init import count_parameters
 from jaxalign.parallel import processes
 from jaxalign.storage import Path, to_path
 from jaxalign.training.config import Config, to_json
 from jaxalign.training.optimizer import make_optimizer, make_schedule
+from jaxalign.training.recipe import Size, keep_found, resolve_data, resolve_model
 from jaxalign.training.saved_model import (
     SavedModel,
+    check_length,
+    check_pieces,
     check_vocabulary,
+    describe_changes,
     find_model,
     origin,
-    resolve_architecture,
 )
-
-TEMPLATE = "chat_template.jinja"
+from jaxalign.training.workdir import TEMPLATE
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a config names, opened; the config has the tokenizer and the chat template of its model filled in."""
+    """What a config names, opened.
+
+    The config has the tokenizer and the chat template of its model filled in, and what it leaves to jaxalign and the
+    model decides, see `training.recipe`.
+    """
 
     config: Config
     model: ModelConfig
     tokenizer: Tokenizer
     source: SavedModel | None  # config.model.init_from
+    size: Size
+    found: tuple[str, ...]  # what was filled in by the model, in words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +79,7 @@ class Run:
     steps: int
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
+    found: tuple[str, ...] = ()  # what the config left to jaxalign, in words
 
     @property
     def rows_sharding(self) -> NamedSharding:
@@ -121,9 +131,14 @@ class Run:
         """Passes over the packed rows that the first `steps` steps make."""
         return min(steps * self.rows_per_step / len(self.train.rows), self.epochs)
 
-    def batches(self, dataset: Dataset, of: range | None = None) -> Iterator[Any]:
-        """Every row of a dataset, or those `of` a range, once and in order; empty rows fill up the last batch."""
-        return map(self.put, eval_batches(dataset.rows, self.rows_per_step, of=of, **self.share))
+    def batches(self, dataset: Dataset, of: range | None = None, rows: int = 0) -> Iterator[Any]:
+        """Every row of a dataset once and in order; empty rows fill up the last batch.
+
+        Args:
+          of: these rows alone.
+          rows: of a batch; 0: as many as of a step.
+        """
+        return map(self.put, eval_batches(dataset.rows, rows or self.rows_per_step, of=of, **self.share))
 
     @functools.cached_property
     def eval_sets(self) -> dict[str, range]:
@@ -135,9 +150,14 @@ class Run:
         return find_sets(self.held_out, names) or {"": range(len(self.held_out.rows))}
 
     def eval_batches(self, name: str) -> Iterator[Any]:
-        """Every held-out row of an evaluation set once; see `batches`."""
+        """Every held-out row of an evaluation set once, `eval_rows` at a time; see `batches`."""
         assert self.held_out is not None
-        return self.batches(self.held_out, self.eval_sets[name])
+        return self.batches(self.held_out, self.eval_sets[name], self.eval_rows)
+
+    @property
+    def eval_rows(self) -> int:
+        """Rows of the data in a batch of an evaluation."""
+        return count_rows(self.config, self.config.eval_batch_size)
 
     @property
     def invalid(self) -> tuple[BadRow, ...]:
@@ -146,7 +166,9 @@ class Run:
 
     def text_batches(self, names: str | tuple[str, ...], batch_size: int) -> tuple[Callable[[int], Any], str]:
         """Batches of pretraining text by number, for a loss that mixes it in, and the text's fingerprint."""
-        data = dataclasses.replace(self.config.data, train=names, weights=())
+        own = self.config.data  # of prompts, perhaps, whose rows are no longer than one
+        row_length = max(own.row_length, own.max_length)
+        data = dataclasses.replace(own, train=names, weights=(), row_length=row_length)
         dataset = build_dataset(data, self.tokenizer, TEXT)
         if jax.process_index() == 0:
             write_dropped(self.workdir / f"text_{DROPPED_FILE}", dataset.invalid)
@@ -157,6 +179,20 @@ class Run:
     def prompt_length(self) -> int:
         """Slots of a left-padded prompt."""
         return self.train.rows.row_length
+
+    @property
+    def model_changes(self) -> list[str]:
+        """What the run changes of the model that it starts from, a line each."""
+        if self.source is None:
+            return []
+        lines = describe_changes(self.source.config, self.model)
+        coef = self.model.router_balance_coef
+        if self.model.num_experts and coef and self.config.model.router_balance_coef is None:
+            lines.append(
+                f"the load-balancing loss of the experts weighs {coef:g}, as the model's own config says; "
+                "config.model.router_balance_coef is another weight, 0 for none"
+            )
+        return lines
 
     def abstract_rows(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         """An array of a batch, [B, ...], that is not there."""
@@ -181,7 +217,7 @@ class Run:
             raise ConfigError(
                 f"config.model.init_from={self.config.model.init_from!r} is a reward model; name a language model"
             )
-        return self.source.load(self.mesh)
+        return self.source.load(self.mesh, self.model.vocab_size)
 
     def init_params(self, *, scalar: bool = False) -> Params:
         """What training starts from: the model in init_from (with a new head for a scalar one), or fresh weights."""
@@ -191,7 +227,7 @@ class Run:
             make = jax.jit(lambda key: init_params(key, self.model, scalar=scalar), out_shardings=layout)
             return make(key)
         if self.source.scalar and scalar:
-            return self.source.load(self.mesh)
+            return self.source.load(self.mesh, self.model.vocab_size)
         params = self.load_init()
         if not scalar:
             return params
@@ -210,9 +246,14 @@ def count_updates(config: Config, steps: int) -> int:
     return steps * getattr(config.options, "updates_per_step", 1)
 
 
-def count_rows(config: Config) -> int:
-    """Rows of the data in a step: batch_size, cut by the completions that are sampled of each."""
-    return config.batch_size // getattr(config.options, "samples_per_row", 1)
+def count_rows(config: Config, batch_size: int = 0) -> int:
+    """Rows of the data in a batch, config.batch_size's by default: cut by the completions that are sampled of each."""
+    return (batch_size or config.batch_size) // count_samples(config)
+
+
+def count_samples(config: Config) -> int:
+    """Completions that are sampled of a row of the data, or 1."""
+    return getattr(config.options, "samples_per_row", 1)
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
@@ -229,6 +270,8 @@ def open_inputs(config: Config) -> Inputs:
     Raises:
       ConfigError, CheckpointError: see the parts.
     """
+    if hasattr(config.options, "check_named"):
+        config.options.check_named()
     source = find_model(config.model.init_from, "config.model.init_from") if config.model.init_from else None
     data = config.data
     if source is not None:
@@ -242,16 +285,19 @@ def open_inputs(config: Config) -> Inputs:
             "model with one, or set model.init_from"
         )
     tokenizer = load_tokenizer(data.tokenizer, data.chat_template, data.template_args, data.answer_tokens)
-    vocab_size = source.config.vocab_size if source else tokenizer.vocab_size
-    model = config.model.architecture(vocab_size, parallel.platform())
-    if source is not None:
-        model = resolve_architecture(model, source.config)
-    check_vocabulary(model, tokenizer, f"config.data.tokenizer={data.tokenizer!r}")
-    if model.positions == "learned" and data.max_length > model.max_length:
-        raise ConfigError(
-            f"config.data.max_length={data.max_length}: the model's position table ends at {model.max_length}"
-        )
-    return Inputs(dataclasses.replace(config, data=data), model, tokenizer, source)
+    saved = source.config if source else None
+    model = config.architecture(parallel.platform(), vocab_size=tokenizer.vocab_size, saved=saved)
+    where = f"config.data.tokenizer={data.tokenizer!r}"
+    check_vocabulary(model, tokenizer, where, started=source is not None)
+    if source is not None and data.tokenizer != str(source.path):
+        check_pieces(source, tokenizer, where)
+    key = "config.model.init_from" if source else "config.model"
+    check_length(model, data.max_length, f"config.data.max_length={data.max_length} makes", key)
+    settings_of_model = dataclasses.replace(config.model, dtype=model.dtype)
+    config = dataclasses.replace(config, data=data, model=settings_of_model)
+    size = Size(count_parameters(model), fresh=source is None)
+    config, found = resolve_model(config, model, size)
+    return Inputs(config, model, tokenizer, source, size, found)
 
 
 def open_run(config: Config, workdir: str | os.PathLike) -> Run:
@@ -312,15 +358,16 @@ def _flatten(values: Any, path: str) -> dict[str, Any]:
 
 def _open(config: Config, workdir: Path) -> Run:
     mesh = jax.sharding.get_mesh()
-    inputs = open_inputs(config)
-    config = inputs.config
-    train, held_out = build_datasets(config.data, inputs.tokenizer, config.stage.data)
+    inputs = open_inputs(keep_found(config, workdir))
+    train, held_out = build_datasets(inputs.config.data, inputs.tokenizer, inputs.config.stage.data)
+    config, found = resolve_data(inputs.config, train.rows, mesh, inputs.size)
     total = rows_of_epochs(train.rows, config.num_epochs)
     steps = config.num_steps or -(-total // count_rows(config))
     updates = count_updates(config, steps)
     parallel.check_divides(
         mesh, "batch_size / config.num_microbatches", config.batch_size // config.num_microbatches
     )
+    _check_eval_batch(config, mesh)
     return Run(
         config=config,
         workdir=workdir,
@@ -333,13 +380,28 @@ def _open(config: Config, workdir: Path) -> Run:
         steps=steps,
         optimizer=make_optimizer(config.optimizer, updates),
         schedule=make_schedule(config.optimizer, updates),
+        found=(*inputs.found, *found),
     )
 
 
+def _check_eval_batch(config: Config, mesh: Mesh) -> None:
+    size = config.eval_batch_size
+    rows = count_rows(config, size)
+    if size and rows * count_samples(config) != size:
+        raise ConfigError(
+            f"config.eval_batch_size={size}: no multiple of {count_samples(config)}, the completions of one prompt"
+        )
+    parallel.check_divides(mesh, "eval_batch_size", rows)
+
+
 def describe(run: Run) -> dict[str, Any]:
-    """What a run's `meta` records of it."""
+    """What a run's `meta` records of it: all that its checkpoints need to be read as models, and more."""
+    stage = run.config.stage
     return {
         "config": json.loads(to_json(run.config)),
         "data_fingerprint": run.train.fingerprint,
         "steps": run.steps,
+        "model": dataclasses.asdict(run.model),
+        "scalar": stage.scalar,
+        "weights": stage.weights(run.config.options),
     } | origin(run.source)

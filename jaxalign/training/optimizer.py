@@ -22,11 +22,14 @@ UNDECAYED = ("scale", "bias")
 class OptimizerConfig(Checked, at="config.optimizer"):
     """What `make_schedule` and `make_optimizer` need; raises ConfigError on a value that cannot work."""
 
+    # RMSprop is not centred; Adafactor has no momentum; Lion wants a rate some 3 to 10 times lower than AdamW.
     name: str = field("adamw", choices=OPTIMIZERS)
-    # The peak. For Adafactor it is relative to the RMS of each parameter.
-    learning_rate: float = field(3e-4, above=0, says=": use a number above 0")
+    # The peak; 0: as published for the stage and the size of the model, see docs/defaults.md. For Adafactor it is
+    # relative to the RMS of each parameter.
+    learning_rate: float = field(0.0, at_least=0, says=": use a number above 0, or 0 for the published rate")
+    # After the warm-up; wsd is constant, and linear at the end.
     schedule: str = field("cosine", choices=SCHEDULES)
-    # Part of all steps in which the rate rises; or a number of them:
+    # Part of all steps in which the rate rises.
     warmup: float = field(
         0.0,
         at_least=0,
@@ -35,6 +38,7 @@ class OptimizerConfig(Checked, at="config.optimizer"):
         replaces=("warmup_steps",),
         zero_replaces=True,
     )
+    # Or a number of steps, in place of a part.
     warmup_steps: int = field(
         0,
         at_least=0,
@@ -74,6 +78,10 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     total_steps the rate stays where it ended.
     Raises ConfigError when the warm-up (and the wsd decay) do not fit in total_steps.
     """
+    if not config.learning_rate:
+        raise ConfigError(
+            "config.optimizer.learning_rate=0 is found when a run is opened, and here is none; give a number above 0"
+        )
     warmup = config.warmup_steps or int(config.warmup * total_steps + 1e-9)
     peak, final = config.learning_rate, config.final_ratio
     decay_start = warmup
@@ -164,8 +172,40 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
             return optax.chain(rms, optax.trace(config.momentum)) if config.momentum else rms
         case _:
             return optax.chain(
-                optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
+                _of_matrices(optax.scale_by_factored_rms()),
+                optax.clip_by_block_rms(1.0),
+                optax.scale_by_param_block_rms(),
             )
+
+
+def _of_matrices(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Shows kernels of attention, which have an axis of heads beside that of a head's dimensions, as matrices.
+
+    Kernels of queries, keys and values [..., D, H, d] become [..., D, H d], those of outputs [..., H, d, D] become
+    [..., H d, D]. Adafactor factors the two largest axes of a parameter: of three that belong to one matrix it would
+    factor the wrong two, or none where d is below 128, and keep a second moment as large as the parameter.
+    """
+
+    def merge(tree: PyTree) -> PyTree:
+        def leaf(path: tuple, x: jax.Array) -> jax.Array:
+            names = [entry.key for entry in path[-3:]]
+            if names[:1] != ["attention"] or names[-1] != "kernel" or x.ndim < 3:
+                return x
+            if names[1] == "out":
+                return x.reshape(*x.shape[:-3], -1, x.shape[-1])
+            return x.reshape(*x.shape[:-2], -1)
+
+        return jax.tree_util.tree_map_with_path(leaf, tree)
+
+    def init(params: PyTree) -> PyTree:
+        return inner.init(merge(params))
+
+    def update(grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        updates, state = inner.update(merge(grads), state, merge(params))
+        return jax.tree.map(lambda u, g: u.reshape(g.shape), updates, grads), state
+
+    out: Any = update
+    return optax.GradientTransformation(init, out)
 
 
 def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:

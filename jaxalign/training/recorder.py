@@ -7,11 +7,10 @@ import jax
 
 from jaxalign.errors import NonFiniteError
 from jaxalign.losses.metrics import Mean, Metrics
-from jaxalign.models.flops import step_flops
 from jaxalign.parallel.chips import peak_flops
 from jaxalign.parallel.processes import fetch_whole
 from jaxalign.training.checkpoint import Checkpointer
-from jaxalign.training.flops import PAIRS, TOKENS
+from jaxalign.training.flops import FLOPS, TOKENS
 from jaxalign.training.open import Run, describe
 from jaxalign.training.progress import Progress
 from jaxalign.training.window import Window, as_text, from_text
@@ -37,12 +36,8 @@ class Recorder:
         writer: MetricWriter,
         progress: Progress,
         before: dict[str, Any],
-        *,
-        scalar: bool = False,
     ) -> None:
         self.run, self.writer, self.progress = run, writer, progress
-        # A scalar model is trained, which computes no logits.
-        self.scalar = scalar
         # What the run had measured when it was saved: its last line, the steps since, and the step it stopped in.
         self.last = {name: float(x) for name, x in before.get("last", {}).items()}
         self._window = Window(before.get("window"))
@@ -103,17 +98,17 @@ class Recorder:
         # From the end of one step to the end of the next: when a step is sent says nothing of when it is done.
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
-        tokens, pairs = (metrics.pop(name, None) for name in (TOKENS, PAIRS))
+        tokens = metrics.pop(TOKENS, None)
+        computed = [metrics.pop(name) for name in list(metrics) if name.startswith(FLOPS)]
         # The first step after a start compiles, or goes on in its middle: its times are those of no other.
         metrics |= {FIRST_STEP_TIME: _per(elapsed)} if self._first else times | {STEP_TIME: _per(elapsed)}
-        if tokens is not None and pairs is not None:
+        if tokens is not None:
             number = float(tokens.total / tokens.weight)
             self._tokens += number
             if not self._first:
                 metrics[TOKENS_PER_SECOND] = _per(number, elapsed)
             if not self._first and self._flops:
-                each = float(pairs.total / pairs.weight)
-                flops = step_flops(self.run.model, number, each, scalar=self.scalar)
+                flops = sum(float(x.total / x.weight) for x in computed)
                 metrics[MFU] = _per(flops / self._flops, elapsed)
         self._first = False
         self._check_finite(step, metrics, rows, state)

@@ -61,14 +61,19 @@ def make_sampler(run: Run, count: int) -> Callable[[Params], Samples]:
     """Parameters -> greedy answers to the first prompts of the held-out data; reads and changes nothing else.
 
     Raises:
-      ConfigError: see `count_samples`.
+      ConfigError: a prompt leaves no room for an answer; see `count_samples`.
     """
     asked = list(choose_prompts(run, count)) if count else []
     if not asked:
         return lambda params: []
     slots, new = max(len(x.ids) for x in asked), SAMPLING.max_new_tokens
-    if run.model.positions == "learned":
-        new = min(new, run.model.max_length - slots)
+    _, longest = run.model.sampling_limit
+    new = min(new, longest - slots)
+    if new < 1:
+        raise ConfigError(
+            f"config.log_samples={count}: a prompt of {slots} tokens leaves no room for an answer of a model of "
+            f"{longest}; set it to 0, or hold out shorter prompts"
+        )
     prompts = [Item(x.ids, np.zeros(len(x.ids), np.float32), row) for row, x in enumerate(asked)]
     pad = run.tokenizer.pad_id
     rows = build_rows([prompts], PROMPTS, row_length=max(2, slots), max_segments=1, pad_id=pad)
@@ -117,7 +122,7 @@ def describe_prompt(run: Run, name: str, item: Item, prompt: np.ndarray, answer:
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
     """The text of sampled ids, without what ended it."""
-    return tokenizer.decode(int(i) for i in ids if int(i) not in tokenizer.eos_ids)
+    return tokenizer.decode_answer(int(i) for i in ids if int(i) not in tokenizer.eos_ids)
 
 
 def spell(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:

@@ -1,14 +1,18 @@
-"""Models on disk: weights, architecture and tokenizer in one folder, left by a run or in Hugging Face's format.
+"""Models on disk: weights, architecture and tokenizer, left by a run or in Hugging Face's format.
 
 <run>/model/<step>/...        parameters and meta, see checkpoint.py
 <run>/model/tokenizer.model   or the files of a Hugging Face tokenizer
 <run>/model/chat_template.jinja, where the run had one of its own
 
+<run>/checkpoints/<step>/...  the same within a whole state, see workdir.py
+
 <folder>/config.json          a Hugging Face model: model.safetensors or shards, and a tokenizer
 """
 
 import dataclasses
+import functools
 import hashlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,31 +23,64 @@ from jax.sharding import Mesh
 from jaxalign import storage
 from jaxalign.data import Tokenizer, load_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError, JaxalignError
-from jaxalign.hub import download, is_hub_name
-from jaxalign.models import ModelConfig, Params, abstract_params
+from jaxalign.hub import QUICKSTART, download, is_hub_name
+from jaxalign.models import ModelConfig, Params, abstract_params, add_tokens
 from jaxalign.models.attention import default_attention
-from jaxalign.models.config import RUNTIME_KEYS
-from jaxalign.models.hf.importer import CONFIG, HFModel, Path, by_path, load_folder, open_folder
+from jaxalign.models.config import SCALING_KEYS
+from jaxalign.models.hf.importer import (
+    CONFIG,
+    HFModel,
+    Path,
+    by_path,
+    load_folder,
+    load_leaves,
+    open_folder,
+)
 from jaxalign.parallel import platform, processes
 from jaxalign.storage import local_copy, to_path
 from jaxalign.text.hf_tokenizer import HFTokenizer
-from jaxalign.training.checkpoint import load_leaf, load_meta, load_params, save_params
+from jaxalign.training.checkpoint import (
+    CHECKPOINTS,
+    find_step,
+    load_leaf,
+    load_meta,
+    load_params,
+    save_params,
+)
+from jaxalign.training.workdir import (
+    LATEST,
+    MODEL,
+    TEMPLATE,
+    TOKENIZER,
+    find_checkpoint,
+    named_checkpoint,
+)
 
-MODEL = "model"
 HF_CONFIG = "hf_config"  # in meta: the config.json that a model began with
 HF_DTYPE = "hf_dtype"  # and the type of its tensors
 HUB_FILES = ("model*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt")  # no pickle, no code
 
 
+_TRIES = 5  # to read the newest checkpoint of a run that goes on, and removes those before it
+
+
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
-    """A model folder that has been looked into."""
+    """A model on disk that has been looked into."""
 
-    path: storage.Path
+    path: storage.Path  # the folder with its tokenizer
     config: ModelConfig
     scalar: bool
     meta: dict[str, Any]
     foreign: HFModel | None = None  # None: left by a run
+    checkpoint: storage.Path | None = None  # where the parameters are, unless in `path`
+    # Looks for it again: what a run that goes on calls its latest or its best is another one then.
+    again: Callable[[], "SavedModel"] | None = None
+
+    @property
+    def place(self) -> storage.Path:
+        """The folder with its parameters, by which one model is told from another."""
+        return self.checkpoint or self.path
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the model was trained with."""
@@ -54,23 +91,61 @@ class SavedModel:
         files = sorted(file for file in self.path.glob("tokenizer*") if file.is_file())
         return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
 
-    def load(self, mesh: Mesh) -> Params:
-        """Its parameters, float32, laid out on `mesh` by the rules in force."""
+    def load(self, mesh: Mesh, vocab_size: int = 0) -> Params:
+        """Its parameters, float32, laid out on `mesh` by the rules in force.
+
+        Args:
+          vocab_size: rows of the vocabulary's tables, where they are to be more than the model's: see `add_tokens`.
+        """
         abstract = abstract_params(self.config, mesh, scalar=self.scalar)
+        params = self._load(abstract)
+        if vocab_size <= self.config.vocab_size:
+            return params
+        larger = dataclasses.replace(self.config, vocab_size=vocab_size)
+        return add_tokens(params, abstract_params(larger, mesh, scalar=self.scalar))
+
+    def _load(self, abstract: Params) -> Params:
         if self.foreign is not None:
             return load_folder(self.foreign, abstract)
-        return load_params(self.path, abstract)
+        found = self
+        for _ in range(_TRIES):
+            try:
+                return load_params(found.place, abstract, where=found.meta.get("weights", "params"))
+            except CheckpointError:
+                newer = found.newer()
+                if newer is None:
+                    raise
+                found = newer
+        raise CheckpointError(f"{found.place}: its run removes checkpoints faster than they can be read")
+
+    def newer(self) -> "SavedModel | None":
+        """The checkpoint that is in the place of this one now; None: this one is still it.
+
+        Raises:
+          CheckpointError: it was removed, and nothing stands in its place.
+        """
+        if self.checkpoint is not None and self.again is None and not self.checkpoint.is_dir():
+            raise CheckpointError(
+                f"{self.checkpoint} was removed while it was read, by the run that goes on there; config.keep_every "
+                "and config.keep_checkpoints keep checkpoints, and @latest is the one there is"
+            )
+        found = self.again() if self.again else self
+        return None if found.place == self.place else found
 
     def leaf_reader(self, mesh: Mesh) -> Callable[[Path], jax.Array]:
-        """Reads single parameters by their path; those of a run without reading any others."""
-        if self.foreign is not None:
-            return by_path(self.load(mesh)).__getitem__
+        """Reads single parameters by their path, without reading any others."""
         abstract = by_path(abstract_params(self.config, mesh, scalar=self.scalar))
-        return lambda path: load_leaf(self.path, "/".join(path), abstract[path])
+        foreign = self.foreign
+        if foreign is not None:
+            return lambda path: load_leaves(foreign, {path: abstract[path]})[path]
+        where = self.meta.get("weights", "params")
+        return lambda path: load_leaf(self.place, "/".join(path), abstract[path], where=where)
 
 
 def find_model(path: str, key: str) -> SavedModel:
-    """Looks into a model: a run's folder or its `model`, a Hugging Face folder, or the name of one on the hub.
+    """Looks into a model: a run, one of its checkpoints (see workdir.py), a Hugging Face folder or hub name.
+
+    Of a run that has not ended, the latest checkpoint is taken, and said on standard error.
 
     Raises:
       CheckpointError: nothing is there, or it is damaged; names the config `key` that gave the path.
@@ -78,29 +153,65 @@ def find_model(path: str, key: str) -> SavedModel:
     """
     try:
         folder = to_path(path)
+        named = named_checkpoint(path)
     except ConfigError as error:
         raise ConfigError(f"{key}={error}") from error
+    if named is not None:
+        return _of_run(*named, path, key)
     if not folder.exists() and is_hub_name(path):
         folder = download(path, HUB_FILES, key)
     if (folder / CONFIG).is_file() and not _has_steps(folder):
         return _find_foreign(folder, f"{key}={path!r}")
-    if (folder / MODEL).is_dir():
-        folder = folder / MODEL
-    elif (folder / "checkpoints").is_dir():
-        raise CheckpointError(
-            f"{key}={path!r}: that run has not finished; run it to its end, it resumes by itself"
-        )
+    if (folder / MODEL).is_dir() and _has_steps(folder / MODEL):
+        return _open(folder / MODEL, path, key)
+    if (folder / CHECKPOINTS).is_dir() and _has_steps(folder / CHECKPOINTS):
+        found = _of_run(folder, LATEST, path, key)
+        if jax.process_index() == 0:
+            done, steps = found.meta["step"], found.meta["steps"]
+            print(
+                f"{key}={path!r}: that run has not ended; its latest checkpoint is taken, after step {done} of {steps}",
+                file=sys.stderr,
+            )
+        return found
+    return _open(folder, path, key)
+
+
+def _of_run(run: storage.Path, which: str, path: str, key: str) -> SavedModel:
     try:
-        meta = load_meta(folder)
+        found = _open(find_checkpoint(run, which), path, key)
     except CheckpointError as error:
-        raise CheckpointError(f"{key}={path!r}: {error}") from error
+        where = f"{key}={path!r}: "
+        raise CheckpointError(f"{where}{str(error).removeprefix(where)}") from error
+    if which.isdigit():
+        return found
+    return dataclasses.replace(found, again=functools.partial(_of_run, run, which, path, key))
+
+
+def _open(folder: storage.Path, path: str, key: str) -> SavedModel:
+    """The model in `folder`, which `key` gave as `path`: parameters alone, or within the state of a run."""
+    try:
+        step = find_step(folder)
+        meta = load_meta(step)
+    except CheckpointError as error:
+        raise CheckpointError(f"{key}={path!r}: {error}{_advice(path)}") from error
     try:
         config = ModelConfig(**meta["model"] | {"attention": default_attention(platform())})
-    except TypeError as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{key}={path!r}: another version of jaxalign wrote it ({error}); use that version, or train it again"
         ) from None
-    return SavedModel(folder, config, meta["scalar"], meta)
+    if any(file.is_file() for file in folder.glob("tokenizer*")):
+        return SavedModel(folder, config, meta["scalar"], meta)
+    own = step.parent.parent / TOKENIZER
+    tokenizer = own if own.is_dir() else to_path(meta["config"]["data"]["tokenizer"])
+    return SavedModel(tokenizer, config, meta["scalar"], meta, checkpoint=step)
+
+
+def _advice(path: str) -> str:
+    """What makes the models that the config files of jaxalign begin with."""
+    if to_path(path).parent.name != QUICKSTART:
+        return ""
+    return "; `jaxalign quickstart` makes it, or name a model of yours"
 
 
 def find_language_model(path: str, key: str) -> SavedModel:
@@ -117,7 +228,7 @@ def find_language_model(path: str, key: str) -> SavedModel:
 
 def _has_steps(folder: storage.Path) -> bool:
     # The model of a run may have a config.json too, among the files of its tokenizer.
-    return any((folder / name).is_dir() for name in (MODEL, "checkpoints")) or any(
+    return any((folder / name).is_dir() for name in (MODEL, CHECKPOINTS)) or any(
         child.name.isdigit() for child in folder.iterdir()
     )
 
@@ -141,6 +252,16 @@ def origin(source: SavedModel | None) -> dict[str, Any]:
     return {key: source.meta[key] for key in (HF_CONFIG, HF_DTYPE) if key in source.meta}
 
 
+def save_tokenizer(folder: storage.Path, tokenizer: Tokenizer, chat_template: str) -> None:
+    """Leaves a tokenizer beside a model, and its chat template if a file or arguments were given; process 0 does."""
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(folder)
+        template = tokenizer.template
+        if template is not None and (chat_template or template.saved() != template.source):
+            storage.write_whole(folder / TEMPLATE, template.saved().encode())
+
+
 def save_model(
     folder: storage.Path,
     params: Params,
@@ -149,44 +270,93 @@ def save_model(
     *,
     scalar: bool,
     meta: dict[str, Any],
+    chat_template: str = "",
 ) -> None:
     """Leaves a model for `find_model`."""
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(folder)
-    own = {"model": dataclasses.asdict(config), "scalar": scalar}
+    save_tokenizer(folder, tokenizer, chat_template)
+    own = {"model": dataclasses.asdict(config), "scalar": scalar, "weights": "params"}
     save_params(folder, params, meta | own)
 
 
-def resolve_architecture(wanted: ModelConfig, saved: ModelConfig) -> ModelConfig:
-    """The saved architecture, computed as `wanted` says.
+def describe_changes(saved: ModelConfig, now: ModelConfig) -> list[str]:
+    """What a run changes of the model that it starts from, a line each: a larger vocabulary, a longer context."""
+    lines = []
+    if now.vocab_size != saved.vocab_size:
+        lines.append(
+            f"{now.vocab_size - saved.vocab_size} tokens are new to the model (config.model.vocab_size="
+            f"{now.vocab_size}): their rows begin as the mean of the others"
+        )
+    if now.max_length != saved.max_length:
+        lines.append(
+            f"the model was made for {saved.max_length} tokens, and is trained and exported for "
+            f"config.model.max_length={now.max_length}"
+        )
+    scaling = [key for key in SCALING_KEYS if getattr(now, key) != getattr(saved, key)]
+    if scaling:
+        values = (f"{key}={getattr(now, key)!r} (was {getattr(saved, key)!r})" for key in scaling)
+        lines.append(f"the model's rotary positions are changed: {', '.join(values)}")
+    return lines
 
-    Raises:
-      ConfigError: a config file asks for another architecture than the saved one.
+
+def check_length(model: ModelConfig, length: int, asked: str, key: str = "config.model.init_from") -> None:
+    """Raises ConfigError unless a model reads sequences of `length` tokens; see `ModelConfig.max_length`.
+
+    Args:
+      asked: the settings that make sequences so long, as the beginning of a sentence: "config.x=3 makes".
+      key: where the model is named.
     """
-    default = ModelConfig()
-    for field in dataclasses.fields(ModelConfig):
-        mine, theirs = getattr(wanted, field.name), getattr(saved, field.name)
-        chosen = field.name == "vocab_size" or mine != getattr(default, field.name)
-        if field.name in RUNTIME_KEYS:
-            continue
-        if chosen and mine != theirs:
-            raise ConfigError(
-                f"config.model.{field.name}={mine!r}, but the model in config.model.init_from has {theirs!r}; "
-                f"leave the key at its default, or leave init_from empty to train from scratch"
+    if length <= model.max_length:
+        return
+    way = ""
+    if model.positions == "learned":
+        reason = f"the position table of the model in {key} ends at {model.max_length}"
+    else:
+        reason = (
+            f"the model in {key} was made for {model.max_length}, and what serves it refuses to read further"
+        )
+        if key.startswith("config.model"):
+            way = (
+                f", or set config.model.max_length={length} to train and export it for that length (where it is much "
+                "longer, with config.model.rope_scaling='yarn', rope_factor and rope_original_length)"
             )
-    return dataclasses.replace(saved, **{key: getattr(wanted, key) for key in RUNTIME_KEYS})
+    raise ConfigError(f"{asked} sequences of up to {length} tokens, but {reason}; lower that{way}")
 
 
-def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, where: str) -> None:
-    """Raises ConfigError unless the model has a row for each piece, and with a tokenizer made here no more."""
+def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, where: str, *, started: bool = False) -> None:
+    """Raises ConfigError unless the model has a row for each piece, and with a tokenizer made here no more.
+
+    Args:
+      started: it is a trained one, which can be given more rows.
+    """
     padded = isinstance(tokenizer, HFTokenizer)  # models of others round their tables up
+    if config.vocab_size < tokenizer.vocab_size and started:
+        raise ConfigError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} pieces, but the model in config.model.init_from has "
+            f"vocab_size={config.vocab_size}; use the tokenizer that it was trained with, or set "
+            f"config.model.vocab_size={tokenizer.vocab_size} to give it rows for the new ones"
+        )
     if config.vocab_size < tokenizer.vocab_size or (config.vocab_size > tokenizer.vocab_size and not padded):
         raise ConfigError(
             f"{where}: the model has vocab_size={config.vocab_size}, but its tokenizer has {tokenizer.vocab_size} "
             f"pieces; use the tokenizer that the model was trained with, or set config.model.vocab_size=0 when "
             f"training from scratch"
         )
+
+
+def check_pieces(source: SavedModel, tokenizer: Tokenizer, where: str) -> None:
+    """Checks that a tokenizer gives the model's ids to the model's pieces.
+
+    Raises:
+      ConfigError: it is another one, however many pieces it has; names the first piece that differs.
+    """
+    own = source.tokenizer()
+    for number in range(min(own.vocab_size, tokenizer.vocab_size)):
+        mine, theirs = tokenizer.decode([number]), own.decode([number])
+        if mine != theirs:
+            raise ConfigError(
+                f"{where} is another tokenizer than that of config.model.init_from: token {number} is {mine!r} in it, "
+                f"and {theirs!r} to the model, whose embeddings would stand for other text; leave the key empty"
+            )
 
 
 @jax.jit

@@ -18,14 +18,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxalign.data import Batch, PairBatch, UnpairedBatch
 from jaxalign.errors import ConfigError
-from jaxalign.losses.metrics import Mean, Metric, Metrics, finalize, merge, normalized
+from jaxalign.losses.metrics import Mean, Metric, Metrics, finalize, masked_mean, merge, normalized
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.logprobs import TokenStatistics
 from jaxalign.models.scoring import Scores, score_batch
-from jaxalign.training.flops import count_work
+from jaxalign.training.flops import count_work, flops_metric, tokens_metric, update_flops
 from jaxalign.training.optimizer import make_optimizer, make_schedule
+from jaxalign.training.recipe import Recipe
 from jaxalign.training.state import Objective, Update, make_update, slices
-from jaxalign.training.supervised import build_trainer, update_program
+from jaxalign.training.supervised import build_trainer, find_frozen, update_program
 from jaxalign.training.trainer import Program, Trainer
 
 Totals = dict[str, jax.Array]  # float32 scalars over the whole batch, by name
@@ -78,8 +81,14 @@ class Stage:
     # Commands for what people do next with the model, as the end of a run tells them: {run} is its folder, {beside} the
     # one that it lies in, words in capitals are for the reader to fill in.
     afterwards: tuple[str, ...] = ()
+    # The numbers that a config may leave to the stage.
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
     # Keys of config.<name> with which a run may go on though it began with others.
     changeable: tuple[str, ...] = ()
+
+    def weights(self, options: Any) -> str:
+        """Where in the state the weights are that the stage is for: names of its fields, with "/" between them."""
+        return "params"
 
     def scores(
         self, model: ModelConfig, options: Any, others: dict[str, ModelConfig] | None = None
@@ -92,7 +101,10 @@ class Stage:
         reading, others = self.reading(options), others or {}
 
         def score(params: Params, batch: Any, frozen: dict[str, Params]) -> tuple[Scores, dict[str, Scores]]:
-            policy = score_batch(params, model, batch, scalar=self.scalar, **reading)
+            measured = not self.scalar and isinstance(batch, Batch | PairBatch | UnpairedBatch)
+            policy = score_batch(
+                params, model, batch, scalar=self.scalar, **reading, with_statistics=measured
+            )
             fixed = {
                 name: score_batch(x, others.get(name, model), batch, scalar=self.scalar, **reading)
                 for name, x in frozen.items()
@@ -186,8 +198,18 @@ class Stage:
           model: the architecture; None takes that of config.model, whose vocab_size must be set.
           total_steps: updates in all, for the schedule; 0: config.num_steps.
         """
-        architecture: ModelConfig = model or config.model.architecture(0, jax.default_backend())
-        updates, parts = total_steps or config.num_steps, config.num_microbatches
+        others = others or {}
+        read = [name for name, x in self.frozen(config.options).items() if not x.precompute]
+
+        def measure(batch: Any) -> Metrics:
+            frozen = tuple(others.get(name, architecture) for name in read)
+            work = count_work(architecture, batch.segment_ids, batch.positions)
+            return tokens_metric(work) | flops_metric(
+                update_flops(architecture, batch, frozen, scalar=self.scalar)
+            )
+
+        architecture: ModelConfig = model or config.architecture(jax.default_backend())
+        updates, parts = total_steps or config.num_steps, config.num_microbatches or 1
         return make_update(
             self.objective(architecture, config.options, others, whole=parts == 1),
             self.total(architecture, config.options, others, num_microbatches=parts),
@@ -195,8 +217,12 @@ class Stage:
             make_schedule(config.optimizer, updates),
             num_microbatches=parts,
             halt=config.on_nonfinite == "stop",
-            measure=lambda batch: count_work(batch.segment_ids, batch.positions),
+            measure=measure,
         )
+
+    def check(self, run: Any) -> None:
+        """Raises, as `build` would, for what can be known without loading a model."""
+        find_frozen(self.frozen(run.config.options), run)
 
     def build(self, run: Any) -> Trainer:
         """What the loop runs."""
@@ -222,6 +248,8 @@ class Stage:
             constant = jax.lax.stop_gradient(policy)
             total = total | finalize(self.statistics(constant, batch, fixed, options))
         value, metrics = self._call_loss(policy, batch, fixed, options, total)
+        if policy.statistics is not None:
+            metrics = token_metrics(policy.statistics, batch) | metrics
         return add_router_losses(value, metrics, policy.router, batch, total, model)
 
     def _call_totals(self, batch: Any, options: Any) -> Totals:
@@ -260,6 +288,23 @@ class Stage:
                 "what `totals`, `statistics` and `frozen` of the Stage name"
             ) from error
         return check_loss(result, where)
+
+
+def token_metrics(statistics: TokenStatistics, batch: Any) -> Metrics:
+    """What TRL reports of tokens, under its names, over the supervised ones.
+
+    `entropy` of the next-token distribution, nats; `mean_token_accuracy`, how often the token is the likeliest, of
+    pairs in the chosen response; of pairs also `logits/chosen` and `logits/rejected`, means over tokens and vocabulary.
+    """
+    counted, sides = batch.loss_mask, {}
+    if isinstance(batch, PairBatch):
+        sides = {"chosen": batch.mask_of(batch.chosen), "rejected": batch.mask_of(batch.rejected)}
+    if isinstance(batch, UnpairedBatch):
+        counted = batch.mask_of(batch.completion)
+    return {
+        "entropy": masked_mean(statistics.entropy, counted),
+        "mean_token_accuracy": masked_mean(statistics.is_top1, sides.get("chosen", counted)),
+    } | {f"logits/{side}": masked_mean(statistics.mean_logit, mask) for side, mask in sides.items()}
 
 
 def check_loss(result: Any, where: str) -> tuple[jax.Array, Metrics]:

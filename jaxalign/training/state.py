@@ -1,5 +1,6 @@
 """What one optimizer owns, and the gradient step that every stage shares."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,9 @@ Update = Callable[..., tuple["TrainState", Metrics]]
 class TrainState:
     """Parameters and what their optimizer remembers."""
 
-    step: jax.Array  # int32: updates tried, the skipped ones too
+    step: (
+        jax.Array
+    )  # int32: updates that have had their turn, the skipped ones too; the schedule counts these
     skipped: jax.Array  # int32: updates not applied because the loss or the gradient was not finite
     params: Any
     opt_state: Any
@@ -122,7 +125,8 @@ def apply_gradients(
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     apply = finite & jnp.logical_not(hold)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    before = _schedule_at(state.step, state.opt_state)
+    updates, opt_state = optimizer.update(grads, before, state.params)
     params = optax.apply_updates(state.params, updates)
     keep = lambda new, old: jnp.where(apply, new, old)  # noqa: E731
     new = TrainState(
@@ -134,6 +138,28 @@ def apply_gradients(
     one = jnp.ones((), jnp.float32)
     skipped = Max(new.skipped.astype(jnp.float32))
     return new, {"loss": Mean(loss, one), "grad_norm": Mean(norm, one), "skipped_steps": skipped}
+
+
+def _schedule_at(step: jax.Array, opt_state: Any) -> Any:
+    """The state of an optimizer with its schedule at `step`; its own count leaves out updates that were skipped."""
+
+    def is_schedule(x: Any) -> bool:
+        return isinstance(x, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda x: x._replace(count=step) if is_schedule(x) else x, opt_state, is_leaf=is_schedule
+    )
+
+
+def restart_counts(state: Any) -> Any:
+    """A state, with every TrainState in it at step 0: schedules begin anew, the optimizers' moments stay."""
+
+    def restart(x: Any) -> Any:
+        if not isinstance(x, TrainState):
+            return x
+        return dataclasses.replace(x, step=x.step * 0, skipped=x.skipped * 0)
+
+    return jax.tree.map(restart, state, is_leaf=lambda x: isinstance(x, TrainState))
 
 
 def moving_average(average: Any, params: Any, decay: float | jax.Array) -> Any:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,7 +13,7 @@ from jaxalign.data import abstract_batch
 from jaxalign.errors import ConfigError
 from jaxalign.losses.metrics import Metrics, finalize, merge
 from jaxalign.models import ModelConfig, Params
-from jaxalign.models.flops import step_flops
+from jaxalign.models.flops import full_work, step_flops
 from jaxalign.models.frozen import FrozenConfig, abstract_keep, keep
 from jaxalign.training.open import Run
 from jaxalign.training.reference import score_dataset
@@ -54,26 +56,29 @@ def build_trainer(stage: "Stage", run: Run) -> Trainer:
             for name in run.eval_sets
         }
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+    def evaluate(state: TrainState, go_on: Callable[[], bool]) -> dict[str, float]:
         # Each batch's loss divides by the totals of its set, and of them all: so they add up to the loss of all data.
         totals = held_out_totals()
-        if not totals:
-            return {}
         pooled = functools.reduce(add_trees, totals.values())
         found: dict[str, dict[str, float]] = {}
-        losses, every = [], []
+        losses, every, going = [], [], True
         for name, own in totals.items():
             mine, merged = [], None
             for batch in run.eval_batches(name):
+                going = going and go_on()
+                if not going:
+                    break
                 (value, share), metrics = evaluate_batch(state.params, batch, (own, pooled), frozen.params)
                 mine.append(value)
                 losses.append(share)
                 merged = metrics if merged is None else merge_two(merged, metrics)
-            assert merged is not None  # a set has rows
-            every.append(merged)
-            found[name] = _floats(finalize(merged)) | {"loss": sum(map(float, mine))}
+            if merged is not None:
+                every.append(merged)
+                found[name] = _floats(finalize(merged)) | {"loss": sum(map(float, mine))}
+        if not every:
+            return {}
         together = _floats(finalize(functools.reduce(merge_two, every))) | {"loss": sum(map(float, losses))}
-        return name_sets(found, together)
+        return name_sets({name: found.get(name, {}) for name in totals}, together)
 
     sample = make_sampler(run, count_samples(run, stage.log_samples, scalar=stage.scalar))
 
@@ -88,7 +93,6 @@ def build_trainer(stage: "Stage", run: Run) -> Trainer:
         phases=(("update", lambda state, batch: train_step(state, batch, frozen.params)),),
         evaluate=evaluate,
         samples=lambda state: sample(state.params),
-        params=lambda state: state.params,
         scalar=stage.scalar,
         verify=verify,
         headlines=stage.headlines,
@@ -105,6 +109,16 @@ def check_frozen(run: Run, *, held: bool) -> None:
         )
 
 
+def find_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> dict[str, SavedModel]:
+    """The models that a loss reads beside the one that training starts from, by name, not loaded; see `load_frozen`."""
+    found = {}
+    for name, model in sorted(wanted.items()):
+        if model.path:
+            found[name] = find_language_model(model.path, model.key)
+            check_same_tokenizer(found[name], model.path, model.key, run)
+    return found
+
+
 def load_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> tuple[Run, FrozenModels]:
     """Loads the models that a loss reads; of those to be scored beforehand the data keep their scores alone.
 
@@ -115,13 +129,12 @@ def load_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> tuple[Run, Frozen
     params: dict[str, Params] = {}
     configs: dict[str, ModelConfig] = {}
     digests = []
+    others = find_frozen(wanted, run)
     for name, model in sorted(wanted.items()):
-        if model.path:
-            found = find_language_model(model.path, model.key)
-            check_same_tokenizer(found, model.path, model.key, run)
-            loaded = found.load(run.mesh)
+        if name in others:
+            loaded = others[name].load(run.mesh)
             configs[name] = dataclasses.replace(
-                found.config, dtype=run.model.dtype, attention=run.model.attention
+                others[name].config, dtype=run.model.dtype, attention=run.model.attention
             )
         else:
             loaded = run.load_init()
@@ -152,7 +165,8 @@ def update_program(stage: "Stage", run: Run) -> Program:
     frozen = {name: abstract_keep(params, config.frozen) for name, x in wanted.items() if not x.precompute}
     batch = abstract_batch(stage.data, config.data, config.batch_size, run.abstract_rows)
     tokens = config.batch_size * config.data.row_length
-    pairs = tokens * (min(config.data.max_length, config.data.row_length) + 1) / 2
+    length = min(config.data.max_length, config.data.row_length)
+    work = full_work(run.model, 1, length).times(tokens / length)
     return Program(
         name="update",
         function=stage.step(config, run.model, total_steps=run.updates),
@@ -160,17 +174,20 @@ def update_program(stage: "Stage", run: Run) -> Program:
         kinds={PARAMETERS: state.params, OPTIMIZER: state.opt_state, FROZEN: frozen},
         tokens=tokens,
         # A frozen model runs forward only.
-        model_flops=step_flops(run.model, tokens, pairs, scalar=stage.scalar, passes=3 + len(frozen)),
+        model_flops=step_flops(run.model, work, scalar=stage.scalar, passes=3 + len(frozen)),
         parameters=params["transformer"] if stage.scalar else params,
         passes=config.num_microbatches * (2 + len(frozen)),
     )
 
 
 def name_sets(found: dict[str, dict[str, float]], together: dict[str, float]) -> dict[str, float]:
-    """The values of an evaluation by their full names: `eval/loss` over all sets, and `eval/SET/loss` of several."""
+    """The values of an evaluation by their full names: `eval/loss` over all sets, and `eval/SET/loss` of several.
+
+    A set that was not reached has the same names, and NaN.
+    """
     out = {f"eval/{name}": x for name, x in together.items()}
     for part, values in found.items() if len(found) > 1 else ():
-        out |= {f"eval/{part}/{name}": x for name, x in values.items()}
+        out |= {f"eval/{part}/{name}": values.get(name, math.nan) for name in together}
     return out
 
 

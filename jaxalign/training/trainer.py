@@ -1,6 +1,7 @@
 """What a stage becomes once a run is open: functions for the loop, and programs for the planner."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,8 +36,9 @@ class Trainer:
     abstract_state: State  # jax.ShapeDtypeStruct leaves with their shardings
     init: Callable[[], State]  # a fresh state, laid out as abstract_state says
     phases: tuple[tuple[str, Phase], ...]
-    evaluate: Callable[[State], dict[str, float]]  # by full names: eval/loss, eval/SET/loss
-    params: Callable[[State], Params]  # the weights that the stage is for
+    # (state, go_on): asks `go_on()` before each batch, and gives what it has where the answer is False; by full names:
+    # eval/loss, eval/SET/loss.
+    evaluate: Callable[[State, Callable[[], bool]], dict[str, float]]
     # What the model answers to some held-out prompts, as lines of samples.jsonl; asked for after `evaluate`.
     samples: Callable[[State], list[dict[str, Any]]] = _no_samples
     scalar: bool = False  # those weights are a scalar model's
@@ -44,6 +46,12 @@ class Trainer:
     headlines: tuple[str, ...] = ()  # the metrics that a line of the log shows; none named: all
     changeable: tuple[str, ...] = ()  # keys of the stage's options with which a run may go on, set otherwise
     fingerprint: str = ""  # of the frozen models; a resumed run must find the same
+    fresh: tuple[str, ...] = ()  # fields of the state that a run with config.resume_from begins without
+
+    def params(self, state: State) -> Params:
+        """The weights that the stage is for."""
+        where = self.run.config.stage.weights(self.run.config.options)
+        return functools.reduce(getattr, where.split("/"), state)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ VERBS = (
     "generate",
     "label",
     "chat",
+    "compare",
     "convert",
     "version",
 )

@@ -6,7 +6,7 @@ Reads tokenizer, architecture and data of a config as training does, and no weig
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,7 +52,10 @@ class Audit:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AuditRequest(ConfigRequest):
-    """Show what a stage will really be trained on, token by token, and check it. Exit code 1: do not train on it."""
+    """Show what a stage will really be trained on, token by token, and check it. Exit code 1: do not train on it.
+
+    jaxalign audit --config=sft --config.data.train=mine.jsonl --config.model.init_from=MODEL
+    """
 
     show: int = flag("sequences to print token by token", default=3, at_least=0)
     json: str = flag("write all numbers here", default="", show="FILE")
@@ -91,6 +94,7 @@ def audit(config: Config) -> Audit:
         "stage": config.stage.name,
         "kind": kind,
         "tokenizer": data.tokenizer,
+        "fields": data.fields,
         "max_length": data.max_length,
         **{part: measure(dataset, kind, tokenizer, data.max_length) for part, dataset in parts.items()},
         "overlap": {"rule": data.overlap, "train_records": _overlap(train, held_out, data.overlap_by)},
@@ -122,6 +126,7 @@ def measure(dataset: Dataset, kind: str, tokenizer: Tokenizer, max_length: int) 
             "split": report.split,
         },
         "remarks": dict(report.remarks),
+        "unread": _by_source(report.unread),
         "sequences": len(sequences),
         "tokens": report.tokens,
         "supervised": report.supervised,
@@ -141,6 +146,14 @@ def measure(dataset: Dataset, kind: str, tokenizer: Tokenizer, max_length: int) 
         },
         "fingerprint": dataset.fingerprint,
     }
+
+
+def _by_source(unread: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    """Of each source the fields that nothing is made from, with the number of rows that have them."""
+    found: dict[str, dict[str, int]] = {}
+    for (source, name), count in unread.items():
+        found.setdefault(source, {})[name] = count
+    return found
 
 
 def check_bos(
@@ -277,7 +290,8 @@ def find_problems(numbers: dict[str, Any]) -> list[str]:
     overlap = numbers["overlap"]
     if overlap["rule"] == "error" and overlap["train_records"]:
         found.append(
-            f"train: {overlap['train_records']} records also in eval; remove them or set config.data.overlap='drop'"
+            f"train: {amount(overlap['train_records'], 'record')} also in eval; take them out, or set "
+            "config.data.overlap='drop'"
         )
     return found
 
@@ -291,15 +305,17 @@ def _part_problems(part: dict[str, Any], kind: str) -> list[str]:
         (kind == PROMPTS or part["supervised"], "no token is supervised; check the completions"),
         (
             not bos["missing"],
-            f"{bos['missing']} sequences do not begin with BOS; let the chat template write it first, or not at all",
+            f"{amount(bos['missing'], 'sequence')} without BOS at the beginning; let the chat template write it "
+            "first, or not at all",
         ),
         (
             not bos["doubled"],
-            f"{bos['doubled']} sequences have more than one BOS; remove it from the chat template or the texts",
+            f"{amount(bos['doubled'], 'sequence')} with more than one BOS; remove it from the chat template or the "
+            "texts",
         ),
         (
             not eos["missing"],
-            f"{eos['missing']} completions do not end with EOS, so the model would not learn to stop; "
+            f"{amount(eos['missing'], 'completion')} without EOS at the end: the model would not learn to stop; "
             "let the chat template end assistant turns with a token that stops generation",
         ),
         (
@@ -326,26 +342,29 @@ def find_notes(numbers: dict[str, Any]) -> list[str]:
     train, overlap, contexts = numbers["train"], numbers["overlap"], numbers["contexts"]
     dropped = overlap["train_records"] and train["records"]["dropped"].get(ALSO_IN_EVAL)
     notes = [
-        (train["eos"]["truncated"], "completions cut at config.data.max_length, without EOS"),
-        (train["duplicates"]["sequences"], "records repeat the tokens of another one"),
-        (dropped, "train records also in eval, dropped from train"),
+        (train["eos"]["truncated"], "completion", "cut at config.data.max_length, without EOS"),
+        (train["duplicates"]["sequences"], "record", "with the tokens of another one"),
+        (dropped, "train record", "also in eval, dropped from train"),
         (
             overlap["rule"] == "allow" and overlap["train_records"],
-            "train records also in eval, which config.data.overlap='allow' leaves in both",
+            "train record",
+            "also in eval, which config.data.overlap='allow' leaves in both",
         ),
         (
             contexts["different"],
-            f"of {contexts['checked']} prompts are tokenised otherwise for sampling than in training; "
+            "prompt",
+            f"of {contexts['checked']:,} tokenised otherwise for sampling than in training; "
             "take a chat template that writes the same before a reply as instead of one",
         ),
         (
             contexts["plain"],
-            f"prompts in the first {CONTEXTS_CHECKED:,} records are plain text, which no chat template touches; for a "
-            "model that is to chat, give prompts and completions as messages, lists of role and content",
+            "prompt",
+            f"of plain text in the first {CONTEXTS_CHECKED:,} records, which no chat template touches; for a model "
+            "that is to chat, give prompts and completions as messages, lists of role and content",
         ),
     ]
-    notes += [(count, remark) for remark, count in train["remarks"].items()]
-    return [f"{count} {what}" for count, what in notes if count]
+    lines = [f"{amount(count, noun)} {what}" for count, noun, what in notes if count]
+    return lines + [f"{count} {remark}" for remark, count in train["remarks"].items()]
 
 
 def write_json(found: Audit, path: str) -> None:

@@ -9,6 +9,9 @@ from rich.text import Text
 
 from jaxalign.data import Dataset, Tokenizer
 from jaxalign.data.items import Item
+from jaxalign.data.kinds import PROMPTS
+from jaxalign.errors import amount
+from jaxalign.streams import shown as as_text
 from jaxalign.verbs.audit import Audit
 
 STYLES = {"supervised": "bold green", "context": "cyan", "control": "magenta"}
@@ -28,6 +31,8 @@ def print_audit(found: Audit, console: Console, show: int) -> None:
             for line in histogram_lines(found.numbers[part]["lengths"]):
                 console.print(line, highlight=False)
     console.print()
+    for line in unread_lines(found.numbers):
+        console.print(Text(line), soft_wrap=True)
     for note in found.notes:
         console.print(Text(f"note: {note}"), soft_wrap=True)
     for problem in found.problems:
@@ -44,7 +49,9 @@ def sample_lines(dataset: Dataset, tokenizer: Tokenizer, count: int) -> list[Tex
         item = items[index]
         lines.append(Text(f"\n{dataset.where(item.row)}", style="dim"))
         for name, example in _named(item):
-            lines.append(Text(f"{name} ({len(example.ids)} tokens): ") + show_tokens(example, tokenizer))
+            lines.append(
+                Text(f"{name} ({amount(len(example.ids), 'token')}): ") + show_tokens(example, tokenizer)
+            )
     return lines
 
 
@@ -69,7 +76,7 @@ def show_tokens(example: Item, tokenizer: Tokenizer) -> Text:
             line.append("|", "dim")
         kind = "supervised" if supervised else "context"
         style = STYLES["control"] if int(example.ids[position]) in names else STYLES[kind]
-        line.append(piece, f"{style} underline" if supervised else style)
+        line.append(as_text(piece), f"{style} underline" if supervised else style)
         open_span = supervised
     return line.append("⟧", "dim") if open_span else line
 
@@ -102,6 +109,20 @@ def histogram_lines(lengths: dict[str, Any]) -> list[str]:
     ]
 
 
+def unread_lines(numbers: dict[str, Any]) -> list[str]:
+    """Each source with its fields that nothing is made from, and the number of rows that have them."""
+    words = "left to reward functions" if numbers["kind"] == PROMPTS else "not read"
+    return [
+        f"{words}, {part}, {source}: "
+        + ", ".join(
+            f"{name} ({count:,})" for name, count in sorted(fields.items(), key=lambda item: -item[1])
+        )
+        for part in ("train", "eval")
+        if part in numbers
+        for source, fields in numbers[part]["unread"].items()
+    ]
+
+
 def _legend() -> Text:
     line = Text("tokens: ")
     line.append("⟦supervised⟧", f"{STYLES['supervised']} underline").append("  ")
@@ -117,6 +138,8 @@ def _table(numbers: dict[str, Any]) -> Table:
         table.add_row(name, *(facts.get(name, "0") for facts in columns))
     overlap = numbers["overlap"]
     table.add_row("train records also in eval", f"{overlap['train_records']:,} ({overlap['rule']})")
+    if numbers["fields"]:
+        table.add_row("read as config.data.fields says", numbers["fields"])
     contexts = numbers["contexts"]
     table.add_row(
         "prompts unlike sampling's", f"{contexts['different']:,} of {contexts['checked']:,} checked"
@@ -142,7 +165,7 @@ def _facts(part: dict[str, Any]) -> dict[str, str]:
         "  neither": f"{eos['missing']:,}",
         "repeated sequences": f"{part['duplicates']['sequences']:,}",
         "repeated prompts": f"{part['duplicates']['prompts']:,}",
-        "rows": f"{packing['rows']:,} of {packing['row_length']:,} tokens, {packing['efficiency']:.0%} full",
+        "rows": f"{packing['rows']:,} of {amount(packing['row_length'], 'token')}, {packing['efficiency']:.0%} full",
         "length": f"{part['lengths']['median']:.0f} median, {part['lengths']['longest']:,} longest",
         "fingerprint": part["fingerprint"][:16],
     }

@@ -14,7 +14,7 @@ import jax
 
 from jaxalign import parallel
 from jaxalign.data import Tokenizer
-from jaxalign.errors import ConfigError
+from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.models.hf.config import architecture_for, architecture_of, classifier_of, config_to_hf
 from jaxalign.models.hf.exporter import write_folder
 from jaxalign.models.hf.importer import CONFIG, HEAD_BIAS, SIDE_NOTE
@@ -22,7 +22,9 @@ from jaxalign.storage import Path, is_remote, temporary_folder, to_path, upload
 from jaxalign.text.fast_tokenizer import write_fast_tokenizer
 from jaxalign.text.tokenizer import SentencePieceTokenizer
 from jaxalign.training.saved_model import HF_CONFIG, HF_DTYPE, SavedModel, find_model, origin, save_model
+from jaxalign.verbs.padding import set_padding
 from jaxalign.verbs.requests import Request, flag
+from jaxalign.verbs.rounding import Rounding
 from jaxalign.verbs.sampling import MODEL
 
 GENERATION = "generation_config.json"
@@ -32,7 +34,10 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 @dataclasses.dataclass(frozen=True)
 class ConvertRequest(Request):
-    """Write a model in Hugging Face's format, or from it."""
+    """Write a model in Hugging Face's format, or from it.
+
+    jaxalign convert --from=runs/dpo --out=runs/dpo-hf --to=hf
+    """
 
     from_: str = flag(MODEL, show="SRC")
     out: str = flag("the folder to write; must not exist, or be empty", show="DIR")
@@ -78,7 +83,19 @@ def convert(request: ConvertRequest) -> list[str]:
         raise ConfigError(f"--architecture={architecture} goes with --to=hf only; leave it out")
     target = to_path(request.out)
     _check_free(target)
-    model = find_model(request.from_, "--from")
+    while True:
+        model = find_model(request.from_, "--from")
+        try:
+            return _convert_to(target, model, to, dtype, limit, architecture)
+        except CheckpointError:
+            # A run that goes on may have removed what was read: then there is a newer checkpoint.
+            if model.newer() is None:
+                raise
+
+
+def _convert_to(
+    target: Path, model: SavedModel, to: str, dtype: str, limit: int, architecture: str
+) -> list[str]:
     tokenizer = model.tokenizer()
     mesh = parallel.make_mesh(devices=jax.devices("cpu")[:1])
     with parallel.use_mesh(mesh), _new_folder(target) as folder:
@@ -100,9 +117,21 @@ def _write_hf(
     values = config_to_hf(model.config, name, original)
     config = _config_json(model, tokenizer, values, dtype)
     read = model.leaf_reader(jax.sharding.get_mesh())
-    write_folder(folder, read, model.config, name, scalar=model.scalar, dtype=dtype, max_shard_size=limit)
+    rounding = Rounding(model, dtype)
+    write_folder(
+        folder,
+        rounding.watch(read),
+        model.config,
+        name,
+        scalar=model.scalar,
+        dtype=dtype,
+        max_shard_size=limit,
+    )
+    notices = _write_tokenizer(model, tokenizer, folder) + rounding.notices()
+    if model.scalar:
+        config, notice = set_padding(folder, config, tokenizer, model.config.vocab_size)
+        notices += [notice] if notice else []
     _write_json(folder / CONFIG, config)
-    notices = _write_tokenizer(model, tokenizer, folder)
     if model.scalar and (bias := float(read(("head", "bias")))):
         _write_json(folder / SIDE_NOTE, {HEAD_BIAS: bias})
         notices.append(
@@ -126,8 +155,6 @@ def _config_json(
     for key in ("torch_dtype", "dtype"):
         if key in values:
             values[key] = dtype
-    if model.scalar and values.get("pad_token_id") is None and tokenizer.pad_id not in tokenizer.eos_ids:
-        values["pad_token_id"] = tokenizer.pad_id  # without which transformers scores no batches
     return values
 
 

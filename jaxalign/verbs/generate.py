@@ -7,17 +7,16 @@ whether the completion ended by itself. What was written is kept: the same comma
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from jaxalign import parallel
-from jaxalign.data import Dataset, build_dataset, load_tokenizer
-from jaxalign.data.dataset import LONGEST, fit_prompts
-from jaxalign.data.kinds import PROMPTS
+from jaxalign.data import Dataset, load_tokenizer
 from jaxalign.data.values import TOOLS
 from jaxalign.errors import ConfigError
+from jaxalign.evaluation.generation import read_prompts
 from jaxalign.fields import like
 from jaxalign.locks import LOCK, locked
 from jaxalign.sampling.answers import answer_batches
@@ -31,7 +30,10 @@ from jaxalign.verbs.sampling import MODEL, SamplingRequest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateRequest(SamplingRequest, RowsRequest):
-    """Write N completions of every prompt, as rows for SFT or for `label`. Goes on where it was stopped."""
+    """Write N completions of every prompt, as rows for SFT or for `label`. Goes on where it was stopped.
+
+    jaxalign generate --model=runs/sft --prompts=prompts.jsonl --out=completions.jsonl --n=4
+    """
 
     model: str = flag(MODEL, show="SRC")
     prompts: str = flag(SOURCES, show="SRC")
@@ -69,7 +71,7 @@ def _write_missing(request: GenerateRequest, out: Path) -> Iterator[str]:
         tokenizer = load_tokenizer(model.path, request.chat_template, request.template_args)
         prompts = _read_prompts(request, tokenizer)
         wanted = {
-            "model": str(model.path),
+            "model": str(model.place),
             "prompts": prompts.fingerprint,
             "samples": request.n,
             "seed": request.seed,
@@ -111,25 +113,23 @@ def _write_missing(request: GenerateRequest, out: Path) -> Iterator[str]:
 
 
 def _read_prompts(request: GenerateRequest, tokenizer: Any) -> Dataset:
-    slots = request.prompt_slots or LONGEST
-    data = request.data_config(request.prompts, take=request.take, max_length=slots, row_length=slots)
     with request.named(eval="--prompts", max_length="--prompt-slots"):
-        prompts = build_dataset(data, tokenizer, PROMPTS, "eval")
-    return prompts if request.prompt_slots else fit_prompts(prompts)
+        data = request.data_config(request.prompts, take=request.take)
+        return read_prompts(data, tokenizer, slots=request.prompt_slots)
 
 
 def _row(prompts: Dataset, number: int, samples: int, text: str, finished: bool) -> dict[str, Any]:
     row = prompts.rows.items[number // samples].row
     record = prompts.record(row)
-    tools = {name: record[name] for name in TOOLS if record.get(name)}  # without which no prompt is the same
-    made = completion_row(record["prompt"], text) | tools
+    made = completion_row(record["prompt"], text, record)
     return made | {"row": row, "sample": number % samples, "finished": finished}
 
 
-def completion_row(prompt: Any, text: str) -> dict[str, Any]:
-    """A prompt, text or messages, and the text of its completion in the same form."""
+def completion_row(prompt: Any, text: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt, text or messages, and the text of its completion in the same form; with the tools of its row."""
     completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-    return {"prompt": prompt, "completion": completion}
+    tools = {name: row[name] for name in TOOLS if row.get(name)}
+    return {"prompt": prompt, "completion": completion, **tools}
 
 
 def _claim(out: Path, request: dict[str, Any]) -> None:

@@ -51,7 +51,10 @@ Scorer = Callable[[list[Group]], list[list[float]]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelRequest(RowsRequest):
-    """Score completions and write preference pairs (or rankings): data for on-policy and iterative DPO."""
+    """Score completions and write preference pairs (or rankings): data for on-policy and iterative DPO.
+
+    jaxalign label --completions=completions.jsonl --out=pairs.jsonl --reward-model=runs/reward
+    """
 
     completions: str = flag(f"completions, as generate writes them, or {SOURCES}", show="SRC")
     out: str = flag("the JSONL file to write", show="FILE.jsonl")
@@ -73,7 +76,7 @@ class LabelRequest(RowsRequest):
     )
     max_length: int = flag("tokens a reward model reads", default=1024, at_least=2)
     batch_size: int = flag("packed rows that it reads at a time", default=16, at_least=1)
-    seed: int = flag("of the noise", default=0)
+    seed: int = flag("of the noise", default=0, at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -246,7 +249,7 @@ def model_scorer(path: str, *, max_length: int, batch_size: int) -> Scorer:
     """Scores by a reward model: a run of the reward stage, or a sequence classifier of Hugging Face's.
 
     Raises:
-      ConfigError: it is a language model. DataError: a completion is longer than `max_length` tokens.
+      ConfigError: it is a language model. DataError: a completion is longer than `max_length` tokens, or the model's.
     """
     model = find_model(path, "--reward-model")
     if not model.scalar:
@@ -258,7 +261,8 @@ def model_scorer(path: str, *, max_length: int, batch_size: int) -> Scorer:
         flat = [{key: c.fields[key] for key in read if key in c.fields} for group in groups for c in group]
         mesh = parallel.make_mesh(parallel.MeshConfig(data=-1), jax.devices())
         with parallel.use_mesh(mesh):
-            data = DataConfig(max_length=max_length, row_length=max_length, overlong="error")
+            longest = min(max_length, model.config.max_length)
+            data = DataConfig(max_length=longest, row_length=longest, overlong="error")
             places = Places([c.where for group in groups for c in group])
             records = Records(flat, "completions", origin=places)
             dataset = dataset_from_records(

@@ -14,9 +14,9 @@ from jaxalign import parallel
 from jaxalign.errors import ConfigError
 from jaxalign.models.init import count_params
 from jaxalign.parallel.mesh import mesh_shape
-from jaxalign.plan.estimate import estimate
+from jaxalign.plan.estimate import estimate, room
 from jaxalign.plan.measure import measure
-from jaxalign.plan.programs import stage_steps
+from jaxalign.plan.programs import planned, stage_steps
 from jaxalign.plan.report import print_plan
 from jaxalign.plan.search import candidates, rank
 from jaxalign.plan.topology import Topology, describe_devices, parse_topology
@@ -32,6 +32,8 @@ class PlanRequest(ConfigRequest):
     fits.
 
     A config takes a published model as its argument, such as dpo:llama3_1_8b. Exit code 1: it does not fit.
+
+        jaxalign plan --config=dpo:llama3_1_8b --topology=v5p:2x2x2
     """
 
     topology: str = flag("v5p:4x4x4, 2*v5e:16x16, or h200:8 (estimates only)", show="CHIP:SHAPE")
@@ -64,13 +66,17 @@ def run_plan(config: Config, topology: str, *, search: bool = False, budget: int
     """
     where = parse_topology(topology)
     look = compiled_plan if where.chip.torus else estimated_plan
-    return searched(config, where, look, budget) if search else look(config, where)
+    if not search:
+        return look(config, where)
+    config = planned(config, _described(config, where), "tpu" if where.chip.torus else "gpu")
+    return searched(config, where, look, budget)
 
 
 def compiled_plan(config: Config, topology: Topology) -> dict[str, Any]:
     """Every step compiled for the slice."""
     mesh = parallel.make_mesh(config.mesh, describe_devices(topology))
     rules = parallel.parse_rules(config.mesh.rules)
+    config = planned(config, mesh)
     model, steps = stage_steps(config, mesh)
     measured = [measure(step, model, mesh, rules, topology) for step in steps]
     return _head(config, topology, model, mesh, steps) | {"compiled": True, "steps": measured}
@@ -78,11 +84,16 @@ def compiled_plan(config: Config, topology: Topology) -> dict[str, Any]:
 
 def estimated_plan(config: Config, topology: Topology) -> dict[str, Any]:
     """Every step by arithmetic on shapes alone, as for GPUs, for which nothing compiles without one."""
-    kinds = (AxisType.Auto,) * len(parallel.AXES)
-    mesh = AbstractMesh(mesh_shape(config.mesh, topology.size), parallel.AXES, axis_types=kinds)
-    model, steps = stage_steps(config, mesh, "tpu" if topology.chip.torus else "gpu")
+    mesh, platform = _described(config, topology), "tpu" if topology.chip.torus else "gpu"
+    config = planned(config, mesh, platform)
+    model, steps = stage_steps(config, mesh, platform)
     estimated = [estimate(step, model, config, mesh, topology) for step in steps]
     return _head(config, topology, model, mesh, steps) | {"compiled": False, "steps": estimated}
+
+
+def _described(config: Config, topology: Topology) -> AbstractMesh:
+    kinds = (AxisType.Auto,) * len(parallel.AXES)
+    return AbstractMesh(mesh_shape(config.mesh, topology.size), parallel.AXES, axis_types=kinds)
 
 
 def searched(
@@ -134,6 +145,7 @@ def _head(config: Config, topology: Topology, model: Any, mesh: Any, steps: list
         "topology": topology.name,
         "chips": topology.size,
         "chip": dataclasses.asdict(topology.chip),
+        "room": room(topology.chip),
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
         "model": dataclasses.asdict(model),
         "parameters": count_params(steps[0].parameters),

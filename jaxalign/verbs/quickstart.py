@@ -10,12 +10,14 @@ class QuickstartRequest(Request):
     """Pretrain, fine-tune and align a small model in a synthetic world, by six methods, and report. No download.
 
     Goes on where it was stopped.
+
+        jaxalign quickstart --workdir=quickstart
     """
 
     workdir: str = flag(
         "folder for everything (default: quickstart, or quickstart-fast with --fast)", default="", show="DIR"
     )
-    seed: int = flag("of the world, the data, the weights and the sampling", default=0)
+    seed: int = flag("of the world, the data, the weights and the sampling", default=0, at_least=0)
     fast: bool = flag("a smoke version; its numbers mean nothing", default=False)
 
 

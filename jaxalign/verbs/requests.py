@@ -15,6 +15,8 @@ program makes the request.
 import argparse
 import dataclasses
 import inspect
+import itertools
+import os
 import re
 import textwrap
 import types
@@ -24,13 +26,14 @@ from typing import Any, NoReturn, Self
 
 from ml_collections import ConfigDict
 
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, JaxalignError, UsageError
 from jaxalign.fields import DOC, Checked, field, nearest
 
 WIDTH = 100
 _SHOW = "show"
 _ONE_OF = "one_of"
 _UNLESS = "unless"
+_PLACE = "place"
 _SETTINGS = "settings"
 
 
@@ -41,6 +44,7 @@ def flag(
     show: str = "",
     one_of: str = "",
     unless: str = "",
+    place: bool = False,
     **constraints: Any,
 ) -> Any:
     """Makes a field of a request that is a flag.
@@ -49,10 +53,12 @@ def flag(
       doc: what `--help` says of it.
       show: what its value is, in capitals, as in `--out=FILE`.
       one_of: of all flags with the same word here, exactly one is to be given.
-      unless: it must be given unless this field is set.
+      unless: it must be given unless this field, or one of these (with spaces between), is set.
+      place: it is given without a name: all that stands among the flags, one or more, as a tuple.
       constraints: as for `fields.field`.
     """
-    return field(default, doc=doc, metadata={_SHOW: show, _ONE_OF: one_of, _UNLESS: unless}, **constraints)
+    metadata = {_SHOW: show, _ONE_OF: one_of, _UNLESS: unless, _PLACE: place}
+    return field(default, doc=doc, metadata=metadata, **constraints)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,28 +75,37 @@ class Request(Checked):
         """Makes the request that flags ask for; `--help` prints its help and ends the program.
 
         Raises:
-          ConfigError: a flag that does not exist (with the nearest), is missing, or has a value that cannot work.
+          UsageError: a flag that does not exist (with the nearest), is missing, or has a value that cannot work.
         """
-        known, unknown = _parser(cls).parse_known_args(_joined(argv))
+        known, unknown = _parser(cls).parse_known_args(_joined(cls, argv))
         given = {key: value for key, value in vars(known).items() if value is not None}
+        for each in _flags(cls):
+            if each.metadata.get(_PLACE):
+                if words := tuple(arg for arg in unknown if not arg.startswith("-")):
+                    given[each.name] = words
+                unknown = [arg for arg in unknown if arg.startswith("-")]
         settings = tuple(arg for arg in unknown if re.match(r"--(no)?config\.", arg))
-        for arg in unknown:
+        for arg, after in itertools.pairwise([*unknown, ""]):
             if arg not in settings or not _takes_settings(cls):
-                raise ConfigError(_unknown(cls, arg))
+                raise UsageError(_unknown(cls, arg, after, getattr(known, "config", None)))
         if settings:
             given[_SETTINGS] = settings
         for each in _flags(cls):
-            if each.name in given:
+            if isinstance(given.get(each.name), str):
                 given[each.name] = _typed(cls, each, given[each.name])
-            elif each.default is dataclasses.MISSING:
-                raise ConfigError(_missing(cls, each))
-        return cls(**given)
+            elif each.default is dataclasses.MISSING and each.name not in given:
+                raise UsageError(_missing(cls, each))
+        try:
+            return cls(**given)
+        except ConfigError as error:
+            raise UsageError(str(error)) from error
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for each in _flags(type(self)):
             unless = each.metadata.get(_UNLESS)
-            if unless and not getattr(self, each.name) and not getattr(self, unless):
+            spared = any(getattr(self, name) for name in (unless or "").split())
+            if unless and not getattr(self, each.name) and not spared:
                 raise ConfigError(_missing(type(self), each))
         for word in {each.metadata.get(_ONE_OF, "") for each in _flags(type(self))} - {""}:
             names = [each.name for each in _flags(type(self)) if each.metadata.get(_ONE_OF) == word]
@@ -123,36 +138,45 @@ def summary(cls: type[Request]) -> str:
 
 
 def synopsis(verb: str, cls: type[Request]) -> str:
-    """A verb with the flags that must be given: `tokenizer --data=FILE --out=FILE.model ...`."""
+    """A verb with the flags that must be given: `tokenizer --data=FILE --out=FILE.model [FLAGS]`."""
     groups: dict[str, list[str]] = {}
     for each in _flags(cls):
         shown = f"{cls.key(each.name)}={show_value(each)}"
         if word := each.metadata.get(_ONE_OF):
             groups.setdefault(word, []).append(shown)
+        elif each.metadata.get(_PLACE):
+            groups[each.name] = [f"{show_value(each)} ..."]
         elif _required(each):
             groups[each.name] = [shown]
     parts = [parts[0] if len(parts) == 1 else f"({' | '.join(parts)})" for parts in groups.values()]
     if _takes_settings(cls):
         parts.append("[--config.KEY=VALUE ...]")
     more = len(_flags(cls)) > sum(map(len, groups.values()))
-    return " ".join([verb, *parts, *(["..."] if more else [])])
+    return " ".join([verb, *parts, *(["[FLAGS]"] if more else [])])
 
 
 def help_text(verb: str, cls: type[Request]) -> str:
     """What `jaxalign VERB --help` prints: each flag once, with its default."""
-    lines = [f"usage: jaxalign {verb} FLAGS", ""]
+    usage = f"usage: jaxalign {synopsis(verb, cls)}"
+    lines = [textwrap.fill(usage, WIDTH, subsequent_indent=" " * 16, break_on_hyphens=False), ""]
     for paragraph in (inspect.getdoc(cls) or "").split("\n\n"):
-        # An indented paragraph is a command, which is left as it is.
-        lines += [paragraph if paragraph.startswith(" ") else textwrap.fill(paragraph, WIDTH), ""]
+        # A command is left as it is. One that all else stands above has lost its indentation.
+        command = paragraph.startswith((" ", f"jaxalign {verb} "))
+        lines += [
+            textwrap.indent(paragraph.strip(), "    ") if command else textwrap.fill(paragraph, WIDTH),
+            "",
+        ]
     for each in _flags(cls):
         shown = cls.key(each.name)
-        if each.type is not bool:
+        if each.metadata.get(_PLACE):
+            shown = f"{show_value(each)} ..."
+        elif each.type is not bool:
             shown += f"={show_value(each)}"
         said = each.metadata[DOC]
         if each.metadata.get(_ONE_OF):
             said += " (one of these must be given)" if said else ""
         elif unless := each.metadata.get(_UNLESS):
-            said += f" (required, but for {cls.key(unless)})"
+            said += f" (required, but for {' and '.join(map(cls.key, unless.split()))})"
         elif _required(each):
             said += " (required)"
         elif each.default is not False and each.default != "":
@@ -194,6 +218,8 @@ def _required(each: dataclasses.Field) -> bool:
 
 def _missing(cls: type[Request], each: dataclasses.Field) -> str:
     shown = show_value(each).split("[")[0]
+    if each.metadata.get(_PLACE):
+        return f"{shown} is missing: {each.metadata[DOC]}"
     return f"{cls.key(each.name)}={shown} is missing: {each.metadata[DOC]}"
 
 
@@ -218,13 +244,15 @@ class _Parser(argparse.ArgumentParser):
         return f"{self.text}\n"
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message.removeprefix("argument "))
+        raise UsageError(message.removeprefix("argument "))
 
 
 def _parser(cls: type[Request]) -> _Parser:
     verb = cls.__name__.removesuffix("Request").lower()
     parser = _Parser(help_text(verb, cls))
     for each in _flags(cls):
+        if each.metadata.get(_PLACE):
+            continue
         if each.type is bool:
             parser.add_argument(cls.key(each.name), dest=each.name, action="store_const", const="True")
         else:
@@ -232,26 +260,72 @@ def _parser(cls: type[Request]) -> _Parser:
     return parser
 
 
-def _joined(argv: Sequence[str]) -> list[str]:
-    """Flags with two dashes, and settings of the config as `--config.key=value`, however they were given."""
+def _joined(cls: type[Request], argv: Sequence[str]) -> list[str]:
+    """Flags with two dashes and dashes for underscores, and settings of the config as `--config.key=value`."""
+    flags = [cls.key(each.name) for each in _flags(cls)]
     joined: list[str] = []
     for arg in argv:
         before = joined[-1] if joined else ""
-        if re.fullmatch(r"--config\.[\w.]+", before) and not arg.startswith("-"):
+        is_flag = re.match(r"--?[A-Za-z]", arg)
+        if re.fullmatch(r"--config\.[\w.]+", before) and not is_flag:
             joined[-1] = f"{before}={arg}"
-        else:
-            joined.append(f"-{arg}" if re.match(r"-[A-Za-z][\w-]+", arg) else arg)
+            continue
+        if re.match(r"-[A-Za-z][\w-]+", arg):
+            arg = f"-{arg}"
+        name, equals, value = arg.partition("=")
+        dashed = name.replace("_", "-")
+        joined.append(f"{dashed}{equals}{value}" if dashed in flags else arg)
     return joined
 
 
-def _unknown(cls: type[Request], arg: str) -> str:
+def _unknown(cls: type[Request], arg: str, after: str, config: str | None) -> str:
+    """What to say of an argument that is no flag: the flag or the key of the config that was meant.
+
+    Args:
+      after: what stands behind it.
+      config: the config file that was named.
+    """
     flags = [cls.key(each.name) for each in _flags(cls)]
-    if not arg.startswith("-"):
-        way_out = "write --config.key=value" if _takes_settings(cls) else f"the flags are {', '.join(flags)}"
-        return f"{arg!r} is not a flag; {way_out}"
-    near = nearest(arg.split("=")[0], flags)
+    name, equals, value = arg.partition("=")
+    name = name.lstrip("-")
+    said = repr(arg) if not arg.startswith("-") else arg
+    if not equals and after and not after.startswith("-"):
+        value, equals = after, " "
+    if _takes_settings(cls):
+        if not config and _is_config(arg):
+            return f"{said} is not a flag; did you mean --config={arg}?"
+        hint, certain = _meant_key(config or "", name, value if equals else None)
+        near = nearest(f"--{name}", flags)
+        if certain or (hint and not near):
+            return f"{said} is not a flag; {hint}"
+        if not near and (equals == "=" or "." in name):
+            return f"{said} is not a flag; write --config.KEY=VALUE, or one of {', '.join(flags)}"
+    near = nearest(f"--{name}", flags) if arg.startswith("-") else ""
     hint = f"did you mean {near}?" if near else f"the flags are {', '.join(flags)}"
-    return f"{arg} is not a flag; {hint}"
+    return f"{said} is not a flag; {hint}"
+
+
+def _is_config(arg: str) -> bool:
+    from jaxalign.config_files import own_configs
+
+    path = arg.partition(":")[0]
+    return path in own_configs() or (path.endswith(".py") and os.path.isfile(path))
+
+
+def _meant_key(config: str, name: str, value: str | None) -> tuple[str, bool]:
+    """What to say of a flag that may be meant for a key of the config; whether it is surely one."""
+    from jaxalign.config import flat_keys, read_config
+    from jaxalign.peer_names import is_known, suggest
+
+    if not config:
+        return "", False
+    try:
+        values = read_config(config)
+    except JaxalignError:  # which is told once the flags are right
+        return "", False
+    keys = flat_keys(values)
+    hint = suggest(name, value, keys, values.get("stage", ""), "--config.")
+    return (hint if hint.startswith("did you mean") or is_known(name, keys) else ""), is_known(name, keys)
 
 
 def _typed(cls: type[Request], each: dataclasses.Field, text: str) -> Any:
@@ -262,4 +336,4 @@ def _typed(cls: type[Request], each: dataclasses.Field, text: str) -> Any:
         return kind(text)
     except ValueError:
         wanted = {int: "a whole number", float: "a number"}[kind]
-        raise ConfigError(f"{cls.key(each.name)}={text} must be {wanted}") from None
+        raise UsageError(f"{cls.key(each.name)}={text} must be {wanted}") from None

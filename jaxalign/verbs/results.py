@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxalign.data.kinds import PROMPTS, TEXT
 from jaxalign.training.config import Config
-from jaxalign.training.saved_model import MODEL
+from jaxalign.training.workdir import MODEL
 
 # Measured of the run's speed, which is no result.
 _SPEED = "perf/"

@@ -6,7 +6,7 @@ from jaxalign.fields import like
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.verbs.requests import Request, flag
 
-MODEL = "a run, a Hugging Face folder or a hub name"
+MODEL = "a run, RUN@STEP, RUN@best or RUN@latest of its checkpoints, a Hugging Face folder or a hub name"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,10 @@ class SamplingRequest(Request):
     top_k: int = like(SamplingConfig, "top_k")
     top_p: float = like(SamplingConfig, "top_p")
     min_p: float = like(SamplingConfig, "min_p")
-    seed: int = flag("of the sampling", default=0)
+    min_new_tokens: int = like(SamplingConfig, "min_new_tokens")
+    repetition_penalty: float = like(SamplingConfig, "repetition_penalty")
+    stop: str = like(SamplingConfig, "stop")
+    seed: int = flag("of the sampling", default=0, at_least=0)
     chat_template: str = flag("Jinja file, in place of the model's own template", default="", show="FILE")
     template_args: str = flag(
         "values of variables that the template reads, such as enable_thinking=False",

@@ -15,7 +15,10 @@ from jaxalign.verbs.rows import SOURCES, RowsRequest, iterate_checked, open_chec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerRequest(RowsRequest):
-    """Train a SentencePiece tokenizer on texts, and on what is said in conversations and preference pairs."""
+    """Train a SentencePiece tokenizer on texts, and on what is said in conversations and preference pairs.
+
+    jaxalign tokenizer --data=corpus.jsonl --out=tokenizer.model --vocab=32000
+    """
 
     data: str = flag(SOURCES, show="SRC")
     out: str = flag("the .model file to write", show="FILE.model")

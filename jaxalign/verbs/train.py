@@ -1,7 +1,6 @@
 """`jaxalign train`: one stage, from its config to its result."""
 
 import dataclasses
-from typing import Any
 
 from jaxalign.verbs.requests import ConfigRequest, flag
 
@@ -23,10 +22,15 @@ class TrainRequest(ConfigRequest):
         "the folder for checkpoints, metrics and the final model",
         default="",
         show="DIR",
-        unless="print_config",
+        unless="print_config dry_run",
+    )
+    dry_run: bool = flag(
+        "say what the run would be, its length, its memory on these devices and its first batch token by token, and "
+        "write nothing",
+        default=False,
     )
     print_config: bool = flag(
-        "print every key of the config with its value, and start nothing", default=False
+        "print the whole config as a config file, with what each key means, and start nothing", default=False
     )
 
 
@@ -37,14 +41,19 @@ def run(request: TrainRequest) -> int:
     from jaxalign.parallel import processes
     from jaxalign.stages import parse_config, train
     from jaxalign.training.progress import print_summary
+    from jaxalign.verbs.config_text import config_file
     from jaxalign.verbs.results import closing_lines, result_rows
 
     config = parse_config(request.read())
     if request.print_config:
-        for line in config_lines(config):
-            print(line)
+        print(config_file(config, request.config, request.settings), end="")
         return 0
     processes.initialize()
+    if request.dry_run:
+        from jaxalign.verbs.dry_run import print_dry_run
+
+        print_dry_run(config, request.workdir)
+        return 0
     summary = train(config, request.workdir)
     if jax.process_index() == 0:
         title = f"{summary['stage']}: {summary['steps']} steps in {summary['seconds']} s"
@@ -52,16 +61,3 @@ def run(request: TrainRequest) -> int:
         for line in closing_lines(config, request.workdir):
             print(line)
     return 0
-
-
-def config_lines(config: Any) -> list[str]:
-    """A config as the flags that would give it, a line each."""
-    from jaxalign.training.open import settings
-
-    lines = []
-    for name, value in settings(config).items():
-        if value is None:
-            lines.append(f"# {name} is not set")
-        else:
-            lines.append(f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}")
-    return lines

@@ -88,13 +88,25 @@ def test_conversational_completion_supervises_the_completion_only(tokenizer):
     np.testing.assert_array_equal(example.ids[: example.prompt_length], prompt.ids)
 
 
+def ranking_weight(item):
+    return len(item.pairs) * item.weight
+
+
 def test_preference_and_ranking(tokenizer):
     pair = encode_preference(Preference("the", " fox", " dog", margin=1.5), tokenizer)
     assert (pair.pairs, pair.margin, pair.weight) == (((0, 1),), 1.5, 1.0)
     assert [tokenizer.decode(e.ids[e.mask == 1]) for e in pair.examples] == [" fox", " dog"]
     ranking = encode_preference(Ranking("the", (" a", " b", " c", " d"), (1.0, 3.0, 2.0, 3.0)), tokenizer)
     assert set(ranking.pairs) == {(1, 0), (2, 0), (3, 0), (1, 2), (3, 2)}  # b and d tie
-    assert ranking.weight == pytest.approx(1 / 6)
+    assert ranking.weight == pytest.approx(1 / 5)
+    for scores in (
+        (1.0, 2.0, 3.0, 4.0),
+        (2.0, 2.0, 2.0, 1.0),
+        (2.0, 1.0, 1.0),
+        (1.0, 2.0),
+    ):  # a prompt weighs 1
+        ranked = encode_preference(Ranking("the", (" a", " b", " c", " d")[: len(scores)], scores), tokenizer)
+        assert ranking_weight(ranked) == pytest.approx(1.0)
 
 
 def rows_of(*rows):

@@ -301,8 +301,8 @@ def test_texts_without_a_prompt_beside_what_may_be_one_are_refused(show):
         DataError, match=r"rows.jsonl:1: chosen and rejected are texts without a prompt, and 'task' may"
     ):
         show("preference", pair | {"task": "What is one and one?"})
-    with pytest.raises(DataError, match=r"rows.jsonl:1: the field 'context_messages'"):
-        show("preference", pair | {"context_messages": [{"role": "user", "content": "What is one and one?"}]})
+    asked = pair | {"context_messages": user("What is one and one?")}
+    assert show("preference", asked)[0] == chat(("user", "What is one and one?"), answer=pair["chosen"])
 
 
 def test_what_text_was_made_from_is_harmless(show):

@@ -176,8 +176,7 @@ def test_reasons_leave_out_what_differs_from_row_to_row(problem, reason):
         ("preference", {"prompt": "p", "completion": " c"}, "are demonstrations, .*, and this reads preference pairs"),
         ("text", {"prompt": "p", "completion": " c", "label": True}, "are completions with labels, for KTO, and this"),
         ("sft", {"promt": "p", "completion": " c"}, "is 'promt' meant for prompt? Rename it"),
-        ("preference", {"info": {"post": "p", "subreddit": "s", "title": "t"}, "choice": 1, "summaries":
-            [{"text": "a"}, {"text": "b"}]}, "looks like summarize_from_feedback: name the source as summarize_from"),
+        ("prompt", {"text": "A film."}, "are demonstrations, for supervised fine-tuning, and this reads prompts"),
         ("sft", {"a": "b"}, ""),
     ],
 )  # fmt: skip

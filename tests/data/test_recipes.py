@@ -309,9 +309,9 @@ def test_sharegpt(tmp_path, recipe):
         Prompt((Message("system", "s"), user("a"), assistant("b"), user("c"))),
     ]
     with pytest.raises(
-        DataError, match=r"rows.jsonl:2: conversations\[0\].from='tool'; write one of system, human"
+        DataError, match=r"rows.jsonl:2: conversations\[0\] is by 'narrator'; write one of system, developer"
     ):
-        read(tmp_path, recipe, "sft", [rows[0], {"conversations": [{"from": "tool", "value": "x"}]}])
+        read(tmp_path, recipe, "sft", [rows[0], {"conversations": [{"from": "narrator", "value": "x"}]}])
 
 
 def test_hh_rlhf_ja(tmp_path):
@@ -439,8 +439,10 @@ def test_completions_by_a_model(tmp_path):
 
 
 def test_own_fields_come_before_shapes(tmp_path):
-    row = {"messages": turns("a", "b"), "conversations": speakers("c", "d")}
+    row = {"messages": turns("a", "b"), "conversations": speakers("a", "b")}
     assert read(tmp_path, "", "sft", [row]) == [Chat((user("a"), assistant("b")))]
+    with pytest.raises(DataError, match="the field 'conversations'"):
+        read(tmp_path, "", "sft", [row | {"conversations": speakers("c", "d")}])
     alpaca = {"instruction": "a", "input": "", "output": "b", "text": "### a ### b"}
     assert read(tmp_path, "", "text", [alpaca]) == [Text("### a ### b")]
     assert read(tmp_path, "", "sft", [alpaca]) == [Chat((user("a"), assistant("b")))]

@@ -62,6 +62,11 @@ u, a, b = user("hi"), assistant("yes"), assistant("no")
         ),
         (
             "preference",
+            {"prompt": "p", "chosen": "c", "rejected": "r", "chosen_score": 1.0, "margin": "2"},
+            Preference("p", "c", "r", 2.0),
+        ),
+        (
+            "preference",
             {"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 2, 2]},
             Ranking("p", ("a", "b", "c"), (1.0, 2.0, 2.0)),
         ),
@@ -121,8 +126,8 @@ def test_formats(kind, row, record):
         ("sft", {"messages": [u, assistant("  ")]}, "messages[1].content is empty or only whitespace"),
         (
             "sft",
-            {"messages": [{"role": "human", "content": "x"}, a]},
-            "messages[0] has unknown role 'human'; use system, developer, user, assistant, tool, function, ipython",
+            {"messages": [{"role": "narrator", "content": "x"}, a]},
+            "messages[0] has unknown role 'narrator'; use system, developer, user, assistant, tool, function, ipython",
         ),
         (
             "sft",
@@ -133,7 +138,8 @@ def test_formats(kind, row, record):
         ("sft", {"messages": ["hi", a]}, "messages[0] is a str; write an object with role and content"),
         ("sft", {"messages": "hi"}, "messages is a str; write a list of messages"),
         ("prompt", {"prompt": ""}, "prompt is empty or only whitespace"),
-        ("prompt", {"prompt": [u, a]}, "prompt must end with a user or system message"),
+        ("prompt", {"prompt": [a]}, "prompt has no turn but an assistant's"),
+        ("prompt", {"prompt": []}, "prompt has no turn but an assistant's"),
         ("prompt", {"prompt": 3}, "prompt is a int; write a list of messages"),
         (
             "preference",
@@ -155,7 +161,7 @@ def test_formats(kind, row, record):
         (
             "preference",
             {"chosen": [u], "rejected": [a]},
-            "chosen must begin and end with an assistant message",
+            "chosen and rejected answer different prompts: 'hi' (user) and 'yes' (assistant)",
         ),
         (
             "preference",
@@ -164,13 +170,13 @@ def test_formats(kind, row, record):
         ),
         (
             "preference",
-            {"prompt": "p", "chosen": "c", "rejected": "r", "margin": "2"},
-            "margin is a str, not a number",
+            {"prompt": "p", "chosen": "c", "rejected": "r", "margin": "two"},
+            "margin is 'two', not a number",
         ),
         (
             "preference",
-            {"prompt": "p", "chosen": "c", "rejected": "r", "chosen_score": 1.0},
-            "missing rejected_score; expected chosen_score, rejected_score",
+            {"prompt": "p", "responses": ["a", "b"], "scores": [1, None]},
+            "scores has 1 numbers; a ranking needs at least 2",
         ),
         ("preference", {"prompt": "p", "responses": ["a"], "scores": [1]}, "a ranking needs at least 2"),
         ("preference", {"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "2 responses but 1 scores"),

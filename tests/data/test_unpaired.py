@@ -73,10 +73,10 @@ def test_formats(fields, record):
         ),
         ({"completion": "c", "label": True}, "missing prompt; expected prompt, completion, label"),
         (
-            {"prompt": "p", "completion": "c", "label": "true"},
-            "label is 'true', a str; write true, without quotes",
+            {"prompt": "p", "completion": "c", "label": "maybe"},
+            "label is 'maybe', a str; write true for a desirable completion",
         ),
-        ({"prompt": "p", "completion": "c", "label": 1}, "label is 1, a int; write true, without quotes"),
+        ({"prompt": "p", "completion": "c", "label": 0.5}, "label is 0.5, a float; write true for"),
         ({"prompt": "p", "completion": "c", "label": [True]}, "label is [True], a list; write true"),
         ({"prompt": "p", "completion": " ", "label": True}, "completion is empty or only whitespace"),
         (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxalign.evaluation import mean_interval, proportion_interval, win_rate
+from jaxalign.evaluation import mean_interval, proportion_interval, ratio_interval, win_rate
 
 
 @pytest.mark.parametrize("count", [2, 5, 50])
@@ -67,3 +67,20 @@ def test_what_has_no_rate():
         win_rate([1, float("nan")], [2, 0])
     with pytest.raises(ValueError, match="5 hits of 4"):
         proportion_interval(5, 4)
+
+
+def test_a_ratio_of_sums_weighs_long_units_more_and_covers_the_truth():
+    """Nats over tokens, of texts whose longer ones are also the harder ones."""
+    assert ratio_interval([2.0, 30.0], [1.0, 10.0])[0] == pytest.approx(32 / 11)
+    same = ratio_interval([1.0, 2.0, 4.5], [1.0, 1.0, 1.0])
+    assert same == pytest.approx(mean_interval([1.0, 2.0, 4.5]))
+    assert all(np.isnan(ratio_interval([], []))) and np.isnan(ratio_interval([1.0], [2.0])[1])
+    rng = np.random.default_rng(3)
+    inside = 0
+    for _ in range(2000):
+        length = rng.integers(5, 50, 40)
+        nats = length * (1.0 + length / 50 + rng.normal(0, 0.3, 40))
+        _, low, high = ratio_interval(nats, length)
+        lengths = np.arange(5, 50)
+        inside += low <= (lengths * (1 + lengths / 50)).sum() / lengths.sum() <= high
+    assert 0.93 < inside / 2000 < 0.965

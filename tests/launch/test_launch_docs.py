@@ -86,7 +86,7 @@ def test_trainings_of_the_readme_are_complete(command):
     values, workdir = request.read(), request.workdir
     parse_config(values)
     assert workdir and values.model.init_from and values.data.train
-    if ":" in next(word for word in flags if word.startswith("--config=")):
+    if "--config=configs/quickstart.py:" not in command:
         assert {word.split("=")[0] for word in flags} >= {"--config.model.init_from", "--config.data.train"}
         assert any(values.data.train in recipe.hub for recipe in RECIPES.values())
     else:

@@ -107,6 +107,22 @@ def test_simpo_is_the_papers_equation():
     check_loss(loss, equation, arrays, LOGPS)
 
 
+@pytest.mark.parametrize("settings", [{"length_normalized": True}, {"variant": "ipo_mean"}, {}], ids=str)
+def test_rewards_are_sums_as_trl_has_them(settings):
+    """β (log π - log π_ref) summed over the response: TRL's DPOTrainer, also where the loss averages."""
+    arrays = make_arrays()
+    final = finalize(dpo_loss(**arrays, beta=BETA, **settings)[1])
+    exact = {name: np.float64(x) for name, x in arrays.items()}
+    ratios = {
+        side: BETA * (exact[f"{side}_logp"] - exact[f"ref_{side}_logp"]) for side in ("chosen", "rejected")
+    }
+    for side, ratio in ratios.items():
+        assert_close(final[f"rewards/{side}"], weighted_mean(ratio, exact["weight"]))
+    margin = ratios["chosen"] - ratios["rejected"]
+    assert_close(final["rewards/margins"], weighted_mean(margin, exact["weight"]))
+    assert_close(final["rewards/accuracies"], weighted_mean(margin > 0, exact["weight"]))
+
+
 @pytest.mark.parametrize("size", [1.0, 300.0, 1e4])
 def test_a_policy_equal_to_its_reference_costs_ln_2(size):
     arrays = make_arrays()
@@ -161,15 +177,18 @@ def test_extreme_log_ratios_neither_overflow_nor_saturate(chosen, rejected):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"variant": "sigmoyd"}, "variant is 'sigmoyd'; choose one of sigmoid"),
-        ({"beta": 0.0}, r"config\.dpo\.beta=0\.0 must be positive"),
-        ({"variant": "robust", "label_smoothing": 0.5}, "label_smoothing is 0.5"),
-        ({"label_smoothing": -0.1}, "label_smoothing is -0.1"),
+        ({"variant": "sigmoyd"}, "variant='sigmoyd' is not one of sigmoid"),
+        ({"beta": 0.0}, r"config\.dpo\.beta=0\.0 must be a positive"),
+        (
+            {"variant": "robust", "label_smoothing": 0.5},
+            "label_smoothing=0.5 must be at least 0 and below 0.5",
+        ),
+        ({"label_smoothing": -0.1}, "label_smoothing=-0.1 must be at least 0"),
         ({"variant": "hinge", "label_smoothing": 0.1}, "means nothing to variant='hinge'"),
         ({"variant": "ipo", "label_smoothing": 0.1}, "means nothing to variant='ipo'"),
         ({"variant": "ipo", "length_normalized": True}, "length_normalized with variant='ipo'"),
         ({"variant": "ipo", "target_margin": 1.0}, "target_margin=1.0 with variant='ipo'"),
-        ({"target_margin": -1.0}, "target_margin is -1.0"),
+        ({"target_margin": -1.0}, "target_margin=-1.0 must be 0 or more"),
         ({"reference_free": True}, "reference_free is on but"),
         ({"ref_chosen_logp": None}, "reference log-probabilities are None"),
     ],

@@ -221,13 +221,13 @@ def test_beta_may_be_traced():
     [
         (
             {"loss_type": "drgrpo"},
-            r"config\.grpo\.loss_type is 'drgrpo'; choose one of grpo, dapo, bnpo, dr_",
+            r"config\.grpo\.loss_type='drgrpo' is not one of grpo, dapo, bnpo, dr_",
         ),
-        ({"importance": "sequence"}, r"importance is 'sequence'; choose one of token, sequence_mean, seq"),
-        ({"baseline": "none"}, "baseline is 'none'; choose one of mean, leave_one_out"),
-        ({"scale": True}, "scale is True; choose one of group, batch, none"),
+        ({"importance": "sequence"}, r"importance='sequence' is not one of token, sequence_mean, seq"),
+        ({"baseline": "none"}, "baseline='none' is not one of mean, leave_one_out"),
+        ({"scale": True}, "scale=True is not one of group, batch, none"),
         ({"beta": -0.1}, r"config\.grpo\.beta=-0\.1 must be 0 or more"),
-        ({"clip": 0.0}, r"config\.grpo\.clip=0\.0 must be positive"),
+        ({"clip": 0.0}, r"config\.grpo\.clip=0\.0 must be a positive"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
@@ -236,8 +236,8 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 
 def test_errors_name_the_section_of_the_stage():
-    class RLOOConfig(GRPOObjective):
-        section = "config.rloo"
+    class RLOOConfig(GRPOObjective, at="config.rloo"):
+        pass
 
     with pytest.raises(ConfigError, match=r"config\.rloo\.beta=-1"):
         RLOOConfig(beta=-1)

@@ -136,10 +136,10 @@ def test_beta_may_be_traced():
     [
         (
             {"variant": "kto_pair"},
-            r"config\.kto\.variant is 'kto_pair'; choose one of kto, apo_zero_unpaired",
+            r"config\.kto\.variant='kto_pair' is not one of kto, apo_zero_unpaired",
         ),
-        ({"beta": 0.0}, r"config\.kto\.beta=0\.0 must be positive"),
-        ({"undesirable_weight": -1.0}, r"config\.kto\.undesirable_weight=-1\.0 must be positive"),
+        ({"beta": 0.0}, r"config\.kto\.beta=0\.0 must be a positive"),
+        ({"undesirable_weight": -1.0}, r"config\.kto\.undesirable_weight=-1\.0 must be a positive"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):

@@ -135,5 +135,5 @@ def test_adaptive_kl_follows_the_clipped_proportional_error():
 @pytest.mark.parametrize("settings", [{"clip": 0.0}, {"clip_high": -0.1}])
 def test_a_clip_range_that_is_not_positive_is_refused(settings):
     ((name, value),) = settings.items()
-    with pytest.raises(ConfigError, match=rf"config\.ppo\.{name}={value} must be positive"):
+    with pytest.raises(ConfigError, match=rf"config\.ppo\.{name}={value} must be a positive"):
         PPOObjective(**settings)

@@ -3,11 +3,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxalign.models import ModelConfig, count_params, init_params
-from jaxalign.models.flops import active_params, step_flops
+from jaxalign.models.flops import Work, active_params, full_work, step_flops
 from jaxalign.models.presets import preset
+from jaxalign.training.flops import count_work
 
 
 def test_qwen3_30b_a3b_has_three_billion_active_parameters():
@@ -51,8 +53,18 @@ def test_a_scalar_model_has_a_vector_where_others_have_a_vocabulary():
 
 def test_a_step_is_three_forward_passes():
     tokens, pairs = 7, 12
+    work = Work(tokens, pairs, pairs)
     forward = 2 * active_params(TINY) * tokens + 4 * 3 * 4 * 4 * pairs
-    assert step_flops(TINY, tokens, pairs, passes=1) == forward
-    assert step_flops(TINY, tokens, pairs) == 3 * forward
+    assert step_flops(TINY, work, passes=1) == forward
+    assert step_flops(TINY, work) == 3 * forward
     head = 2 * 49 * 16 * tokens
-    assert step_flops(TINY, tokens, pairs, scalar=True, passes=1) == forward - head
+    assert step_flops(TINY, work, scalar=True, passes=1) == forward - head
+
+
+def test_layers_with_a_window_see_fewer_pairs():
+    config = dataclasses.replace(TINY, window=4, layer_pattern="LLG")
+    whole, matrices = 9 * 10 / 2, 2 * active_params(TINY) * 9
+    near = 1 + 2 + 3 + 6 * 4
+    assert step_flops(config, full_work(config, 1, 9), passes=1) == matrices + 4 * 4 * 4 * (2 * near + whole)
+    packed = count_work(config, jnp.ones((1, 9), jnp.int32), jnp.array([[0, 1, 2, 3, 4, 5, 0, 1, 2]]))
+    assert tuple(map(float, packed)) == (9, 21 + 6, (1 + 2 + 3 + 4 + 4 + 4) + 6)

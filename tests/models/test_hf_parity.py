@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign.errors import ConfigError
 from jaxalign.models import hidden_states, scalar_head, unembedding
 from jaxalign.models.hf import architecture_of, config_from_hf, config_to_hf, is_scalar
 from jaxalign.sampling.generate import SamplingConfig, generate
@@ -84,6 +85,18 @@ CASES = {
     ),
     "gemma3": ("gemma3_text", GEMMA3),
     "phi3": ("phi3", {"partial_rotary_factor": 0.5, "sliding_window": WINDOW}),
+    # Sequences are of 24 tokens, and so longer than the original context.
+    "phi3-longrope": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 16,
+            "rope_scaling": {
+                "rope_type": "longrope",
+                "short_factor": [1.0, 1.2, 1.5, 2.0],
+                "long_factor": [1.1, 2.0, 3.0, 6.0],
+            },
+        },
+    ),
     "olmo2": ("olmo2", {"rope_theta": 500.0}),
     "gpt2": ("gpt2", {"num_hidden_layers": 2}),
     "gpt_neox": ("gpt_neox", NEOX),
@@ -201,6 +214,14 @@ def test_greedy_generation_is_identical(case, tmp_path):
     config, params, _ = from_files(peer, tmp_path)
     prompts = np.stack([row([p], LENGTH - len(p))[:, -9:] for p in sequences(9, 6)]).swapaxes(0, 1)
     sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, temperature=0.0)
+    if (
+        config.rope_scaling == "longrope"
+    ):  # of which transformers reads everything again past the original context
+        with pytest.raises(
+            ConfigError, match=r"needs 73 positions, but .* config\.model\.rope_original_length=16"
+        ):
+            generate(params, config, *prompts, jax.random.key(0), sampling=sampling, stop_ids=())
+        return
     ours = generate(params, config, *prompts, jax.random.key(0), sampling=sampling, stop_ids=())
     theirs = quiet(peer.generate)(
         torch.tensor(prompts[0]).long(),

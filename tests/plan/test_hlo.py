@@ -9,9 +9,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign import parallel
+from jaxalign.models.flops import visible_pairs
 from jaxalign.plan import hlo
 from jaxalign.plan.collectives import axes_of, find_collectives, needless_gathers, parse_groups, sent_by
-from jaxalign.plan.costs import convolution_flops, count_bytes, count_flops, visible_pairs
+from jaxalign.plan.costs import convolution_flops, count_bytes, count_flops
 
 M, K, N = 64, 32, 48
 

@@ -2,10 +2,14 @@
 
 import json
 import math
+import re
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
+from rich.console import Console
 
 from jaxalign import parallel
 from jaxalign.config import load_config
@@ -17,10 +21,12 @@ from jaxalign.parallel.mesh import mesh_shape
 from jaxalign.plan import hlo
 from jaxalign.plan.costs import count_flops
 from jaxalign.plan.measure import measure, split_memory
-from jaxalign.plan.programs import bytes_per_device, stage_steps
-from jaxalign.plan.report import problem_lines
+from jaxalign.plan.programs import bytes_per_device, planned, stage_steps
+from jaxalign.plan.report import print_plan, problem_lines
 from jaxalign.plan.topology import describe_devices, parse_topology
+from jaxalign.rl.rollout import rollout_work
 from jaxalign.stages import NAMES, default_config, parse_config
+from jaxalign.training.flops import update_flops
 from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS
 from jaxalign.verbs.plan import run_plan, write_json
 
@@ -38,7 +44,7 @@ def tiny(stage, **model):
     config.data.row_length = 512
     options = config[stage]
     if "sampling" in options:
-        options["teacher" if stage == "distill" else "reward_model"] = "a/run"
+        options["teacher" if stage == "distill" else "reward"] = "a/run"
         options.sampling.max_new_tokens = 128
     if "group_size" in options:
         options.group_size = 2
@@ -57,18 +63,13 @@ def steps_of(values, chips=4):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_presets_are_whole_configs(stage):
-    for name in PRESETS:
+    for name in ("gpt2", "gemma3_270m", "qwen3_0_6b", "llama3_1_8b"):
         config = parse_config(load_config(stage, name))
-        assert config.model.embed_dim == PRESETS[name]["embed_dim"] and config.model.dtype == "bfloat16"
-        assert config.model.init_from == "" and config.mesh.fsdp == -1
+        assert config.model.embed_dim == PRESETS[name]["embed_dim"] and config.mesh.fsdp == -1
+        config = planned(config, abstract_mesh(config, 8))
         new = config.options.sampling.max_new_tokens if hasattr(config.options, "sampling") else 0
         assert config.data.max_length + new <= min(8192, PRESETS[name]["max_length"])
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_another_argument_is_a_quickstart(stage):
-    config = load_config(stage, "my/root")
-    assert config.data.train.startswith("my/root/data/") and config.model.dtype == "float32"
+        assert config.batch_size % 8 == 0 and config.optimizer.learning_rate > 0
 
 
 def test_parameters_of_a_chip_are_the_published_number():
@@ -90,6 +91,39 @@ def test_model_flops_are_six_a_parameter_and_token_and_the_pairs():
     assert step.model_flops == 6 * active_params(model) * tokens + 12 * 3 * 4 * 128 * pairs
     _, (dpo,) = steps_of(tiny("dpo"))
     assert dpo.model_flops == pytest.approx(step.model_flops * 4 / 3)  # and the reference forward
+
+
+def full_batch(rows, length, every):
+    """Rows of whole sequences of length `every`, with all that `count_work` reads."""
+    place = jnp.arange(length)[None].repeat(rows, 0)
+    return SimpleNamespace(segment_ids=place // every + 1, positions=place % every)
+
+
+KINDS = ({}, {"window": 64, "layer_pattern": "LLG"}, {"num_experts": 4, "experts_per_token": 2})
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["plain", "window", "experts"])
+def test_a_run_counts_what_its_plan_counts(kind):
+    """The FLOPs that perf/mfu divides, of batches that are full, are those of the plan's programs."""
+    for stage, frozen in (("sft", 0), ("reward", 0), ("dpo", 1)):
+        model, (step,) = steps_of(tiny(stage, **kind))
+        got = update_flops(model, full_batch(8, 512, 256), (model,) * frozen, scalar=stage == "reward")
+        assert float(got) == pytest.approx(step.model_flops, rel=1e-6), stage
+    for stage, k, judges, passes in (("ppo", 1, 2, 2), ("grpo", 2, 1, 1), ("distill", 1, 0, 1)):
+        model, programs = steps_of(tiny(stage, **kind))
+        flops = {program.name: program.model_flops for program in programs}
+        prompts, whole = full_batch(8 // k, 256, 256), full_batch(8, 384, 384)
+        got = rollout_work(
+            prompts, vars(whole), model=model, judges=(model,) * judges, samples=k, with_reference=passes == 2
+        )
+        wanted = flops["rollout"] + flops["score"]
+        assert float(got["perf/flops/rollout"].total) == pytest.approx(wanted, rel=1e-6), stage
+        got = update_flops(model, whole, (model,) * (stage == "distill"))
+        assert float(got) == pytest.approx(flops["policy update"], rel=1e-6), stage
+        if "value update" in flops:
+            assert float(update_flops(model, whole, scalar=True)) == pytest.approx(
+                flops["value update"], rel=1e-6
+            )
 
 
 @pytest.mark.parametrize("stage", ["ppo", "grpo"])
@@ -279,3 +313,32 @@ def test_a_search_orders_by_the_bounds_and_names_the_best(capsys):
     assert found["steps"][0]["mfu_bound"] == max(plan["steps"][0]["mfu_bound"] for plan in found["tried"])
     assert math.prod(found["mesh"].values()) == 8
     assert "fits, MFU at most" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("said", "share"), [(None, 0.75), ("0.9", 0.9)])
+def test_an_estimate_fits_into_what_jax_takes_of_a_gpu_less_a_margin(said, share, monkeypatch, capsys):
+    """Of an H100's 80 GB a pool of three quarters, or of what the environment says, and nine tenths of that."""
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    if said:
+        monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", said)
+    found = run_plan(parse_config(load_config("sft", "llama3_1_8b")), "h100:2")
+    (step,) = found["steps"]
+    room = found["room"]
+    assert room == pytest.approx({"all": 80e9, "pool": share * 80e9, "fits": 0.9 * share * 80e9})
+    assert not step["fits"] and step["over_bytes"] == pytest.approx(step["memory"]["total"] - room["fits"])
+    print_plan(found, Console(width=200))
+    printed = capsys.readouterr().out
+    assert "sft, 8.03 billion parameters, on h100:2 (2 chips: fsdp 2), remat full, 1 microbatch\n" in printed
+    assert f"JAX takes {share * 80e9 / 2**30:.2f} (XLA_PYTHON_CLIENT_MEM_FRACTION={share:g})" in printed
+    assert f"a step fits up to {0.9 * share * 80e9 / 2**30:.2f}" in printed
+
+
+def test_the_pool_of_a_gpu_must_be_a_share(monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "75%")
+    with pytest.raises(ConfigError, match=r"XLA_PYTHON_CLIENT_MEM_FRACTION=75% must be a share above 0"):
+        run_plan(parse_config(load_config("sft", "llama3_2_1b")), "h100:8")
+
+
+def test_small_models_are_counted_in_millions(capsys):
+    print_plan(run_plan(parse_config(tiny("sft")), "h200:4"), Console(width=200))
+    assert re.search(r"^sft, [1-9]\d*\.\d\d million parameters, on h200:4", capsys.readouterr().out)

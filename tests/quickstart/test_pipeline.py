@@ -14,7 +14,8 @@ from jaxalign.errors import ConfigError
 from jaxalign.locks import LOCK, locked
 from jaxalign.quickstart import pipeline
 from jaxalign.stages import parse_config
-from jaxalign.training.loop import Stopped, finished
+from jaxalign.training.loop import Stopped
+from jaxalign.training.workdir import finished
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, abstract_params, hidden_states
 from jaxalign.models.scoring import score_tokens
 from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, use_mesh
-from jaxalign.sampling.generate import SamplingConfig, generate, join
+from jaxalign.sampling.generate import SamplingConfig, adjust_logits, first_seen, generate, join
 
 KEY = jax.random.key(11)
 forward = jax.jit(hidden_states, static_argnames="config")
@@ -40,6 +40,53 @@ def test_greedy_is_the_argmax_of_the_full_forward_at_every_step(config, params, 
     largest = logits.max(-1, keepdims=True)
     untempered = -np.log(np.exp(logits - largest).sum(-1))  # log-probability of the likeliest token
     np.testing.assert_allclose(out.logp, untempered, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_penalty_and_least_length_choose_as_by_hand(config, params, prompts, samples):
+    """Greedy: the argmax of the full forward's logits after CTRL's penalty, at first without stop tokens."""
+    P, N, stops, penalty, least = prompts[0].shape[1], 12, tuple(range(0, 48, 4)), 1.7, 5
+    sampling = SamplingConfig(
+        max_new_tokens=N, temperature=0.0, repetition_penalty=penalty, min_new_tokens=least
+    )
+    out = generate(params, config, *prompts, KEY, sampling=sampling, stop_ids=stops, samples=samples)
+    tokens, positions, segments, mask = join(*(np.repeat(x, samples, 0) for x in prompts), out)
+    logits = logits_of(forward(params, config, tokens, positions, segments)[0], params, config)
+    for row in range(len(tokens)):
+        seen = {int(t) for t, live in zip(tokens[row, :P], segments[row, :P], strict=True) if live}
+        for i in range(int(mask[row].sum())):
+            x = np.array(logits[row, P - 1 + i], np.float64)
+            known = sorted(seen)
+            x[known] = np.where(x[known] > 0, x[known] / penalty, x[known] * penalty)
+            if i < least:
+                x[list(stops)] = -np.inf
+            assert x.argmax() == tokens[row, P + i]
+            seen.add(int(tokens[row, P + i]))
+        assert mask[row].sum() > least
+    plain = sample(params, config, prompts, stop_ids=stops, max_new_tokens=N, temperature=0.0)
+    assert (np.asarray(plain.mask).sum(1) <= least).any(), "nothing would have stopped before"
+    # What is reported is the model's own distribution.
+    scored = score(params, config, tokens, positions, segments, temperature=1.0)
+    np.testing.assert_allclose(np.asarray(scored.logp * mask)[:, P:], out.logp, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers and torch
+def test_logits_are_adjusted_as_in_transformers():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    rng = np.random.default_rng(0)
+    logits, ids = rng.normal(0, 3, (3, 20)).astype(np.float32), rng.integers(0, 20, (3, 7))
+    sampling = SamplingConfig(repetition_penalty=1.3, min_new_tokens=4)
+    for number in (3, 4):
+        wanted = torch.tensor(logits)
+        for process in (
+            transformers.RepetitionPenaltyLogitsProcessor(1.3),
+            transformers.MinNewTokensLengthLogitsProcessor(7 - number, 4, [2, 5]),
+        ):
+            wanted = process(torch.tensor(ids), wanted)
+        seen = first_seen(ModelConfig(vocab_size=20), sampling, jnp.asarray(ids), jnp.ones((3, 7), jnp.int32))
+        got = adjust_logits(jnp.asarray(logits), sampling, number, (2, 5), seen)
+        np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-6)
 
 
 CUT = {"temperature": 0.7, "top_k": 9, "top_p": 0.95, "min_p": 0.01}
@@ -72,7 +119,7 @@ def test_join_lays_prompt_and_completion_side_by_side(config, params, prompts):
 
 def test_stop_ids_end_a_completion_and_belong_to_it(config, params, prompts):
     free = sample(params, config, prompts, max_new_tokens=32)
-    stops = (3, 7)
+    stops = (3,)
     out = sample(params, config, prompts, stop_ids=stops, max_new_tokens=32)
     for row, tokens in enumerate(np.asarray(free.tokens)):
         ends = np.flatnonzero(np.isin(tokens, stops))
@@ -204,7 +251,7 @@ def test_requests_that_cannot_work_are_refused(config, params, prompts):
     short = ModelConfig(positions="learned", max_length=16)
     message = (
         "config.sampling.max_new_tokens=11 after 6 prompt slots needs 17 positions, "
-        "but the model's table ends at config.model.max_length=16; make the two sum to at most that"
+        "but the model has config.model.max_length=16; make the two sum to at most that"
     )
     with pytest.raises(ConfigError, match=re.escape(message)):
         sample(random_params(short), short, prompts, max_new_tokens=11)

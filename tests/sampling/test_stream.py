@@ -19,7 +19,13 @@ def first_prompt(prompts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 0.8, "top_k": 9, "min_p": 0.01}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0},
+        {"temperature": 0.8, "top_k": 9, "min_p": 0.01, "repetition_penalty": 1.4, "min_new_tokens": 9},
+    ],
+)
 def test_streams_row_zero_of_generate(config, params, prompts, settings):
     sampling = SamplingConfig(max_new_tokens=24, **settings)
     whole = generate(params, config, *prompts, KEY, sampling=sampling, stop_ids=(3, 7))

@@ -108,7 +108,7 @@ def group_settings(stage: str, own: dict[str, Any]) -> dict[str, Any]:
         "optimizer": {"learning_rate": 3e-3, "schedule": "linear"},
         stage: own
         | {
-            "reward_function": f"{__name__}:reward",
+            "reward": f"{__name__}:reward",
             "sampling": {"max_new_tokens": NEW},
             "group_size": K,
             "num_iterations": 2,
@@ -242,7 +242,7 @@ def test_ppo_follows_the_gradient_of_the_objective(estimator: str, whiten: bool)
     policy, reference = (init_params(jax.random.key(seed), MODEL) for seed in (4, 3))
     critic = init_params(jax.random.key(5), MODEL, scalar=True)
     options = ppo.PPOConfig(
-        reward_function="unused",
+        reward="unused:f",
         kl_estimator=estimator,
         whiten_rewards=whiten,
         lam=1.0,
@@ -305,7 +305,7 @@ def test_rloo_follows_the_gradient_of_the_objective(settings: dict[str, str]) ->
     """
     policy, reference = (init_params(jax.random.key(seed), MODEL) for seed in (4, 3))
     E = len(COMPLETIONS)
-    options = rloo.RLOOConfig(reward_function="unused", group_size=E, kl_coef=BETA, **settings)
+    options = rloo.RLOOConfig(reward="unused:f", group_size=E, kl_coef=BETA, **settings)
     weight = jnp.asarray(E * np.exp(log_probabilities(policy)), jnp.float32)[:, None]
     prompts, completions = all_completions()
 
@@ -434,7 +434,7 @@ def test_ppo_reaches_the_optimum(
         "batch_size": 512,
         "optimizer": {"learning_rate": 3e-3, "schedule": "linear"},
         "ppo": {
-            "reward_function": f"{__name__}:reward",
+            "reward": f"{__name__}:reward",
             "sampling": {"max_new_tokens": NEW},
             "kl_coef": BETA,
             "whiten_advantages": False,

@@ -15,7 +15,8 @@ from tiny import run
 from jaxalign.cli import main
 from jaxalign.errors import ConfigError
 from jaxalign.locks import LOCK, locked
-from jaxalign.training.loop import Stopped, finished
+from jaxalign.training.loop import Stopped
+from jaxalign.training.workdir import finished
 from jaxalign.training.writer import read_metrics
 
 HERE = pathlib.Path(__file__).parent

@@ -29,7 +29,7 @@ def evaluate(stage, runs, workdir, devices=1, **changes):
     config = parse_config(make_config(stage, runs, **changes))
     with parallel.use_mesh(parallel.make_mesh(config.mesh, jax.devices()[:devices])):
         trainer = config.stage.build(open_run(config, workdir))
-        return trainer.evaluate(trainer.init())
+        return trainer.evaluate(trainer.init(), lambda: True)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_share_of_several_sources_is_measured_by_source(runs, tmp_path):
     with parallel.use_mesh(parallel.make_mesh(config.mesh, jax.devices()[:1])):
         opened = open_run(config, tmp_path)
         trainer = config.stage.build(opened)
-        found = trainer.evaluate(trainer.init())
+        found = trainer.evaluate(trainer.init(), lambda: True)
     rows = opened.held_out.rows
     tokens = {
         name: sum(float(rows.items[i].mask.sum()) for row in span for i in rows.bins[row])

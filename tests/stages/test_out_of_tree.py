@@ -158,14 +158,14 @@ def test_mistakes_in_it_are_named(change, said, simpo, runs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flag", "said"),
+    ("flag", "code", "said"),
     [
-        ("--config.simpo.gama=1.0", "did you mean 'gamma'"),
-        ("--config.simpo.beta=strong", "config.simpo.beta=strong"),
-        ("--config.stage=simp", "stage.simp does not exist; did you mean stage.simpo?"),
+        ("--config.simpo.gama=1.0", 2, "did you mean --config.simpo.gamma=1.0?"),
+        ("--config.simpo.beta=strong", 2, "config.simpo.beta=strong"),
+        ("--config.stage=simp", 1, "stage.simp does not exist; did you mean stage.simpo?"),
     ],
 )
-def test_flags_that_cannot_work_are_named(flag, said, simpo, runs, tmp_path, capsys):
-    assert main(["train", *flags(simpo(), runs), flag, f"--workdir={tmp_path / 'run'}"]) == 1
+def test_flags_that_cannot_work_are_named(flag, code, said, simpo, runs, tmp_path, capsys):
+    assert main(["train", *flags(simpo(), runs), flag, f"--workdir={tmp_path / 'run'}"]) == code
     err = capsys.readouterr().err
     assert said in err and "Traceback" not in err

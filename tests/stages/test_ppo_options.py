@@ -1,5 +1,6 @@
 """Every option of PPO does what its equation says."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -14,8 +15,9 @@ from jaxalign.errors import ConfigError
 from jaxalign.losses import running_moments
 from jaxalign.losses.metrics import finalize
 from jaxalign.models import hidden_states, unembedding
+from jaxalign.rl.config import RolloutSampling
 from jaxalign.rl.rollout import score_completions
-from jaxalign.sampling.generate import Completions, SamplingConfig, join
+from jaxalign.sampling.generate import Completions, join
 from jaxalign.stages.ppo import PPOConfig, assign_advantages
 from jaxalign.training.loop import Stopped
 
@@ -66,7 +68,7 @@ def advantages_by_hand(rewards, values, mask, gamma, lam):
     ids=lambda changes: "+".join(changes) or "plain",
 )
 def test_scores_become_advantages_as_by_hand(changes):
-    options = PPOConfig(reward_function="f:f", **{"whiten_advantages": False} | changes)
+    options = PPOConfig(reward="f:f", **{"whiten_advantages": False} | changes)
     scored, scores, completions = scored_episodes()
     before = running_moments.RunningMoments(jnp.float32(0.3), jnp.float32(0.59), jnp.float32(1.0))
     rollout, after, metrics = assign_advantages(
@@ -104,7 +106,20 @@ def test_scores_become_advantages_as_by_hand(changes):
     np.testing.assert_allclose(np.asarray(rollout.advantages)[live], advantages[live], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.asarray(rollout.returns)[live], returns[live], rtol=1e-5, atol=1e-5)
     values = jax.tree.map(float, finalize(metrics))
-    assert values["objective/scores"] == pytest.approx(float(scores.mean()), rel=1e-5)
+    less = np.where(
+        STOPPED, scores, np.asarray(scores) - (options.missing_eos_penalty or 0.0)
+    )  # as TRL has it
+    assert values["objective/scores"] == pytest.approx(less.mean(), rel=1e-5)
+    if options.missing_eos_penalty:
+        assert values["objective/raw_scores"] == pytest.approx(float(scores.mean()), rel=1e-5)
+    k3 = np.asarray(kl) ** 2  # of whatever estimator: the KL that is logged is the one that is learned from
+    other = dataclasses.replace(options, kl_estimator="k3")
+    logged = assign_advantages(
+        scored | {"kl": jnp.float32(k3)}, scores, completions, jnp.float32(0.2), before, options=other
+    )[2]
+    logged = finalize(logged)
+    assert float(logged["objective/kl"]) == pytest.approx((k3 * mask).sum(1).mean(), rel=1e-5)
+    assert float(logged["objective/kl_k1"]) == pytest.approx((kl * mask).sum(1).mean(), rel=1e-5)
     assert values["objective/rlhf_reward"] == pytest.approx(
         (shaped - 0.2 * (kl * mask).sum(1)).mean(), rel=1e-5
     )
@@ -149,6 +164,23 @@ def test_kl_coef_follows_the_controller(baseline):
     assert lines[-1]["kl_coef"] != lines[0]["kl_coef"]
 
 
+@pytest.mark.slow
+def test_scores_of_a_model_and_a_function_are_weighted(runs, tmp_path):
+    """Of one rollout, the first, whose completions do not depend on rewards."""
+    model, function = (
+        {"ppo.reward_model": str(runs / "reward")},
+        {"ppo.reward_function": "tiny:reward_function"},
+    )
+    weights = {"ppo.reward_weights": (0.5, 2.0)}
+    scores = []
+    for changes in (model, {"ppo.reward_model": ""} | function, model | function | weights):
+        workdir = tmp_path / str(len(scores))
+        run("ppo", runs, workdir, **{"num_steps": 1, "ppo.ppo_epochs": 1} | changes)
+        scores.append(history(workdir)[0][1]["objective/scores"])
+    assert scores[2] == pytest.approx(0.5 * scores[0] + 2.0 * scores[1], rel=1e-5)
+    assert abs(scores[0]) > 1e-3 and abs(scores[1]) > 1e-3
+
+
 def test_average_reference_and_exported_weights_follow_the_policy(runs, tmp_path):
     run("ppo", runs, tmp_path, **{"num_steps": 1, "ppo.average_decay": 0.75, "ppo.reference_rate": 0.1})
     state, start, model = (
@@ -169,11 +201,19 @@ def test_average_reference_and_exported_weights_follow_the_policy(runs, tmp_path
 
 
 def test_early_stop_ends_the_policy_updates_of_a_rollout_only(runs, tmp_path):
-    run("ppo", runs, tmp_path, **{"num_steps": 1, "ppo.ppo_epochs": 4, "ppo.early_stop_kl": 1e-9})
+    changes = {"num_steps": 2, "ppo.ppo_epochs": 4, "ppo.early_stop_kl": 1e-9, "optimizer.schedule": "linear"}
+    run("ppo", runs, tmp_path, **changes, **{"ppo.critic_learning_rate": 5e-4})
     # The first update has ratio 1 and KL 0; the second one's KL is seen, and ends it.
-    assert history(tmp_path)[0][1]["policy/updates"] == 2
+    values = history(tmp_path)[0][1]
+    assert values["policy/updates"] == 2
+    assert values["critic/learning_rate"] == pytest.approx(5e-4 * (1 - 3 / 8), rel=1e-5)  # of update 3 of 8
     state = final_state(tmp_path)
-    assert (state["policy/step"], state["critic/step"]) == (2, 4)
+    applied = state["policy/opt_state/1/count"]
+    # Those that were left out have had their turn in the schedule, which is the critic's.
+    assert (state["policy/step"], state["critic/step"]) == (8, 8) and 3 <= applied <= 4
+    first, second = (values["learning_rate"] for _, values in history(tmp_path))
+    assert first == pytest.approx(1e-3 * (1 - 0.5 / 8), rel=1e-5)  # updates 0 and 1 of 8
+    assert second == pytest.approx(1e-3 * np.mean([1 - i / 8 for i in range(4, 8)][: applied - 2]), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -217,7 +257,7 @@ def test_truncated_sampling_is_refused(truncation):
     with pytest.raises(
         ConfigError, match=r"config\.ppo\.sampling uses top_k, top_p or min_p: the loss would divide"
     ):
-        PPOConfig(reward_function="f:f", sampling=SamplingConfig(**truncation))
+        PPOConfig(reward="f:f", sampling=RolloutSampling(**truncation))
 
 
 def test_values_are_clipped_around_what_the_critic_said(runs, tmp_path):

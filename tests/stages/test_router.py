@@ -42,7 +42,7 @@ def stages(runs, plain, tmp_path_factory):
     def start(stage):
         begin = plain if stage in ("sft", "orpo") else root / "sft"
         changes = MOE if stage == "pretrain" else {"model.init_from": str(begin)}
-        return changes | ROUTER | ({"ppo.reward_model": str(root / "reward")} if stage == "ppo" else {})
+        return changes | ROUTER | ({"ppo.reward": str(root / "reward")} if stage == "ppo" else {})
 
     for stage in STAGES_IN_ORDER:
         run(stage, runs, root / stage, **start(stage))

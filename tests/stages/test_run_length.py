@@ -9,6 +9,7 @@ from tiny import assert_tree_close, final_state, history, make_config, run, writ
 
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.stages import parse_config, train
+from jaxalign.training.loop import Stopped
 
 ROWS = [
     {"prompt": f"who wrote {word}?", "completion": "the fox"}
@@ -64,7 +65,9 @@ def test_the_first_line_says_epochs_and_what_the_last_batch_holds(runs, tmp_path
         return capsys.readouterr().out
 
     out = said(batch_size=4, num_epochs=1.0)
-    assert "2 of 2 steps to go, 4 rows each, 1 epochs in all" in out
+    assert "2 of 2 steps to go = 1 epochs in all; a step is 4 rows, about " in out
+    assert "the learning rate begins at 0.001, constant" in out
+    assert "warning: only 2 steps" in out and "config.num_epochs=10" in out
     assert "the last batch holds 1 row and 3 empty ones" in out
 
 
@@ -91,6 +94,44 @@ def test_rows_that_cannot_be_used_are_left_out_and_written_down(runs, tmp_path, 
         CheckpointError, match="the training data or its tokenisation is not what this run began with"
     ):
         run("sft", runs, tmp_path / "mixed", **changes | {"data.train": few(tmp_path, 4)["data.train"]})
+
+
+def test_what_looks_wrong_is_said_with_the_way_out(runs, tmp_path, capsys):
+    def said(name, **changes):
+        config = make_config("sft", runs, data__train=rows, num_steps=0, **changes)
+        train(parse_config(config), tmp_path / name, devices=jax.devices()[:1])
+        return capsys.readouterr().out
+
+    rows = write_jsonl(tmp_path / "rows.jsonl", ROWS * 8)
+    out = said("one", batch_size=64, num_epochs=1.0)
+    assert "warning: config.num_epochs=1 is a single step, as a batch holds all rows" in out
+    assert "or 0 to have it chosen" in out and "% full:" not in out
+    out = said("apart", batch_size=8, num_epochs=1.0, data__packing=False)
+    assert "warning: only 5 steps" in out
+    assert "set config.batch_size=2 in place of 8 or config.num_epochs=4" in out
+    out = said("chosen", batch_size=0, num_epochs=1.0, optimizer__warmup=0.1, data__row_length=0)
+    assert "warning" not in out and "rises for 2 steps to 0.001" in out
+    assert (
+        "chosen where the config leaves it open: data.row_length=128 (of these data), batch_size=1 (few"
+        in out
+    )
+
+
+def test_what_was_chosen_is_written_and_kept(runs, tmp_path):
+    """On other devices and with another batch to be chosen, the run goes on with the one that it began with."""
+    changes = {"batch_size": 0, "optimizer.learning_rate": 0.0, "data.row_length": 0, "num_steps": 2}
+    changes |= {"data.max_length": 0, "num_microbatches": 0}
+    with pytest.raises(Stopped):
+        run("sft", runs, tmp_path, devices=2, stop_at=lambda step, phase: step == 1, **changes)
+    written = json.loads((tmp_path / "settings.json").read_text())
+    keys = ("batch_size", "optimizer.learning_rate", "data.row_length", "data.max_length", "num_microbatches")
+    first = {key: written[f"config.{key}"] for key in keys}
+    assert first["optimizer.learning_rate"] == 1e-3 and first["data.max_length"] == 512
+    assert first["batch_size"] % 2 == 0 and first["num_microbatches"] == 1
+    run("sft", runs, tmp_path, devices=1, **changes)
+    written = json.loads((tmp_path / "settings.json").read_text())
+    assert {key: written[f"config.{key}"] for key in keys} == first
+    assert [step for step, _ in history(tmp_path)] == [1, 2]
 
 
 def test_rows_that_take_no_more_sequences_are_told(runs, tmp_path, capsys):

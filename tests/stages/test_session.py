@@ -163,13 +163,23 @@ def test_a_saved_state_goes_on_bit_for_bit(model, tmp_path):
         two.optim_step()
 
 
+def test_a_session_without_a_rate_is_given_one_with_every_update(model):
+    session = jaxalign.Session(model)
+    session.forward_backward([datum(model, PROMPT, weights=1.0)], "cross_entropy")
+    with pytest.raises(
+        ConfigError, match="learning_rate is not given: name one here, or let the session begin"
+    ):
+        session.optim_step()
+    assert session.optim_step(1e-4)["learning_rate"] == 1e-4
+
+
 def test_after_an_error_the_gradients_are_gone_and_nothing_else(model, tmp_path):
     good = [datum(model, PROMPT, weights=1.0)]
 
     def infinite(scores, batch):
         return jnp.sum(scores.logp) * jnp.inf, {}
 
-    session = jaxalign.Session(model)
+    session = jaxalign.Session(model, optimizer=jaxalign.OptimizerConfig(learning_rate=1e-3))
     session.save_state(tmp_path / "state")
     before = arrays(session)
     session.forward_backward(good, "cross_entropy")

@@ -19,7 +19,7 @@ def train(stage, runs, workdir, *flags):
 
 
 def scored_by(name):
-    return ["--config.ppo.reward_model=", f"--config.ppo.reward_function=member:{name}"]
+    return [f"--config.ppo.reward=member:{name}"]
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from tiny import ON_POLICY, WORDS, run, set_reward_function, write_jsonl
 from jaxalign import parallel
 from jaxalign.data import train_sentencepiece
 from jaxalign.errors import CheckpointError, ConfigError, DataError, RewardError
-from jaxalign.training.loop import Stopped
 
 
 @pytest.mark.parametrize(
@@ -27,18 +26,39 @@ from jaxalign.training.loop import Stopped
         ),
         ("sft", {"mesh.data": 3}, "the axes ask for 3 devices, but there are 8; make their product 8"),
         ("sft", {"model.num_layers": 3}, r"config\.model\.num_layers=3, but the model in .* has 2"),
-        ("sft", {"model.vocab_size": 400}, r"config\.model\.vocab_size=400, but the model in .* has 336"),
+        ("sft", {"model.vocab_size": 400}, r"vocab_size=400, but its tokenizer has 336"),
         ("sft", {"model.init_from": "nowhere"}, r"config\.model\.init_from='nowhere': no checkpoint in"),
         ("sft", {"model.init_from": ""}, r"config\.data\.tokenizer is empty"),
         ("sft", {"data.train": "missing.jsonl"}, r"missing\.jsonl.*config\.data\.train"),
         ("sft", {"on_nonfinite": "ignore"}, r"config\.on_nonfinite='ignore' is not one of stop, skip"),
-        ("dpo", {"dpo.beta": 0.0}, r"config\.dpo\.beta=0\.0 must be positive"),
+        ("dpo", {"dpo.beta": 0.0}, r"config\.dpo\.beta=0\.0 must be a positive"),
         (
             "ppo",
-            {"ppo.reward_model": ""},
-            r"set config\.ppo\.reward_model or config\.ppo\.reward_function; neither",
+            {"ppo.reward": ""},
+            r"config\.ppo\.reward is empty: name what scores",
         ),
-        ("ppo", {"ppo.reward_function": "a:b"}, "both are set"),
+        ("ppo", {"ppo.reward": "one,two"}, r"ppo\.reward='one,two' names 2 reward models, one and two"),
+        (
+            "ppo",
+            {"ppo.reward": "mine.py"},
+            r"ppo\.reward='mine\.py' names no function; write mine\.py:FUNCTION",
+        ),
+        ("rloo", {"rloo.reward": "a:b,a:b"}, r"'a:b,a:b' names one of them twice; give it a weight"),
+        (
+            "ppo",
+            {"ppo.reward_weights": (1.0, 2.0)},
+            r"reward_weights=\(1\.0, 2\.0\): give one for each of the 1 in config\.ppo\.reward",
+        ),
+        (
+            "sft",
+            {"model.dtype": "float16"},
+            r"config\.model\.dtype='float16' cannot train: .* use 'bfloat16'",
+        ),
+        (
+            "ppo",
+            {"ppo.kl_target": 1.0, "ppo.kl_horizon": 1},
+            r"config\.ppo\.kl_horizon=1 is too short for the 8 episodes .* use more than 1\.6, such as 10000",
+        ),
         ("ppo", {"ppo.num_minibatches": 3}, r"8 rows cannot be cut into 3 equal parts"),
         (
             "ppo",
@@ -54,8 +74,8 @@ from jaxalign.training.loop import Stopped
         ("rloo", {"rloo.group_size": 5}, r"groups of config\.rloo\.group_size=5; .* such as 20"),
         ("grpo", {"grpo.group_size": 1}, r"config\.grpo\.group_size=1 "),
         ("rloo", {"rloo.group_size": 1}, r"config\.rloo\.group_size=1 "),
-        ("grpo", {"grpo.loss_type": "ppo"}, r"config\.grpo\.loss_type is 'ppo'; choose one of grpo, dapo"),
-        ("rloo", {"rloo.clip": 0.0}, r"config\.rloo\.clip=0\.0 must be positive"),
+        ("grpo", {"grpo.loss_type": "ppo"}, r"config\.grpo\.loss_type='ppo' is not one of grpo, dapo"),
+        ("rloo", {"rloo.clip": 0.0}, r"config\.rloo\.clip=0\.0 must be a positive"),
         (
             "grpo",
             {"grpo.reference_rate": 0.1},
@@ -63,15 +83,15 @@ from jaxalign.training.loop import Stopped
         ),
         (
             "grpo",
-            {"grpo.reward_model": ""},
-            r"set config\.grpo\.reward_model or config\.grpo\.reward_function; neither",
+            {"grpo.reward": ""},
+            r"config\.grpo\.reward is empty: name what scores",
         ),
         (
             "kto",
             {"kto.variant": "dpo"},
-            r"config\.kto\.variant is 'dpo'; choose one of kto, apo_zero_unpaired",
+            r"config\.kto\.variant='dpo' is not one of kto, apo_zero_unpaired",
         ),
-        ("kto", {"kto.undesirable_weight": 0.0}, r"config\.kto\.undesirable_weight=0\.0 must be positive"),
+        ("kto", {"kto.undesirable_weight": 0.0}, r"config\.kto\.undesirable_weight=0\.0 must be a positive"),
         (
             "distill",
             {"distill.teacher": ""},
@@ -94,22 +114,13 @@ def test_a_model_of_the_wrong_kind_is_named(runs, tmp_path):
         ):
             run(stage, runs, tmp_path / stage, **{"model.init_from": str(runs / "reward")})
     for stage in ("ppo", "grpo", "rloo"):
-        message = rf"config\.{stage}\.reward_model='.*sft' is a language model; name a run of"
+        message = rf"config\.{stage}\.reward='.*sft' is a language model; name a run of"
         with pytest.raises(ConfigError, match=message):
-            run(stage, runs, tmp_path / "rm", **{f"{stage}.reward_model": str(runs / "sft")})
+            run(stage, runs, tmp_path / "rm", **{f"{stage}.reward": str(runs / "sft")})
     with pytest.raises(
         ConfigError, match=r"config\.distill\.teacher='.*reward' is a reward model; name a lang"
     ):
         run("distill", runs, tmp_path / "teacher", **{"distill.teacher": str(runs / "reward")})
-
-
-def test_an_unfinished_run_is_no_model_to_start_from(runs, tmp_path):
-    with pytest.raises(Stopped):
-        run("pretrain", runs, tmp_path / "half", stop_at=lambda *now: now == (1, 0))
-    with pytest.raises(
-        CheckpointError, match=r"init_from='.*half': that run has not finished; run it to its end"
-    ):
-        run("sft", runs, tmp_path / "sft", **{"model.init_from": str(tmp_path / "half")})
 
 
 def test_another_tokenizer_is_refused(runs, tmp_path):
@@ -122,11 +133,9 @@ def test_another_tokenizer_is_refused(runs, tmp_path):
     model = next((tmp_path / "reward" / "model").glob("tokenizer*.model"))
     train_sentencepiece(["zebras yawn, xylophones wail over quiet vales\n"] * 50, model, 300)
     with pytest.raises(ConfigError, match=r"has another tokenizer than config\.model.init_from"):
-        run("ppo", runs, tmp_path / "ppo", **{"ppo.reward_model": str(tmp_path / "reward")})
-    with pytest.raises(
-        ConfigError, match=r"grpo\.reward_model='.*' has another tokenizer than config\.model.init"
-    ):
-        run("grpo", runs, tmp_path / "grpo", **{"grpo.reward_model": str(tmp_path / "reward")})
+        run("ppo", runs, tmp_path / "ppo", **{"ppo.reward": str(tmp_path / "reward")})
+    with pytest.raises(ConfigError, match=r"grpo\.reward='.*' has another tokenizer than config\.model.init"):
+        run("grpo", runs, tmp_path / "grpo", **{"grpo.reward": str(tmp_path / "reward")})
     shutil.copytree(runs / "pretrain", tmp_path / "teacher")
     shutil.copy(model, next((tmp_path / "teacher" / "model").glob("tokenizer*.model")))
     with pytest.raises(
@@ -151,9 +160,9 @@ def test_another_tokenizer_is_refused(runs, tmp_path):
         (
             "absent",
             ConfigError,
-            r"reward_function='tiny:absent' cannot be imported .* write FILE.py:function",
+            r"reward='tiny:absent' cannot be imported .* write FILE.py:function",
         ),
-        ("WORDS", ConfigError, "reward_function='tiny:WORDS' is not callable"),
+        ("WORDS", ConfigError, "reward='tiny:WORDS' is not callable"),
     ],
 )
 def test_bad_reward_functions_are_named(name, error, message, runs, tmp_path):
@@ -166,11 +175,13 @@ def test_positions_beyond_the_table_are_refused(runs, tmp_path):
     run("pretrain", runs, tmp_path / "learned", **learned, num_steps=1)
     changes = {"model.init_from": str(tmp_path / "learned")} | set_reward_function("reward_function")
     with pytest.raises(
-        ConfigError, match=r"config\.data\.max_length=48: the model's position table ends at 20"
+        ConfigError,
+        match=r"data\.max_length=48 makes .* 48 tokens, but the position table .*init_from ends at 20;",
     ):
         run("sft", runs, tmp_path / "sft", **{"model.init_from": str(tmp_path / "learned")})
     with pytest.raises(
-        ConfigError, match=r"make 24 positions, but the table of the model in config\.model.init_from"
+        ConfigError,
+        match=r"max_length=16 and config\.ppo\.sampling\.max_new_tokens=8: prompt and completion .* the 20",
     ):
         run("ppo", runs, tmp_path / "ppo", **changes)
 
@@ -184,7 +195,7 @@ def test_an_unsupervised_file_is_named(runs, tmp_path):
 @pytest.mark.parametrize(
     ("code", "error", "message"),
     [
-        ("def f(text):\n    return 1.0\n", ConfigError, r"reward_function='.*reward\.py:f'.*f\(text\)"),
+        ("def f(text):\n    return 1.0\n", ConfigError, r"reward='.*reward\.py:f'.*f\(text\)"),
         (
             "def f(prompts, completions):\n    return [1.0]\n",
             RewardError,
@@ -195,7 +206,7 @@ def test_an_unsupervised_file_is_named(runs, tmp_path):
 @pytest.mark.parametrize("stage", ["grpo", "rloo"])
 def test_reward_functions_of_another_form_are_named(stage, code, error, message, runs, tmp_path):
     (tmp_path / "reward.py").write_text(code)
-    changes = {f"{stage}.reward_model": "", f"{stage}.reward_function": f"{tmp_path}/reward.py:f"}
+    changes = {f"{stage}.reward": f"{tmp_path}/reward.py:f"}
     with pytest.raises(error, match=message):
         run(stage, runs, tmp_path / "run", **changes)
 

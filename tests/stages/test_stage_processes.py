@@ -118,7 +118,7 @@ def test_processes_that_were_not_started_alike_refuse_by_name(runs, tmp_path):
 
 @pytest.mark.slow
 def test_a_reward_function_that_fails_in_one_process_fails_in_all(runs, tmp_path):
-    changes = {"ppo.reward_model": "", "ppo.reward_function": "member:failing_on_process_1"}
+    changes = {"ppo.reward": "member:failing_on_process_1"}
     ended = finish(members(runs, tmp_path, [["ppo", "ppo", [0, 1], changes]], devices=1))
     assert [code for code, _ in ended] == [1, 1], report(ended)
     assert (
@@ -130,7 +130,7 @@ def test_a_reward_function_that_fails_in_one_process_fails_in_all(runs, tmp_path
 
 @pytest.mark.slow
 def test_a_hanging_step_is_named_and_ends_the_process(runs, tmp_path):
-    changes = {"ppo.reward_model": "", "ppo.reward_function": "member:hanging", "hang_timeout": 20.0}
+    changes = {"ppo.reward": "member:hanging", "hang_timeout": 20.0}
     (code, output), *_ = finish(members(runs, tmp_path, [["ppo", "ppo", [0], changes]], count=1, devices=1))
     assert code == EXIT_CODE, output
     assert "process 0 of 1 hangs: 20 s in step 3, rollout phase." in output

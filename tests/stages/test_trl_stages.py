@@ -241,7 +241,7 @@ def compare_on_policy(stage, options, cls, advantages_of, **settings):
 @pytest.mark.parametrize("level, importance", [("token", "token"), ("sequence", "sequence_mean")])
 def test_grpo(loss_type, level, importance):
     options = grpo.GRPOConfig(
-        reward_function="unused",
+        reward="unused:f",
         group_size=K,
         beta=0.2,
         clip=0.1,
@@ -277,7 +277,7 @@ def test_grpo(loss_type, level, importance):
 
 def test_rloo():
     options = rloo.RLOOConfig(
-        reward_function="unused",
+        reward="unused:f",
         group_size=K,
         kl_coef=0.3,
         clip=0.2,

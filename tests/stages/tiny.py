@@ -78,7 +78,7 @@ def prompt_length_reward(prompt: str, completion: str) -> float:
 
 def set_reward_function(name: str) -> dict[str, str]:
     """The changes by which PPO takes its scores from `tiny:<name>`."""
-    return {"ppo.reward_model": "", "ppo.reward_function": f"tiny:{name}"}
+    return {"ppo.reward": f"tiny:{name}"}
 
 
 def raising_reward(prompt: str, completion: str) -> float:
@@ -120,14 +120,15 @@ def make_config(stage: str, runs: pathlib.Path, **changes: Any) -> ConfigDict:
         base["model.init_from"] = str(runs / ("pretrain" if stage in ("sft", "orpo") else "sft"))
     if stage == "ppo":
         base |= {
-            "ppo.reward_model": str(runs / "reward"),
+            "ppo.reward": str(runs / "reward"),
+            "ppo.critic_init": "policy",
             "ppo.ppo_epochs": 2,
             "ppo.num_minibatches": 1,
             "ppo.critic_learning_rate": 1e-3,
         }
     if stage in ("grpo", "rloo"):
         # 8 prompts, which eight devices can share.
-        base |= {"batch_size": 16, f"{stage}.group_size": 2, f"{stage}.reward_model": str(runs / "reward")}
+        base |= {"batch_size": 16, f"{stage}.group_size": 2, f"{stage}.reward": str(runs / "reward")}
     if stage == "distill":
         base["distill.teacher"] = str(runs / "pretrain")
     if stage in ON_POLICY:

@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxalign.errors import CheckpointError
-from jaxalign.training.checkpoint import Checkpointer, load_meta, load_params, save_params
+from jaxalign.training.checkpoint import Checkpointer, load_meta, load_params, save_params, saved_metas
 
 
 @struct.dataclass
@@ -125,6 +126,37 @@ def test_keeps_the_newest_and_restores_a_named_step(tmp_path):
             checkpointer.save(10, states[10], {})
         with pytest.raises(CheckpointError, match=r"no checkpoint in .*/1: looked for .* contains 10, 5$"):
             checkpointer.restore(1, _abstract(states[1]))
+
+
+def test_the_best_and_every_nth_stay_beside_the_newest(tmp_path):
+    with Checkpointer(tmp_path, keep=2, keep_every=4) as checkpointer:
+        for step in range(12):
+            checkpointer.best = 3 if step < 9 else 9
+            checkpointer.save(step, {"x": jnp.float32(step)}, {})
+            if step == 8:
+                assert list(saved_metas(tmp_path)) == [3, 4, 7, 8]
+        assert list(saved_metas(tmp_path)) == [4, 8, 9, 10, 11]
+
+
+def test_a_disk_that_takes_no_more_is_told_in_a_line_and_nothing_is_lost(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = jax.random.normal(jax.random.key(0), (1 << 19,))
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"x": noise}, {})
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+            with pytest.raises(CheckpointError) as caught:
+                checkpointer.save(2, {"x": noise + 1}, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert str(caught.value) == (
+            f"{tmp_path}: the checkpoint of step 2 could not be written (File too large); of the earlier ones, step 1 "
+            "is there. Make room, then run the same command"
+        )
+        state, _ = checkpointer.restore(None, _abstract({"x": noise}))
+        np.testing.assert_array_equal(state["x"], noise)
+        checkpointer.save(2, {"x": noise + 1}, {})
+        assert checkpointer.latest() == 2
 
 
 def test_params_load_from_a_run_a_step_or_an_export(tmp_path):

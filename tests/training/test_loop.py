@@ -1,5 +1,6 @@
 """Parts of the loop that need no model: gradient slices, updates that are held, FLOPs, signals."""
 
+import dataclasses
 import os
 import signal
 
@@ -15,11 +16,18 @@ from jaxalign.models import ModelConfig, count_params, init_params
 from jaxalign.models.flops import active_params, step_flops
 from jaxalign.parallel.chips import peak_flops
 from jaxalign.training import loop
-from jaxalign.training.config import ModelSettings
+from jaxalign.training.config import ModelSettings, resolve_architecture
 from jaxalign.training.flops import count_work
 from jaxalign.training.open import local_rows
-from jaxalign.training.saved_model import fingerprint, resolve_architecture
-from jaxalign.training.state import apply_gradients, gradients, init_train_state, moving_average
+from jaxalign.training.optimizer import OPTIMIZERS, OptimizerConfig, make_optimizer, make_schedule
+from jaxalign.training.saved_model import fingerprint
+from jaxalign.training.state import (
+    apply_gradients,
+    gradients,
+    init_train_state,
+    make_update,
+    moving_average,
+)
 
 X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 
@@ -57,6 +65,34 @@ def test_an_update_that_is_not_finite_or_held_changes_only_the_counts():
     assert float(finalize(metrics)["grad_norm"]) == pytest.approx(np.sqrt(2))
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_skipped_update_has_its_turn_in_the_schedule_and_the_log_says_what_is_applied(name):
+    """Gradients a, NaN, c: the third update is the optimizer's second one, at the rate of step three, as logged."""
+    config = OptimizerConfig(
+        name=name, learning_rate=0.1, schedule="linear", clip_norm=None, weight_decay=0.1
+    )
+    optimizer, schedule = make_optimizer(config, 4), make_schedule(config, 4)
+    unit = make_optimizer(dataclasses.replace(config, learning_rate=1.0, schedule="constant"), 4)
+
+    def objective(params, batch, total, context):
+        return jnp.sum(params["w"] * batch), {}
+
+    update = make_update(objective, lambda *_: {}, optimizer, schedule, halt=False)
+    w = jnp.float32([[0.3, -2.0], [1.0, 0.5]])
+    state, logged = init_train_state({"w": w}, optimizer), []
+    for factor in (1.0, jnp.nan, -0.5):
+        state, metrics = update(state, jnp.float32([[1, 2], [3, -4]]) * factor)
+        logged.append(float(finalize(metrics)["learning_rate"]))
+    np.testing.assert_allclose(logged, [0.1, 0.075, 0.05], rtol=1e-6)
+    params, memory = {"w": jnp.float32([[0.3, -2.0], [1.0, 0.5]])}, None
+    memory = unit.init(params)
+    for factor, rate in ((1.0, 0.1), (-0.5, 0.05)):
+        step, memory = unit.update({"w": jnp.float32([[1, 2], [3, -4]]) * factor}, memory, params)
+        params = {"w": params["w"] + rate * step["w"]}
+    np.testing.assert_allclose(state.params["w"], params["w"], rtol=1e-5)
+    assert (int(state.step), int(state.skipped)) == (3, 1)
+
+
 def test_moving_average_by_hand():
     average = moving_average({"a": jnp.float32([1, 2])}, {"a": jnp.float32([3, 6])}, 0.75)
     np.testing.assert_allclose(average["a"], [1.5, 3.0])
@@ -81,9 +117,9 @@ def test_flops_count_every_weight_matrix_and_every_visible_pair_once(changes):
     segments = np.array([[1, 1, 1, 2, 2, 0], [1, 0, 0, 0, 0, 0]])
     positions = np.array([[0, 1, 2, 0, 1, 0], [0, 0, 0, 0, 0, 0]])
     pairs = 6 + 3 + 1
-    assert finalize(count_work(segments, positions)) == {"perf/tokens": 6, "perf/pairs": pairs}
-    wanted = 6 * active_params(config) * 6 + 12 * 3 * 4 * 4 * pairs
-    assert step_flops(config, 6, pairs) == wanted
+    work = count_work(config, segments, positions)
+    assert tuple(map(float, work)) == (6, pairs, pairs)
+    assert step_flops(config, work) == 6 * active_params(config) * 6 + 12 * 3 * 4 * 4 * pairs
 
 
 def test_peak_flops_of_an_unknown_device_is_none():
@@ -157,6 +193,19 @@ def test_a_hangup_is_kept_too_unless_it_was_ignored_from_the_start():
         assert asked == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_is_named_and_not_called_ctrl_c(capfd):
+    for number, said in (
+        (signal.SIGINT, "jaxalign: stopping as soon as the state is saved; a second Ctrl-C ends it at once"),
+        (
+            signal.SIGTERM,
+            "jaxalign: stopping as soon as the state is saved, as SIGTERM asks; a Ctrl-C ends it at once",
+        ),
+    ):
+        with loop._signals():
+            os.kill(os.getpid(), number)
+        assert capfd.readouterr().err == f"\n{said}\n"
 
 
 def test_a_signal_is_kept_though_nobody_reads_what_it_says(monkeypatch, capfd):

@@ -99,6 +99,36 @@ def test_adafactor_equals_optax():
         params = optax.apply_updates(params, update)
 
 
+def test_adafactor_factors_each_kernel_of_attention_as_a_matrix():
+    """As if heads and their dimensions were one axis, layer by layer; nothing as large as a kernel is kept."""
+    L, D, H, d = 2, 128, 4, 32
+    shapes = {"query": (L, D, H, d), "out": (L, H, d, D)}
+    rng = np.random.default_rng(0)
+    params = {name: {"kernel": jnp.float32(rng.normal(size=shape))} for name, shape in shapes.items()}
+    params = {"layers": {"attention": params}}
+    grads = jax.tree.map(lambda p: jnp.cos(3 * p), params)
+    optimizer = make_optimizer(_config("adafactor"), 10)
+    state = optimizer.init(params)
+    assert max(x.size for x in jax.tree.leaves(state)) == L * D
+    update, state = optimizer.update(grads, state, params)
+    for name in shapes:
+        g = np.float64(grads["layers"]["attention"][name]["kernel"])
+        p = np.float64(params["layers"]["attention"][name]["kernel"])
+        shape = (L, D, H * d) if name == "query" else (L, H * d, D)
+        square = np.square(g.reshape(shape)) + 1e-30
+        rows, columns = (
+            square.mean(2),
+            square.mean(1),
+        )  # after one step, the averages are of this gradient alone
+        second = rows[:, :, None] * columns[:, None, :] / rows.mean(1)[:, None, None]
+        direction = (g.reshape(shape) / np.sqrt(second)).reshape(g.shape)
+        direction /= max(1.0, np.sqrt(np.square(direction).mean()))  # algorithm 4: clipped at an RMS of 1
+        wanted = -LR * direction * max(np.sqrt(np.square(p).mean()), 1e-3)
+        np.testing.assert_allclose(
+            update["layers"]["attention"][name]["kernel"], wanted, rtol=2e-4, atol=1e-7
+        )
+
+
 def test_global_norm_is_clipped_over_all_leaves():
     norm = np.sqrt(sum(np.sum(np.float64(np.float32(g)) ** 2) for g in jax.tree.leaves(_grads(0))))
     free, clipped = (_run(_config("lion", clip_norm=c), steps=1)[2] for c in (None, 0.5))
@@ -177,7 +207,7 @@ def test_state_shardings_follow_the_parameters(name):
     [
         ({"name": "adam"}, r"config\.optimizer\.name='adam'.*adamw, rmsprop.*did you mean 'adamw'"),
         ({"schedule": "cosin"}, r"config\.optimizer\.schedule='cosin'.*did you mean 'cosine'"),
-        ({"learning_rate": 0.0}, r"config\.optimizer\.learning_rate=0\.0: use a number above 0"),
+        ({"learning_rate": -0.1}, r"config\.optimizer\.learning_rate=-0\.1: use a number above 0, or 0 for"),
         ({"learning_rate": float("inf")}, r"config\.optimizer\.learning_rate=inf"),
         ({"warmup_steps": 0.1}, r"config\.optimizer\.warmup_steps=0\.1: use a whole number"),
         ({"warmup_steps": -1}, r"config\.optimizer\.warmup_steps=-1"),
@@ -201,4 +231,9 @@ def test_bad_values_name_the_key_and_the_way_out(changes, message):
 )
 def test_warmup_must_leave_room(changes, limit):
     with pytest.raises(ConfigError, match=rf"warmup_steps.*10 steps in all, use fewer than {limit}$"):
-        make_schedule(OptimizerConfig(**changes), total_steps=10)
+        make_schedule(OptimizerConfig(learning_rate=1e-3, **changes), total_steps=10)
+
+
+def test_a_rate_that_is_not_found_yet_is_no_rate():
+    with pytest.raises(ConfigError, match=r"learning_rate=0 is found when a run is opened, and here is none"):
+        make_schedule(OptimizerConfig(), total_steps=10)

@@ -11,7 +11,7 @@ import pytest
 from jaxalign.losses.metrics import Difference, Last, Max, Mean, Min, Std
 from jaxalign.models import ModelConfig
 from jaxalign.training import recorder as module
-from jaxalign.training.flops import count_work
+from jaxalign.training.flops import count_work, flops_metric, tokens_metric, update_flops
 from jaxalign.training.progress import Progress
 from jaxalign.training.window import Window
 from jaxalign.training.writer import MetricWriter, read_metrics
@@ -152,15 +152,19 @@ def test_mfu_counts_a_scalar_model_without_its_vocabulary(tmp_path, monkeypatch,
     run = types.SimpleNamespace(config=config, steps=3, mesh=None, model=model, epochs_after=lambda step: 0.0)
     segments, positions = jnp.ones((1, 8), jnp.int32), jnp.arange(8)[None]
     with MetricWriter(tmp_path, tensorboard=False) as writer, Progress(1, "sft", mode="silent") as progress:
-        recorder = module.Recorder(run, writer, progress, {}, scalar=scalar)
+        recorder = module.Recorder(run, writer, progress, {})
+        batch = types.SimpleNamespace(segment_ids=segments, positions=positions)
+        work = tokens_metric(count_work(model, segments, positions))
+        work |= flops_metric(update_flops(model, batch, scalar=scalar)) | flops_metric(1e3, "/rollout")
         for step in (1, 2, 3):
             recorder.begin(None)
-            recorder.phase("update", device.send(step) | count_work(segments, positions), wait=False)
+            recorder.phase("update", device.send(step) | work, wait=False)
             recorder.end(step, None)
         recorder.flush(None)
     first, line = read_metrics(tmp_path)
     assert "perf/mfu" not in first["values"]
     matrices = 3 * (4 * 16 * 16 + 3 * 16 * 24) + (1 if scalar else 50) * 16
-    flops = 6 * matrices * 8 + 12 * 3 * 4 * 4 * (8 * 9 / 2)
+    flops = 6 * matrices * 8 + 12 * 3 * 4 * 4 * (8 * 9 / 2) + 1e3
+    assert not any(name.startswith("perf/flops") for name in line["values"])
     assert line["values"]["perf/mfu"] == pytest.approx(flops / STEP / 1e6, rel=1e-6)
     assert line["values"]["perf/tokens_per_second"] == pytest.approx(8 / STEP)

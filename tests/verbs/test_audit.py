@@ -64,7 +64,7 @@ def make_config(folder, stage, rows, **changes) -> ConfigDict:
     config.data.tokenizer = str(folder / "t.model")
     config.data.max_length, config.data.row_length = 32, 96
     if stage == "ppo":
-        config.ppo.reward_function = "math:hypot"
+        config.ppo.reward = "math:hypot"
     for key, value in changes.items():
         config.data[key] = value
     return config
@@ -112,11 +112,13 @@ def test_duplicates_and_overlap(folder):
     found = audited(folder, "sft", rows, eval=held_out)
     assert found.numbers["overlap"] == {"rule": "drop", "train_records": 1}
     assert found.numbers["train"]["records"]["dropped"] == {"also in eval": 1} and found.problems == []
-    assert "1 train records also in eval, dropped from train" in found.notes
+    assert "1 train record also in eval, dropped from train" in found.notes
     found = audited(folder, "sft", rows, eval=held_out, overlap="allow")
     assert found.numbers["overlap"]["train_records"] == 1 and found.problems == []
     found = audited(folder, "sft", rows, eval=held_out, overlap="error")
-    assert found.problems == ["train: 1 records also in eval; remove them or set config.data.overlap='drop'"]
+    assert found.problems == [
+        "train: 1 record also in eval; take them out, or set config.data.overlap='drop'"
+    ]
 
 
 def test_text_that_passes_a_chat_template_by_is_told(folder):
@@ -134,17 +136,31 @@ def test_text_that_passes_a_chat_template_by_is_told(folder):
         ),
     ]
     found = audit(parse_config(make_config(folder, "dpo", rows, chat_template=str(template))))
-    assert [note.split(",")[0] for note in found.notes] == ["3 prompts in the first 1"]
+    assert [note.split(",")[0] for note in found.notes] == ["3 prompts of plain text in the first 1"]
     assert found.numbers["contexts"] == {"checked": 5, "different": 0, "plain": 3}
+
+
+def test_fields_that_are_not_read_are_listed_for_each_source(folder, capsys):
+    rows = [{"ask": f"who {n}?", "good": "fox", "id": n, "mood": "glad" if n else None} for n in range(3)]
+    held_out = write(folder / "eval.jsonl", [{"ask": "that?", "good": "dog", "category": "x"}])
+    found = audited(folder, "sft", rows, eval=held_out, fields="question=ask,completion=good")
+    assert found.numbers["fields"] == "question=ask,completion=good"
+    assert found.numbers["train"]["unread"] == {str(folder / "train.jsonl"): {"mood": 2}}
+    assert found.numbers["eval"]["unread"] == {held_out: {"category": 1}}
+    print_audit(found, Console(width=120), 0)
+    page = capsys.readouterr().out
+    assert f"not read, train, {folder / 'train.jsonl'}: mood (2)" in page
+    assert f"not read, eval, {held_out}: category (1)" in page and "question=ask,completion=good" in page
+    prompts = audited(folder, "ppo", [{"question": "who?", "answer": "fox"}])
+    print_audit(prompts, Console(width=120), 0)
+    assert f"left to reward functions, train, {folder / 'train.jsonl'}: answer (1)" in capsys.readouterr().out
 
 
 def test_cut_completions_are_told_from_endless_ones(folder):
     rows = [chat("who?", "the fox " * 30), chat("who?", "the fox")]
     found = audited(folder, "sft", rows, overlong="truncate")
     assert found.numbers["train"]["eos"] == {"ended": 1, "truncated": 1, "split": 0, "missing": 0}
-    assert found.problems == [] and found.notes == [
-        "1 completions cut at config.data.max_length, without EOS"
-    ]
+    assert found.problems == [] and found.notes == ["1 completion cut at config.data.max_length, without EOS"]
     found = audited(folder, "pretrain", [{"text": "the fox " * 30}, {"text": "the dog"}])
     eos = found.numbers["train"]["eos"]
     assert eos["ended"] == 2 and eos["split"] > 0 and eos["missing"] == eos["truncated"] == 0
@@ -288,8 +304,8 @@ def test_verb_ends_with_1_on_a_problem(folder, capsys):
     assert (
         "PROBLEM: train: 5 of 9 records dropped, most of them as 'too long'; raise config.data.max_len" in out
     )
-    assert run_verb(folder, ROWS["sft"], "--config.data.eval_fracton=0.1") == 1
-    assert "did you mean 'eval_fraction'" in capsys.readouterr().err
+    assert run_verb(folder, ROWS["sft"], "--config.data.eval_fracton=0.1") == 2
+    assert "did you mean --config.data.eval_fraction=0.1?" in capsys.readouterr().err
 
 
 @pytest.mark.slow

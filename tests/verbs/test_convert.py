@@ -101,6 +101,37 @@ def test_another_type_is_written_and_named(tmp_path, hf):
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers and torch
+def test_what_rounding_takes_is_counted(tmp_path, hf, tokenizer_folder):
+    """One weight in four moves by an eighth, one by a thousandth, which bfloat16 does not tell, and two stay."""
+    base = find_model(str(hf), "base")
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    with parallel.use_mesh(mesh):
+        params = base.load(mesh)
+
+    def trained(x):
+        number = jnp.arange(x.size).reshape(x.shape) % 4
+        return x * jnp.where(number == 0, 1.125, jnp.where(number == 1, 1.0009765625, 1.0))
+
+    folder = tmp_path / "run"
+    tokenizer, moved = base.tokenizer(), jax.tree.map(trained, params)
+    for name, origin in (("known", str(hf)), ("gone", str(tmp_path / "nowhere"))):
+        meta = {"config": {"model": {"init_from": origin}}}
+        save_model(folder / name / "model", moved, base.config, tokenizer, scalar=False, meta=meta)
+    changed = sum(x.size // 2 for x in jax.tree.leaves(params))
+    (said,) = convert(ConvertRequest(str(folder / "known"), str(tmp_path / "a"), "hf", "bfloat16"))
+    assert said == (
+        f"bfloat16: of the {changed:,} weights that training changed, 50.0% round back to what they were in {hf}; "
+        "--dtype=float32 keeps them as they were trained"
+    )
+    (said,) = convert(ConvertRequest(str(folder / "gone"), str(tmp_path / "b"), "hf", "bfloat16"))
+    leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(moved)]
+    lost = sum(np.square(x - x.astype(jnp.bfloat16).astype(np.float64)).sum() for x in leaves)
+    error = np.sqrt(lost / sum(np.square(x).sum() for x in leaves))
+    assert f"bfloat16: weights are rounded, by {error:.2%} in the root mean square; --dtype=float32" in said
+    for source, dtype in ((str(folder / "known"), "float32"), (str(hf), "bfloat16")):
+        assert convert(ConvertRequest(source, str(tmp_path / dtype), "hf", dtype)) == []
+
+
 def test_a_run_loads_in_transformers(tmp_path, run):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")

@@ -63,6 +63,19 @@ def test_every_prompt_gets_its_completions_as_rows_to_train_on(folder, completio
 
 
 @pytest.mark.slow
+def test_a_stop_string_ends_a_completion_and_is_cut_off(folder, completions, tmp_path):
+    free = read(completions)
+    letters = {letter for row in free for letter in row["completion"][1:]}
+    stop = max(letters, key=lambda x: sum(x in row["completion"] for row in free))
+    assert generate(folder, tmp_path / "cut.jsonl", f"--stop={stop}") == 0
+    cut = read(tmp_path / "cut.jsonl")
+    for row, other in zip(cut, free, strict=True):
+        assert row["completion"] == other["completion"].split(stop)[0]
+        assert row["finished"] == (stop in other["completion"] or other["finished"])
+    assert any(stop in row["completion"] for row in free) and any(not row["finished"] for row in free)
+
+
+@pytest.mark.slow
 def test_a_kill_at_any_byte_changes_nothing(folder, completions, tmp_path):
     whole = completions.read_bytes()
     for cut in (0, 10, len(whole) // 2, len(whole) - 1):

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import re
+import shlex
 
 import pytest
 
@@ -28,18 +29,23 @@ def test_help_names_every_flag_exactly_once(verb, capsys):
     text = capsys.readouterr().out
     assert left.value.code == 0 and " ".join(text.split()).find(inspect.getdoc(request).split("\n")[0]) > 0
     listed = re.findall(r"^  (--[\w-]+)(?==|$| )", text, re.MULTILINE)
-    wanted = [request.key(each.name) for each in dataclasses.fields(request) if DOC in each.metadata]
+    fields = [each for each in dataclasses.fields(request) if DOC in each.metadata]
+    wanted = [request.key(each.name) for each in fields if not each.metadata.get("place")]
     assert sorted(listed) == sorted([*wanted, "--help"])
     assert ("--config.KEY=VALUE" in text) == issubclass(request, ConfigRequest)
     assert max(map(len, text.splitlines())) <= 110
+    assert " ".join(text.split()).startswith(f"usage: jaxalign {synopsis(verb, request)}")
+    (example,) = re.findall(rf"^ +jaxalign ({verb}\b.*)$", text, re.MULTILINE)[:1]
+    assert request.parse(shlex.split(example)[1:])
 
 
-def test_usage_has_every_verb_with_the_flags_it_needs():
+def test_usage_has_every_verb():
     text = usage()
     for verb in VERBS:
-        assert f"\n  {synopsis(verb, load_verb(verb)[1])}\n" in text
-    assert "  train --config=FILE[:ARG] --workdir=DIR [--config.KEY=VALUE ...] ...\n" in text
-    assert "(--reward=MODULE:FUNCTION | --reward-model=SRC | --world=FILE)" in text
+        assert len(re.findall(rf"^  {verb} +[A-Z]", text, re.MULTILINE)) == 1
+    train, label = (synopsis(verb, load_verb(verb)[1]) for verb in ("train", "label"))
+    assert train == "train --config=FILE[:ARG] --workdir=DIR [--config.KEY=VALUE ...] [FLAGS]"
+    assert "(--reward=MODULE:FUNCTION | --reward-model=SRC | --world=FILE)" in label
 
 
 def test_every_verb_takes_its_request_and_returns_a_code():
@@ -90,7 +96,7 @@ def test_flags_that_cannot_work_are_named(cls, argv, said, capsys):
         cls.parse(argv)
     assert str(refused.value).startswith(said)
     verb = cls.__name__.removesuffix("Request").lower()
-    assert main([verb, *argv]) == 1
+    assert main([verb, *argv]) == 2
     assert capsys.readouterr().err.startswith(f"jaxalign {verb}: {said}")
 
 
@@ -125,7 +131,7 @@ def test_a_verb_of_ones_own_is_a_dataclass():
     assert (request.in_, request.most_words, request.loud) == ("f", None, True)
     assert CountRequest.parse(["--in=f", "--most-words=3"]).most_words == 3
     assert help_text("count", CountRequest).splitlines()[:5] == [
-        "usage: jaxalign count FLAGS",
+        "usage: jaxalign count --in=FILE [FLAGS]",
         "",
         "Count words.",
         "",

@@ -1,4 +1,4 @@
-"""What rows may be that lack the fields of one kind of data: misspelt, of another kind, or of a known dataset."""
+"""What rows may be that lack the fields of one kind of data: misspelt, or of another kind."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,8 @@ from typing import Any
 from jaxalign.data.fields import complete_prompt
 from jaxalign.data.invalid import BadRow
 from jaxalign.data.kinds import DEMONSTRATIONS, PAIRS, PROMPTS, TEXT, UNPAIRED
-from jaxalign.data.public.recipes import RECIPES, read_shape
+from jaxalign.data.public.rows import read_shape
 from jaxalign.data.records import parse_record
-from jaxalign.data.sources import Dropped, Records
 from jaxalign.fields import nearest
 
 # What each kind is for.
@@ -35,9 +34,9 @@ def advise(bad: BadRow, every: bool, *, kind: str) -> str:
     if missing is None or not isinstance(row, Mapping):
         return ""
     for others in ((PAIRS, UNPAIRED, DEMONSTRATIONS), None, (TEXT, PROMPTS) if every else ()):
-        # What has the fields of another kind is called so, before it is taken for a dataset or for misspelt.
+        # What has the fields of another kind is called so, before it is taken for misspelt.
         if others is None:
-            found = _advise_recipe(bad, row, kind) or _advise_name(bad, row, missing[1].split(", "))
+            found = _advise_name(bad, row, missing[1].split(", "))
         else:
             other = next((other for other in others if other != kind and _is(row, other)), "")
             found = (
@@ -46,11 +45,6 @@ def advise(bad: BadRow, every: bool, *, kind: str) -> str:
         if found:
             return found
     return ""
-
-
-def _advise_recipe(bad: BadRow, row: Mapping[str, Any], kind: str) -> str:
-    name = next((name for name in RECIPES if _reads(name, row, kind)), "")
-    return f"{bad.where} looks like {name}: name the source as {name}:{bad.records.name}" if name else ""
 
 
 def _advise_name(bad: BadRow, row: Mapping[str, Any], missing: Sequence[str]) -> str:
@@ -63,20 +57,5 @@ def _is(row: Mapping[str, Any], kind: str) -> bool:
     try:
         parse_record(complete_prompt(read_shape(row, kind), kind), kind)
     except Exception:  # an adapter may meet any value in any field
-        return False
-    return True
-
-
-def _reads(name: str, row: Mapping[str, Any], kind: str) -> bool:
-    adapt = RECIPES[name].kinds.get(kind)
-    if adapt is None:
-        return False
-    try:
-        records = adapt(Records([row], name), "")
-        read = records.read(0)
-        if isinstance(read, Dropped):
-            return False
-        parse_record(complete_prompt(read, kind), kind)
-    except Exception:  # as above
         return False
     return True

@@ -13,12 +13,14 @@ Rows that a recipe leaves out are counted by reason in `EncodingReport.dropped`;
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
-from jaxalign.data.fields import complete_prompt, without_fields
+from jaxalign.data.accounts import Watched
+from jaxalign.data.fields import complete_prompt, without_fields, without_inner_fields
 from jaxalign.data.files import kind_of
 from jaxalign.data.kinds import (
     DEMONSTRATIONS,
@@ -28,7 +30,9 @@ from jaxalign.data.kinds import (
     TEXT,
     UNPAIRED,
 )
+from jaxalign.data.mapping import map_fields
 from jaxalign.data.public import oasst, shapes
+from jaxalign.data.public.rows import compared, read_shape
 from jaxalign.data.sources import Records, is_pattern, read_records
 from jaxalign.errors import DataError
 from jaxalign.storage import is_remote, to_path
@@ -50,23 +54,6 @@ class Recipe:
     options: Mapping[str, str] = field(default_factory=dict)  # of `load_dataset`
 
 
-class _Watched(Mapping):
-    """A row that remembers which of its fields have been read."""
-
-    def __init__(self, row: Mapping[str, Any]):
-        self._row, self.read = row, set()
-
-    def __getitem__(self, name: str) -> Any:
-        self.read.add(name)
-        return self._row[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._row)
-
-    def __len__(self) -> int:
-        return len(self._row)
-
-
 PARSED = frozenset("text messages prompt completion chosen rejected responses scores margin".split())
 
 
@@ -74,7 +61,7 @@ def _adapt_row(
     row: Mapping[str, Any], adapt: shapes.Adapter, left_out: tuple[str, ...] = ()
 ) -> shapes.Fields:
     """What `adapt` makes of a row, with the fields that it did not look at: a system message may be among them."""
-    watched = _Watched(row)
+    watched = Watched(row)
     made = adapt(watched)
     # Of fields that are parsed, the recipe's own are meant.
     known = {*watched.read, *left_out, *PARSED}
@@ -97,19 +84,6 @@ def _chat(adapt: shapes.Adapter) -> dict[str, shapes.Adapter]:
     return {DEMONSTRATIONS: adapt, TEXT: adapt, PROMPTS: shapes.only_prompt(adapt)}
 
 
-def _compared(adapt: shapes.Adapter) -> dict[str, shapes.Adapter]:
-    return {PAIRS: adapt, DEMONSTRATIONS: shapes.preferred(adapt), PROMPTS: shapes.only_prompt(adapt)}
-
-
-# Shapes known by their fields, row by row.
-SHAPES: dict[str, dict[str, shapes.Adapter]] = {
-    "generated": dict.fromkeys((DEMONSTRATIONS, PAIRS_OR_DEMONSTRATIONS, UNPAIRED), shapes.generated),
-    "sharegpt": _chat(shapes.sharegpt)
-    | {PAIRS: shapes.sharegpt_pair, UNPAIRED: shapes.sharegpt_pair}
-    | {PAIRS_OR_DEMONSTRATIONS: shapes.sharegpt_either},
-    "alpaca": _chat(shapes.instruction("input", "output")),
-}
-
 _TLDR = ("train", "validation")
 _ULTRAFEEDBACK = {
     PAIRS: ("train_prefs", "test_prefs"),
@@ -119,14 +93,14 @@ _ULTRAFEEDBACK = {
 }
 RECIPES = {
     "hh-rlhf": Recipe(
-        _rows(_compared(shapes.hh_dialogues)),
+        _rows(compared(shapes.hh_dialogues)),
         hub=("Anthropic/hh-rlhf",),
         splits=dict.fromkeys((PAIRS, DEMONSTRATIONS, PROMPTS), ("train", "test")),
         subset="data_dir",
         subsets=("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled"),
     ),
     "ultrafeedback_binarized": Recipe(
-        _rows(_compared(shapes.binarized) | _chat(shapes.as_messages) | {PROMPTS: shapes.prompt_text}),
+        _rows(compared(shapes.binarized) | _chat(shapes.as_messages) | {PROMPTS: shapes.prompt_text}),
         hub=("HuggingFaceH4/ultrafeedback_binarized",),
         splits=_ULTRAFEEDBACK,
     ),
@@ -135,7 +109,7 @@ RECIPES = {
         hub=("HuggingFaceH4/ultrachat_200k",),
         splits={kind: splits for kind, splits in _ULTRAFEEDBACK.items() if kind != PAIRS},
     ),
-    "UltraFeedback": Recipe(_rows(_compared(shapes.ultrafeedback)), hub=("openbmb/UltraFeedback",)),
+    "UltraFeedback": Recipe(_rows(compared(shapes.ultrafeedback)), hub=("openbmb/UltraFeedback",)),
     "tldr": Recipe(
         _rows(
             {DEMONSTRATIONS: shapes.prompt_completion, PROMPTS: shapes.only_prompt(shapes.prompt_completion)}
@@ -144,12 +118,12 @@ RECIPES = {
         splits=dict.fromkeys((DEMONSTRATIONS, PROMPTS), _TLDR),
     ),
     "tldr-preference": Recipe(
-        _rows(_compared(shapes.text_pair)),
+        _rows(compared(shapes.text_pair)),
         hub=("trl-lib/tldr-preference",),
         splits=dict.fromkeys((PAIRS, DEMONSTRATIONS, PROMPTS), _TLDR),
     ),
     "summarize_from_feedback": Recipe(
-        _rows(_compared(shapes.summaries)),
+        _rows(compared(shapes.summaries)),
         hub=("openai/summarize_from_feedback",),
         splits=dict.fromkeys((PAIRS, DEMONSTRATIONS, PROMPTS), _TLDR),
         # The dataset itself is a script, which `datasets` has not run since its version 4.
@@ -182,15 +156,23 @@ RECIPES = {
         splits=dict.fromkeys((DEMONSTRATIONS, TEXT, PAIRS, PROMPTS), ("train", "validation")),
         subset="language",
     ),
-    "hh-rlhf-12k-ja": Recipe(_rows(_compared(shapes.sharegpt_pair)), hub=("llm-jp/hh-rlhf-12k-ja",)),
+    "hh-rlhf-12k-ja": Recipe(_rows(compared(shapes.sharegpt_pair)), hub=("llm-jp/hh-rlhf-12k-ja",)),
     "kto-mix-14k": Recipe(
         _rows({UNPAIRED: shapes.labelled}),
         hub=("trl-lib/kto-mix-14k",),
         splits={UNPAIRED: ("train", "test")},
     ),
-    "sharegpt": Recipe(_rows(SHAPES["sharegpt"])),
-    "generated": Recipe(_rows(SHAPES["generated"])),
-    "alpaca": Recipe(_rows(SHAPES["alpaca"]), hub=("tatsu-lab/alpaca",)),
+    "sharegpt": Recipe(
+        _rows(
+            _chat(shapes.sharegpt)
+            | dict.fromkeys((PAIRS, UNPAIRED), shapes.sharegpt_pair)
+            | {PAIRS_OR_DEMONSTRATIONS: shapes.sharegpt_either}
+        )
+    ),
+    "generated": Recipe(
+        _rows(dict.fromkeys((DEMONSTRATIONS, PAIRS_OR_DEMONSTRATIONS, UNPAIRED), shapes.generated))
+    ),
+    "alpaca": Recipe(_rows(_chat(shapes.instruction("input", "output"))), hub=("tatsu-lab/alpaca",)),
 }
 _BY_HUB_NAME = {hub: name for name, recipe in RECIPES.items() for hub in recipe.hub}
 
@@ -213,6 +195,7 @@ def open_source(
     split: str = "",
     take: int | None = None,
     ignore_fields: Sequence[str] = (),
+    fields: Mapping[str, str] = MappingProxyType({}),
 ) -> Records:
     """The records of `kind` in a source: by its recipe where it has one, else each row by its own shape.
 
@@ -221,6 +204,7 @@ def open_source(
       split: of a folder or hub dataset; what `source` itself names comes first.
       take: see `read_records`; of oasst1 it counts messages.
       ignore_fields: fields of rows and of messages that are taken for absent.
+      fields: our names of fields, each with the row's; see `mapping`.
 
     Raises DataError for a source that cannot be read, a recipe that has no records of `kind` and a part that the
     dataset has not.
@@ -242,12 +226,17 @@ def open_source(
         if named.subset and recipe.subset != "language":
             options[recipe.subset] = named.subset
     records = read_records(named.place, split=split, take=take, hub_options=options)
-    if ignore_fields:
-        records = _adapted(records, partial(without_fields, names=tuple(ignore_fields)))
+    ignored = tuple(ignore_fields)
+    if ignored:
+        records = _adapted(records, partial(without_fields, names=ignored))
+    if fields:
+        records = _adapted(records, partial(map_fields, mapping=fields))
     if recipe is None:
         records = _adapted(records, partial(read_shape, kind=kind))
     else:
         records = recipe.kinds[served](records, named.subset)
+    if ignored:  # messages may have been stored as text
+        records = _adapted(records, partial(without_inner_fields, names=ignored))
     return _adapted(records, partial(complete_prompt, kind=kind))
 
 
@@ -288,25 +277,6 @@ def _check_subset(recipe: Recipe, subset: str, local: bool, source: str) -> None
         raise DataError(f"{source}: there is no part {subset!r} of it to choose; leave it out")
     if recipe.subsets and subset not in recipe.subsets:
         raise DataError(f"{source}: {subset!r} is not one of {', '.join(recipe.subsets)}")
-
-
-def read_shape(row: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    """A row that has a shape of `SHAPES` instead of our own fields in these; any other row as it is."""
-    if row.get("finished") is not None and row.get("completion") is not None and kind in SHAPES["generated"]:
-        return _adapt_row(row, SHAPES["generated"][kind])
-    shape, turns = "", row.get("conversations")
-    if isinstance(turns, Sequence) and not isinstance(turns, str) and (not turns or _is_speech(turns[0])):
-        shape = "sharegpt"
-    elif row.get("instruction") is not None and row.get("output") is not None:
-        shape = "alpaca"
-    own = {TEXT: ("text", "messages"), PROMPTS: ("prompt",)}.get(kind, ("messages", "prompt"))
-    if not shape or kind not in SHAPES[shape] or any(row.get(name) is not None for name in own):
-        return row
-    return _adapt_row(row, SHAPES[shape][kind])
-
-
-def _is_speech(turn: Any) -> bool:
-    return isinstance(turn, Mapping) and "from" in turn
 
 
 def _served(recipe: Recipe, kind: str) -> str | None:

@@ -7,10 +7,12 @@ dataset is known to hold and no stage can use, and DataError, without the place,
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+from jaxalign.data.conversations import ALIASES, read_turns
 from jaxalign.data.sources import Unusable
-from jaxalign.errors import DataError
+from jaxalign.errors import DataError, shorten
 
 Row = Mapping[str, Any]
 Fields = dict[str, Any]
@@ -40,14 +42,14 @@ def generated(row: Row) -> Fields:
 
 def sharegpt(row: Row) -> Fields:
     """{"conversations": [{"from": "human" | "gpt" | "system", "value"}]}."""
-    return sound_chat(_speakers(_field(row, "conversations", Sequence), "conversations"))
+    return sound_chat(_conversation(row))
 
 
 def sharegpt_pair(row: Row) -> Fields:
     """ShareGPT's conversations, then `chosen` and `rejected`, each as text, one turn or a list of turns."""
-    prompt = _speakers(_field(row, "conversations", Sequence), "conversations")
+    prompt = _conversation(row)
     chosen, rejected = (_reply(row, name) for name in ("chosen", "rejected"))
-    return _pair(prompt, chosen, rejected)
+    return pair(prompt, chosen, rejected)
 
 
 def sharegpt_either(row: Row) -> Fields:
@@ -81,7 +83,7 @@ def hh_dialogues(row: Row) -> Fields:
         raise Unusable("does not end with a reply")
     if chosen[:-1] != rejected[:-1]:
         raise Unusable("chosen and rejected answer different prompts")
-    return _pair(chosen[:-1], chosen[-1:], rejected[-1:])
+    return pair(chosen[:-1], chosen[-1:], rejected[-1:])
 
 
 def binarized(row: Row) -> Fields:
@@ -93,7 +95,7 @@ def binarized(row: Row) -> Fields:
     if not chosen or chosen[:-1] != rejected[:-1]:
         raise Unusable("chosen and rejected answer different prompts")
     scores = {name: _field(row, name, int | float) for name in ("score_chosen", "score_rejected")}
-    fields = _pair(chosen[:-1], chosen[-1:], rejected[-1:])
+    fields = pair(chosen[:-1], chosen[-1:], rejected[-1:])
     if scores["score_chosen"] == scores["score_rejected"]:
         raise Unusable("tie")
     return fields | scores
@@ -131,7 +133,17 @@ def labelled(row: Row) -> Fields:
 
 def text_pair(row: Row) -> Fields:
     """{"prompt", "chosen", "rejected"} of text: trl-lib/tldr-preference."""
-    return _pair(*(_field(row, name, str) for name in ("prompt", "chosen", "rejected")))
+    return pair(*(_field(row, name, str) for name in ("prompt", "chosen", "rejected")))
+
+
+def human_preferences(row: Row) -> Fields:
+    """{"history", "human_ref_A", "human_ref_B", "labels"}: stanfordnlp/SHP (arXiv 2110.08420); 1: A is preferred."""
+    label = _field(row, "labels", int)
+    if label not in (0, 1):
+        raise DataError(f"labels={label}; expected 1 where human_ref_A is preferred, or 0")
+    replies = [[_turn("assistant", _field(row, f"human_ref_{side}", str))] for side in "AB"]
+    chosen, rejected = replies if label else replies[::-1]
+    return pair([_turn("user", _field(row, "history", str))], chosen, rejected)
 
 
 def summaries(row: Row) -> Fields:
@@ -151,7 +163,7 @@ def summaries(row: Row) -> Fields:
     else:
         head, body = f"TITLE: {_field(info, 'title', str)}\n\n", _field(info, "article", str)
     prompt = head + re.sub("\n\n", "\n", body) + "\n\nTL;DR:"
-    return _pair(prompt, *(_field(texts[index], "text", str) for index in (choice, 1 - choice)))
+    return pair(prompt, *(_field(texts[index], "text", str) for index in (choice, 1 - choice)))
 
 
 def review(row: Row) -> Fields:
@@ -220,21 +232,35 @@ def sound_chat(messages: Messages) -> Fields:
     return {"messages": messages}
 
 
+# Who may speak after whom.
+_FOLLOW = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
+
+
 def _sound(messages: Messages) -> Messages:
     roles = [message["role"] for message in messages]
-    roles = roles[1:] if roles[:1] == ["system"] else roles
+    roles = roles[1:] if roles[:1] in (["system"], ["developer"]) else roles
     if roles[:1] != ["user"]:
         raise Unusable("does not begin with a human turn")
-    if any(role != ("user", "assistant")[index % 2] for index, role in enumerate(roles)):
+    if any(after not in _FOLLOW.get(before, ()) for before, after in pairwise(roles)):
         raise Unusable("turns do not alternate")
-    _filled([message["content"] for message in messages], "empty turn")
+    for message in messages:
+        content = message.get("content")
+        more = message["role"] == "tool" or any(message.get(name) for name in _MORE)
+        if not more and (content is None or (isinstance(content, str) and not content.strip())):
+            raise Unusable("empty turn")
     return messages
 
 
-def _pair(prompt: Any, chosen: Any, rejected: Any) -> Fields:
-    sides = [side if isinstance(side, str) else side[0]["content"] for side in (chosen, rejected)]
-    _filled(sides, "empty reply")
-    if sides[0] == sides[1]:
+# What an assistant may say beside its content, or in place of it.
+_MORE = ("tool_calls", "function_call", "reasoning_content")
+
+
+def pair(prompt: Any, chosen: Any, rejected: Any) -> Fields:
+    """Fields of two answers that differ, after a question."""
+    sides = [side if isinstance(side, str) else side[0].get("content") or "" for side in (chosen, rejected)]
+    if isinstance(chosen, str) or not any(side[0].get(name) for side in (chosen, rejected) for name in _MORE):
+        _filled(sides, "empty reply")
+    if chosen == rejected:
         raise Unusable("chosen equals rejected")
     if isinstance(prompt, str):
         _filled((prompt,), "empty prompt")
@@ -258,33 +284,36 @@ def _dialogue(text: str, name: str) -> Messages:
     return [_turn(roles[parts[i]], parts[i + 1].strip()) for i in range(0, len(parts), 2)]
 
 
-_ROLES = {
-    "system": "system",
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard"), "assistant"),
-}
+def speakers(value: Any, name: str) -> Messages:
+    """A conversation in any form of `conversations.read_turns`.
+
+    Raises:
+      DataError, without the place: it is none, or someone speaks who is not known.
+    """
+    turns = read_turns(value, name)
+    if turns is None:
+        raise DataError(
+            f'{name} is {shorten(value)}; write a list of messages [{{"role": ..., "content": ...}}] or of '
+            '{"from": ..., "value": ...}'
+        )
+    for index, turn in enumerate(turns):
+        if turn["role"] not in ALIASES.values():
+            raise DataError(f"{name}[{index}] is by {turn['role']!r}; write one of {', '.join(ALIASES)}")
+    return turns
 
 
-def _speakers(turns: Sequence[Any], name: str) -> Messages:
-    out = []
-    for index, item in enumerate(turns):
-        if not isinstance(item, Mapping):
-            raise DataError(
-                f'{name}[{index}] is a {type(item).__name__}; write {{"from": ..., "value": ...}}'
-            )
-        speaker = _field(item, "from", str)
-        if speaker not in _ROLES:
-            raise DataError(f"{name}[{index}].from={speaker!r}; write one of {', '.join(_ROLES)}")
-        turn = _turn(_ROLES[speaker], _field(item, "value", str))
-        out.append({name: x for name, x in item.items() if name not in ("from", "value")} | turn)
-    return out
+def _conversation(row: Row) -> Messages:
+    turns = _field(row, "conversations", Sequence | Mapping)
+    if not turns:
+        raise Unusable("does not begin with a human turn")
+    return speakers(turns, "conversations")
 
 
 def _reply(row: Row, name: str) -> Messages:
     value = _field(row, name, str | Mapping | Sequence)
     if isinstance(value, str):
         return [_turn("assistant", value)]
-    turns = _speakers([value] if isinstance(value, Mapping) else value, name)
+    turns = speakers(value, name)
     if len(turns) != 1 or turns[0]["role"] != "assistant":
         raise DataError(f"{name} is not one reply of the assistant but {[turn['role'] for turn in turns]}")
     return turns

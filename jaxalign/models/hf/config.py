@@ -33,6 +33,13 @@ _SCALING_FIELDS = {
         "rope_beta_slow",
         "rope_attention_factor",
     ),
+    "longrope": (
+        "rope_factor",
+        "rope_original_length",
+        "rope_attention_factor",
+        "rope_short_factors",
+        "rope_long_factors",
+    ),
 }
 
 

@@ -156,6 +156,7 @@ FAMILIES = (
         window_everywhere(None),
         key("num_local_experts", "num_experts", 8),
         key("num_experts_per_tok", "experts_per_token", 2),
+        key("router_aux_loss_coef", "router_balance_coef", 0.001),
     ),
     _family(
         "Qwen3Moe",
@@ -167,6 +168,7 @@ FAMILIES = (
         _ATTENTION_BIAS,
         rope(),
         qwen_experts(),
+        key("router_aux_loss_coef", "router_balance_coef", 0.001),
     ),
     _family(
         "Gemma",
@@ -229,7 +231,7 @@ FAMILIES = (
         "phi3",
         *_sizes(32064, 3072, 8192, 32, 32, None, 4096, eps=1e-5),
         activation("hidden_act", "silu"),
-        rope(fraction_key="partial_rotary_factor", kinds=("default",)),
+        rope(fraction_key="partial_rotary_factor", kinds=("default", "longrope"), original_outside=True),
         window_everywhere(None),
     ),
     Family(

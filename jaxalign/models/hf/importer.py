@@ -60,7 +60,12 @@ def open_folder(folder: pathlib.Path) -> HFModel:
 
 
 def load_folder(model: HFModel, abstract: Params) -> Params:
-    """Its parameters as float32, laid out as `abstract` (of `models.abstract_params`) says.
+    """Its parameters as float32, laid out as `abstract` (of `models.abstract_params`) says; raises as `load_leaves`."""
+    return _from_paths(abstract, load_leaves(model, by_path(abstract)))
+
+
+def load_leaves(model: HFModel, leaves: Mapping[Path, Any]) -> dict[Path, jax.Array]:
+    """Those of its parameters that `leaves` names, as float32 and laid out as it says.
 
     Raises:
       CheckpointError: a tensor is missing, left over, of another shape, type or length than it must be, or a
@@ -69,22 +74,23 @@ def load_folder(model: HFModel, abstract: Params) -> Params:
     stored = _canonical(model.architecture, find_tensors(model.folder))
     slots = expand(tensor_table(model.architecture, model.config, scalar=model.scalar), model.config)
     _check(model, slots, stored)
-    leaves = by_path(abstract)
     parts: dict[Path, list[jax.Array]] = {}
     with jax.set_mesh(None):  # every write is on one device, whatever mesh is in force
         for name in sorted(slots, key=lambda name: (stored[name].file, stored[name].start)):
             entry, at = slots[name]
+            if leaves.keys().isdisjoint(entry.paths):
+                continue
             tensor = read_tensor(stored[name])
             for path, value in zip(entry.paths, entry.load(tensor), strict=True):
-                parts[path] = _write(parts.get(path), leaves[path], value, at)
-        if model.scalar:
+                if path in leaves:
+                    parts[path] = _write(parts.get(path), leaves[path], value, at)
+        if ("head", "bias") in leaves:
             bias = leaves[("head", "bias")]
             parts[("head", "bias")] = _write(None, bias, np.asarray(_head_bias(model.folder), np.float32), ())
-    arrays = {
+    return {
         path: jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts[path])
         for path, leaf in leaves.items()
     }
-    return _from_paths(abstract, arrays)
 
 
 def _canonical(architecture: str, found: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -18,7 +18,7 @@ HARMLESS = frozenset(
     summary_proj_to_labels summary_first_dropout classifier_proj_size
     attn_implementation experts_implementation cache_implementation pretraining_tp gradient_checkpointing
     use_memory_efficient_attention use_flash_attention reorder_and_upcast_attn
-    output_router_logits router_aux_loss_coef router_jitter_noise
+    output_router_logits router_jitter_noise
     temperature top_k top_p typical_p min_length max_length max_new_tokens do_sample num_beams num_beam_groups
     diversity_penalty early_stopping repetition_penalty length_penalty no_repeat_ngram_size
     encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate

@@ -1,5 +1,6 @@
 """Rotary positions in config.json, as transformers 4 (rope_theta, rope_scaling) and 5 (rope_parameters) write them."""
 
+import math
 from typing import Any
 
 from jaxalign.models.config import ModelConfig
@@ -22,12 +23,22 @@ _DETAILS = {  # key in config.json -> field, default; by kind of scaling
         "beta_slow": ("rope_beta_slow", 1.0),
         "attention_factor": ("rope_attention_factor", 0.0),
     },
+    "longrope": {
+        "factor": ("rope_factor", None),
+        "original_max_position_embeddings": ("rope_original_length", None),
+        "attention_factor": ("rope_attention_factor", 0.0),
+        "short_factor": ("rope_short_factors", None),
+        "long_factor": ("rope_long_factors", None),
+    },
 }
+_LISTS = ("short_factor", "long_factor")
 _WAY_OUT = {
-    "longrope": "use a checkpoint of the original context (such as Phi-3-mini-4k) that is not scaled",
     "dynamic": "set another kind: its frequencies depend on the length of each text",
 }
-_WAY_OUT["su"] = _WAY_OUT["longrope"]
+_DETAIL_WAY_OUT = {
+    "attn_factor": "transformers ignores it, other programs multiply by it: write attention_factor, or remove it",
+    "truncate": "the ramp here begins and ends at whole dimensions, as in all released checkpoints of these families",
+}
 
 
 def rope(
@@ -36,6 +47,7 @@ def rope(
     fraction: float = 1.0,
     fraction_key: str = "",
     kinds: tuple[str, ...] = tuple(_DETAILS),
+    original_outside: bool = False,
 ) -> Part:
     """One base and one kind of scaling for all layers.
 
@@ -43,6 +55,7 @@ def rope(
       theta, fraction: defaults.
       theta_key, fraction_key: their keys in files of transformers 4; no `fraction_key`: whole heads are rotated.
       kinds: of scaling that the family has.
+      original_outside: the original context stands beside `rope_scaling`, which has nothing but factors (Phi-3).
     """
 
     def read(r: Reader) -> dict[str, Any]:
@@ -70,6 +83,11 @@ def rope(
 
     def write(c: ModelConfig) -> dict[str, Any]:
         out = {theta_key: c.rope_theta, "rope_scaling": _scaling(c)}
+        if original_outside and c.rope_scaling == "longrope":
+            inside = out["rope_scaling"]
+            out["original_max_position_embeddings"] = inside.pop("original_max_position_embeddings")
+            if c.rope_factor == c.max_length / c.rope_original_length:
+                del inside["factor"]
         return out | ({fraction_key: c.rope_fraction} if fraction_key else {})
 
     return Part(read, write)
@@ -112,6 +130,7 @@ def _fields(
     values = dict(values)
     old, new = values.pop("type", None), values.pop("rope_type", None)
     kind = new or old or "default"
+    kind = "longrope" if kind == "su" else kind
     if kind not in kinds:
         text = f"is not supported; {_WAY_OUT.get(kind, 'known here: ' + ', '.join(kinds))}"
         raise r.error(where.split(".")[0], f"has the kind {kind!r}, which {text}")
@@ -124,23 +143,52 @@ def _fields(
     if has_fraction:
         out["rope_fraction"] = float(1.0 if fraction is None else fraction)
     outer = r.take("original_max_position_embeddings", None, null=None)
-    if kind in ("llama3", "yarn"):
+    if kind in ("llama3", "yarn", "longrope"):
         inner = values.setdefault("original_max_position_embeddings", outer)
         if outer is not None and inner != outer:
             raise r.error("original_max_position_embeddings", f"contradicts {where}'s {inner!r}; remove one")
-    if kind == "yarn" and values.get("truncate") is True:
-        del values["truncate"]
+    if kind in ("yarn", "longrope"):
+        _complete(r, values)
     for name, (field, default) in {"rope_theta": ("rope_theta", None), **_DETAILS[kind]}.items():
         value = values.pop(name, None)
         value = default if value is None else value
+        if name in _LISTS:
+            if not isinstance(value, list) or not all(isinstance(x, int | float) for x in value):
+                raise r.error(where.split(".")[0], f"needs the list of numbers {name} for the kind {kind!r}")
+            out[field] = tuple(map(float, value))
+            continue
         if not isinstance(value, int | float):
             raise r.error(where.split(".")[0], f"needs the number {name} for the kind {kind!r}")
         out[field] = int(value) if field == "rope_original_length" else float(value)
     if kind == "default":  # left over from a scaling that was taken out; transformers ignores them too
         values = {k: v for k, v in values.items() if k not in ("factor", "original_max_position_embeddings")}
     if values:
-        raise r.error(where.split(".")[0], f"has {', '.join(values)}, not supported with the kind {kind!r}")
+        advice = "; ".join(_DETAIL_WAY_OUT.get(name, "") for name in values if name in _DETAIL_WAY_OUT)
+        raise r.error(
+            where.split(".")[0],
+            f"has {', '.join(f'{name}={x!r}' for name, x in values.items())}, not supported with the kind {kind!r}; "
+            f"{advice or 'use a checkpoint without'}",
+        )
     return out
+
+
+def _complete(r: Reader, values: dict[str, Any]) -> None:
+    """Takes out what has no effect, and says by `factor` and `attention_factor` what is said otherwise."""
+    for name, harmless in (("truncate", True), ("attn_factor", 1)):
+        if values.get(name) in (None, harmless):
+            values.pop(name, None)
+    length, before = r.values.get("max_position_embeddings"), values.get("original_max_position_embeddings")
+    if values.get("factor") is None and isinstance(length, int) and isinstance(before, int) and before > 0:
+        values["factor"] = length / before  # as DeepSeek's and Phi-3's
+    mine, whole = values.pop("mscale", None), values.pop("mscale_all_dim", None)
+    factor = values.get("factor")
+    if values.get("attention_factor") is None and mine and whole and isinstance(factor, int | float):
+        values["attention_factor"] = _temperature(factor, mine) / _temperature(factor, whole)
+
+
+def _temperature(factor: float, scale: float) -> float:
+    """The paper's 0.1 ln(factor) + 1, with the scale of DeepSeek's (arXiv 2405.04434)."""
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 def _scaling(c: ModelConfig) -> dict[str, Any] | None:
@@ -150,4 +198,5 @@ def _scaling(c: ModelConfig) -> dict[str, Any] | None:
     details = {name: getattr(c, field) for name, (field, _) in _DETAILS[c.rope_scaling].items()}
     if not details.get("attention_factor", 1):
         del details["attention_factor"]
+    details |= {name: list(details[name]) for name in _LISTS if name in details}
     return {"rope_type": c.rope_scaling, **details}
