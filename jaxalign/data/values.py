@@ -15,8 +15,8 @@ Row = Mapping[str, Any]
 
 TOOLS = ("tools", "functions")
 # Of a message, beside role and content: what makes it another message.
-_MEANT = ("tool_calls", *TOOLS, *REASONING, "name", "tool_call_id")
-_SPELLED = {canonical(name): name for name in (*_MEANT, "function_call")}
+MEANT = ("tool_calls", *TOOLS, *REASONING, "name", "tool_call_id")
+_SPELLED = {canonical(name): name for name in (*MEANT, "function_call")}
 
 
 def read(
@@ -120,7 +120,7 @@ def _read_more(value: Row, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     if "function_call" in rest and "tool_calls" not in rest:  # as OpenAI wrote the only call there could be
         rest["tool_calls"] = rest.pop("function_call")
-    more = {key: item for key, item in rest.items() if key in _MEANT and item not in ("", [], {}, False)}
+    more = {key: item for key, item in rest.items() if key in MEANT and item not in ("", [], {}, False)}
     if "tool_calls" in more:
         more["tool_calls"] = [
             _call(item, f"{name}.tool_calls") for item in _listed(more["tool_calls"], f"{name}.tool_calls")
@@ -133,7 +133,7 @@ def _read_more(value: Row, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     for key in REASONING:
         if key in more and not isinstance(more[key], str):
             raise DataError(f"{name}.{key} is a {type(more[key]).__name__}; write the thought as text")
-    return more, {key: item for key, item in rest.items() if key not in _MEANT}
+    return more, {key: item for key, item in rest.items() if key not in MEANT}
 
 
 def _call(call: Any, name: str) -> Row:

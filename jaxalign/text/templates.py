@@ -63,7 +63,7 @@ class ChatTemplate(jinja2.Template):
         lines = [
             f"{{%- set {n} = {n} if {n} is defined else {_literal(v)} %}}\n" for n, v in self.args.items()
         ]
-        if self.answer_tokens:
+        if self.answer_tokens != tuple(_saved_answer_tokens(_environment().parse(self.source))):
             lines.append(f"{{%- set {ANSWER_TOKENS} = {_literal(list(self.answer_tokens))} %}}\n")
         return "".join(lines) + self.source
 

@@ -117,7 +117,7 @@ def describe_prompt(run: Run, name: str, item: Item, prompt: np.ndarray, answer:
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
     """The text of sampled ids, without what ended it."""
-    return tokenizer.decode(int(i) for i in ids if int(i) not in tokenizer.eos_ids)
+    return tokenizer.decode_answer(int(i) for i in ids if int(i) not in tokenizer.eos_ids)
 
 
 def spell(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:

@@ -363,8 +363,8 @@ def find_notes(numbers: dict[str, Any]) -> list[str]:
             "that is to chat, give prompts and completions as messages, lists of role and content",
         ),
     ]
-    notes += [(count, "remark", text) for text, count in train["remarks"].items()]
-    return [f"{amount(count, noun)} {what}" for count, noun, what in notes if count]
+    lines = [f"{amount(count, noun)} {what}" for count, noun, what in notes if count]
+    return lines + [f"{count} {remark}" for remark, count in train["remarks"].items()]
 
 
 def write_json(found: Audit, path: str) -> None:

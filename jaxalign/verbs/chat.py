@@ -194,7 +194,7 @@ class Talk:
         if not name:
             raise ConfigError("write the name of a file: /save FILE.jsonl")
         rows = [
-            {"model": speaker.name, "messages": [dataclasses.asdict(message) for message in speaker.messages]}
+            {"model": speaker.name, "messages": [message.to_dict() for message in speaker.messages]}
             for speaker in self.speakers
             if any(message.role == "assistant" for message in speaker.messages)
         ]

@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -201,7 +200,7 @@ def _answers(request: EvaluateRequest, model: SavedModel, mesh: Mesh) -> Iterato
     ask = asked(prompts)
     yield f"{request.prompts}: {prompts.report}"
     if request.out:
-        write_answers(ask.prompts, answers, request.out)
+        write_answers(ask, answers, request.out)
         if note := write_beside(to_path(request.out), prompts.invalid):
             yield note
     theirs = None
@@ -296,10 +295,11 @@ def _beside(model: SavedModel, request: EvaluateRequest, name: str) -> SavedMode
     return other
 
 
-def write_answers(prompts: Sequence[Any], answers: Answers, path: str) -> None:
+def write_answers(asked: Asked, answers: Answers, path: str) -> None:
     """One JSON line an answer, as `generate` writes them: {"prompt", "completion", "finished"}."""
+    rows = map(completion_row, asked.prompts, answers.texts, asked.rows)
     lines = (
-        json_line(completion_row(prompt, text) | {"finished": bool(finished)})
-        for prompt, text, finished in zip(prompts, answers.texts, answers.stopped, strict=True)
+        json_line(row | {"finished": bool(finished)})
+        for row, finished in zip(rows, answers.stopped, strict=True)
     )
     write_whole(to_path(path), "".join(lines).encode())

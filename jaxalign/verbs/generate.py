@@ -7,7 +7,7 @@ whether the completion ended by itself. What was written is kept: the same comma
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -121,15 +121,15 @@ def _read_prompts(request: GenerateRequest, tokenizer: Any) -> Dataset:
 def _row(prompts: Dataset, number: int, samples: int, text: str, finished: bool) -> dict[str, Any]:
     row = prompts.rows.items[number // samples].row
     record = prompts.record(row)
-    tools = {name: record[name] for name in TOOLS if record.get(name)}  # without which no prompt is the same
-    made = completion_row(record["prompt"], text) | tools
+    made = completion_row(record["prompt"], text, record)
     return made | {"row": row, "sample": number % samples, "finished": finished}
 
 
-def completion_row(prompt: Any, text: str) -> dict[str, Any]:
-    """A prompt, text or messages, and the text of its completion in the same form."""
+def completion_row(prompt: Any, text: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt, text or messages, and the text of its completion in the same form; with the tools of its row."""
     completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-    return {"prompt": prompt, "completion": completion}
+    tools = {name: row[name] for name in TOOLS if row.get(name)}
+    return {"prompt": prompt, "completion": completion, **tools}
 
 
 def _claim(out: Path, request: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Arguments of chat templates: in every render as transformers takes them, and kept with the model."""
 
+import json
 import warnings
 
 import pytest
@@ -119,3 +120,35 @@ def test_the_built_in_format_takes_none(tokenizer):
         ConfigError, match="the built-in template reads no variable 'a'; it takes no arguments"
     ):
         choose_template(tokenizer.template, template_args="a=1")
+
+
+@pytest.mark.slow
+def test_a_run_keeps_them_with_its_model(tmp_path):
+    """Training, what is loaded from it, and its export all render with them; going on without them is refused."""
+    from jaxalign.stages import default_config, parse_config, train
+    from jaxalign.training.saved_model import find_model
+    from jaxalign.verbs.convert import ConvertRequest, convert
+
+    folder = tool_models.qwen().write(tmp_path / "model")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": [Q], "completion": [A]}) + "\n")
+    config = default_config("sft")
+    config.data.train, config.data.tokenizer = str(rows), str(folder)
+    config.data.template_args, config.data.answer_tokens = "enable_thinking=False", ("<|python_tag|>",)
+    config.data.max_length = config.data.row_length = 64
+    config.model.embed_dim, config.model.num_layers, config.model.num_heads = 16, 1, 4
+    config.batch_size, config.num_steps, config.optimizer.warmup_steps = 8, 1, 0
+    train(parse_config(config), tmp_path / "run", quiet=True)
+    with pytest.raises(ConfigError, match=r"config\.data\.template_args"):
+        config.data.template_args = "enable_thinking=True"
+        train(parse_config(config), tmp_path / "run", quiet=True)
+    convert(ConvertRequest(str(tmp_path / "run"), str(tmp_path / "out"), "hf"))
+    wanted, _ = encode(
+        load_tokenizer(folder, template_args="enable_thinking=False"), "prompt", {"prompt": [Q]}
+    )
+    for tokenizer in (find_model(str(tmp_path / "run"), "x").tokenizer(), load_tokenizer(tmp_path / "out")):
+        assert encode(tokenizer, "prompt", {"prompt": [Q]})[0] == wanted
+        assert "<|python_tag|>" in tokenizer.answer_tokens
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+    assert theirs.apply_chat_template([Q], **options) == wanted

@@ -251,6 +251,7 @@ def without_bytes(folder):
         model_type="bpe",
         add_dummy_prefix=False,
         normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
         minloglevel=2,
     )
     return model
