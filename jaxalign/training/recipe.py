@@ -137,11 +137,9 @@ def resolve_data(
     """
     found = []
     if not config.data.row_length:
-        data, length = config.data, rows.row_length
-        # Prompts stand in rows of their own, which are as long as the longest of them.
-        changes = {"max_length": length} if KINDS[rows.kind].one_per_row else {}
-        config = dataclasses.replace(config, data=dataclasses.replace(data, row_length=length, **changes))
-        found.append(f"data.row_length={length:,} (of these data)")
+        data = dataclasses.replace(config.data, row_length=rows.row_length)
+        config = dataclasses.replace(config, data=data)
+        found.append(f"data.row_length={rows.row_length:,} (of these data)")
     free = not config.batch_size
     if free:
         recipe: Recipe = config.stage.recipe
@@ -216,7 +214,8 @@ def keep_found(config: Any, workdir: Path) -> Any:
         options=options,
         model=kept(config.model, "config.model", "dtype"),
         optimizer=kept(config.optimizer, "config.optimizer", "learning_rate"),
-        data=kept(config.data, "config.data", "max_length", "row_length"),
+        # The row length is that of the same data again.
+        data=kept(config.data, "config.data", "max_length"),
     )
 
 
@@ -237,7 +236,7 @@ def _with_microbatches(config: Any, mesh: Mesh | AbstractMesh, *, free: bool) ->
       free: the batch may become a little smaller where that halves their number.
     """
     sampling = getattr(config.options, "sampling", None)
-    length = config.data.row_length if sampling is None else config.data.max_length + sampling.max_new_tokens
+    length = config.data.slots(config.stage.data) + (0 if sampling is None else sampling.max_new_tokens)
     pieces = shards(mesh, "batch") * getattr(config.options, "num_minibatches", 1)
     rows = max(1, config.batch_size // pieces)  # of a device, in an update
     most = max(1, SLICE_TOKENS // length)
