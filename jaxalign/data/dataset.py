@@ -32,7 +32,8 @@ from jaxalign.text.tokenizer import Tokenizer
 LONGEST = 2**20  # tokens that no prompt reaches
 FULL_ROW = 8  # so many records of mean length leave little of a row empty
 FEWEST_ROWS = 64  # of little data, so that a step need not take it all
-ROW_UNIT = 128  # tokens: what accelerators compute with at once
+ROW_UNIT = 128  # tokens, of which rows are multiples: what accelerators compute with at once
+SHORT_ROW, SHORT_UNIT = 512, 16  # up to so many tokens, a multiple of so many
 OVERLAP = ("drop", "error", "allow")
 
 
@@ -86,6 +87,11 @@ class DataConfig(Checked, at="config.data"):
     # What is longer than max_length: "error", "drop" or "truncate"; text is split.
     overlong: str = field("drop", choices=OVERLONG, says=f": write one of {', '.join(OVERLONG)}")
     seed: int = field(0, at_least=0, below=2**32)  # which sequences share a row
+
+    def slots(self, kind: str) -> int:
+        """Tokens of a row. Prompts stand one in a row, which need not hold more than one."""
+        one = KINDS[kind].one_per_row and 0 < self.max_length < self.row_length
+        return self.max_length if one else self.row_length
 
     @property
     def segments(self) -> int:
@@ -160,7 +166,6 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple
         eval_sources = open_sources(config, kind, "eval")
         held = _encode(eval_sources, config, tokenizer, kind, invalid)
         invalid.check([*sources, *eval_sources], partial(advise, kind=kind))
-        config = _with_row_length(config, kind, [*encoded, *held])
         if config.overlap != "allow":
             encoded = _keep_apart(encoded, held, sources, eval_sources, config)
         return (
@@ -168,7 +173,6 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple
             _pack(eval_sources, held, config, tokenizer, kind, "eval", invalid=invalid),
         )
     invalid.check(sources, partial(advise, kind=kind))
-    config = _with_row_length(config, kind, encoded)
     if not config.eval_fraction:
         return _pack(sources, encoded, config, tokenizer, kind, invalid=invalid), None
     parts = [hold_out(records, config.eval_fraction) for records in encoded]
@@ -218,7 +222,6 @@ def dataset_from_records(
     invalid = Invalid(config.invalid)
     encoded = _encode(sources, config, tokenizer, kind, invalid)
     invalid.check(sources, partial(advise, kind=kind))
-    config = _with_row_length(config, kind, encoded)
     return _pack(sources, encoded, config, tokenizer, kind, part, invalid=invalid)
 
 
@@ -232,7 +235,7 @@ def abstract_batch(
     """
     found = KINDS[kind]
     segments = config.segments if config.packing else found.sequences
-    length = _slots(config, kind)
+    length = config.slots(kind)
     sizes = {"B": batch_size, "T": length, "S": segments, "P": segments // 2}
     arrays = {
         name: make(tuple(sizes[axis] for axis in axes), dtype)
@@ -301,7 +304,8 @@ def _with_row_length(config: DataConfig, kind: str, encoded: Sequence[Sequence[l
         mean = total / sum(length > 0 for length in lengths)
         most = found.sequences * config.max_length if config.max_length else longest
         longest = max(longest, int(min(FULL_ROW * mean, total / FEWEST_ROWS, most)))
-    return replace(config, row_length=-(-longest // ROW_UNIT) * ROW_UNIT)
+    unit = ROW_UNIT if longest > SHORT_ROW else SHORT_UNIT
+    return replace(config, row_length=-(-longest // unit) * unit)
 
 
 def _keep_apart(
@@ -354,6 +358,7 @@ def _pack(
     invalid: Invalid | None = None,
 ) -> Dataset:
     """`sparse`: sources of which nothing is there are left out. `invalid` has what was left out of them."""
+    config = _with_row_length(config, kind, encoded)
     collected = [
         collect(records, kind, source.name)
         for source, records in zip(sources, encoded, strict=True)
@@ -372,7 +377,7 @@ def _pack(
     rows = build_rows(
         items,
         kind,
-        row_length=_slots(config, kind),
+        row_length=config.slots(kind),
         max_segments=config.segments,
         packing=config.packing,
         seed=config.seed,
@@ -386,12 +391,6 @@ def _pack(
     # By identity: records compare by all their rows.
     bad = [] if invalid is None else [row for row in invalid.rows if any(row.records is s for s in sources)]
     return Dataset(rows, report, tuple(sources), tuple(bad))
-
-
-def _slots(config: DataConfig, kind: str) -> int:
-    """Tokens of a row. Prompts stand one in a row, which need not hold more than one."""
-    one = KINDS[kind].one_per_row and 0 < config.max_length < config.row_length
-    return config.max_length if one else config.row_length
 
 
 def _check_labels(items: Sequence[Sequence[Item]], sources: Sequence[Records]) -> None:

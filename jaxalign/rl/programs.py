@@ -23,7 +23,7 @@ def on_policy_programs(stage: "OnPolicyStage", run: Run) -> list[Program]:
     config, options, model = run.config, run.config.options, run.model
     check_run(stage, run)
     micro, k = config.num_microbatches, options.samples_per_row
-    E, P, N = config.batch_size, config.data.max_length, options.sampling.max_new_tokens
+    E, P, N = config.batch_size, config.data.slots(stage.data), options.sampling.max_new_tokens
     T, part = P + N, config.batch_size // options.num_minibatches
     params, scalar = run.abstract_params(), run.abstract_params(scalar=True)
     policy = abstract_train_state(params, run.optimizer, run.mesh)

@@ -132,42 +132,42 @@ def resolve_data(
     """
     found = []
     if not config.data.row_length:
-        data, length = config.data, rows.row_length
-        # Prompts stand in rows of their own, which are as long as the longest of them.
-        changes = {"max_length": length} if KINDS[rows.kind].one_per_row else {}
-        config = dataclasses.replace(config, data=dataclasses.replace(data, row_length=length, **changes))
-        found.append(f"data.row_length={length:,} (of these data)")
+        data = dataclasses.replace(config.data, row_length=rows.row_length)
+        config = dataclasses.replace(config, data=data)
+        found.append(f"data.row_length={rows.row_length:,} (of these data)")
     free = not config.batch_size
+    why = ""
     if free:
-        recipe: Recipe = config.stage.recipe
-        rate = recipe.rate(size.parameters, fresh=size.fresh)
-        batch = (rate and rate.batch) or recipe.batch
-        per_row = getattr(config.options, "samples_per_row", 1)
-        records = sum(len(item.ids) for item in rows.items) if recipe.in_tokens else len(rows.items)
-        wanted = batch / per_row
-        most = records if config.num_steps else records * config.num_epochs / LEAST_STEPS
-        config = _with_rows(config, int(min(wanted, most) * len(rows) / records), mesh)
-        unit = (
-            "tokens"
-            if recipe.in_tokens
-            else "completions"
-            if hasattr(config.options, "sampling")
-            else "records"
-        )
-        source = rate.source if rate is not None and rate.batch else recipe.source
-        why = (
-            f"about {batch:,} {unit}, {source}"
-            if wanted <= most
-            else f"few data: not {batch:,} {unit} a step"
-        )
-        found.append(f"batch_size={config.batch_size:,} ({why})")
-    if not config.num_microbatches:
+        config, why = _with_batch(config, rows, mesh, size)
+    cut = not config.num_microbatches
+    if cut:
         config = _with_microbatches(config, mesh, free=free)
-        if config.num_microbatches > 1:
-            found.append(
-                f"num_microbatches={config.num_microbatches} (at most {SLICE_TOKENS:,} tokens at once on a device)"
-            )
+    if free:
+        found.append(f"batch_size={config.batch_size:,} ({why})")
+    if cut and config.num_microbatches > 1:
+        found.append(
+            f"num_microbatches={config.num_microbatches} (at most {SLICE_TOKENS:,} tokens at once on a device)"
+        )
     return config, tuple(found)
+
+
+def _with_batch(config: Any, rows: Rows, mesh: Mesh | AbstractMesh, size: Size) -> tuple[Any, str]:
+    """The config with a batch as published, or less of few data, and which of the two it is."""
+    recipe: Recipe = config.stage.recipe
+    rate = recipe.rate(size.parameters, fresh=size.fresh)
+    batch, source = recipe.batch, recipe.source
+    if rate is not None and rate.batch:
+        batch, source = rate.batch, rate.source
+    unit = "completions" if hasattr(config.options, "sampling") else "records"
+    records = len(rows.items)
+    if recipe.in_tokens:
+        unit, records = "tokens", sum(len(item.ids) for item in rows.items)
+    wanted = batch / getattr(config.options, "samples_per_row", 1)
+    most = records if config.num_steps else records * config.num_epochs / LEAST_STEPS
+    config = _with_rows(config, int(min(wanted, most) * len(rows) / records), mesh)
+    if wanted <= most:
+        return config, f"about {batch:,} {unit}, {source}"
+    return config, f"few data: not {batch:,} {unit} a step"
 
 
 def resolve_without_data(config: Any, mesh: Mesh | AbstractMesh) -> Any:
@@ -211,7 +211,8 @@ def keep_found(config: Any, workdir: Path) -> Any:
         options=options,
         model=kept(config.model, "config.model", "dtype"),
         optimizer=kept(config.optimizer, "config.optimizer", "learning_rate"),
-        data=kept(config.data, "config.data", "max_length", "row_length"),
+        # The row length is that of the same data again.
+        data=kept(config.data, "config.data", "max_length"),
     )
 
 
@@ -232,7 +233,7 @@ def _with_microbatches(config: Any, mesh: Mesh | AbstractMesh, *, free: bool) ->
       free: the batch may become a little smaller where that halves their number.
     """
     sampling = getattr(config.options, "sampling", None)
-    length = config.data.row_length if sampling is None else config.data.max_length + sampling.max_new_tokens
+    length = config.data.slots(config.stage.data) + (0 if sampling is None else sampling.max_new_tokens)
     pieces = shards(mesh, "batch") * getattr(config.options, "num_minibatches", 1)
     rows = max(1, config.batch_size // pieces)  # of a device, in an update
     most = max(1, SLICE_TOKENS // length)

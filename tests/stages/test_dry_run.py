@@ -1,5 +1,7 @@
 """`train --dry-run` says what a run would be and leaves nothing; errors are those of training."""
 
+import io
+
 import jax
 import pytest
 from rich.console import Console
@@ -16,7 +18,7 @@ from jaxalign.verbs.train import TrainRequest
 
 
 def said(stage, runs, workdir="", **changes):
-    console = Console(record=True, width=200, file=open("/dev/null", "w"))
+    console = Console(record=True, width=200, file=io.StringIO())
     print_dry_run(parse_config(make_config(stage, runs, **changes)), str(workdir), console)
     return console.export_text()
 

@@ -105,15 +105,16 @@ def test_what_looks_wrong_is_said_with_the_way_out(runs, tmp_path, capsys):
     rows = write_jsonl(tmp_path / "rows.jsonl", ROWS * 8)
     out = said("one", batch_size=64, num_epochs=1.0)
     assert "warning: config.num_epochs=1 is a single step, as a batch holds all rows" in out
-    assert "or 0 to have it chosen" in out and "% full:" not in out
+    assert "or 0 to have it chosen" in out
     out = said("apart", batch_size=8, num_epochs=1.0, data__packing=False)
     assert "warning: only 5 steps" in out
     assert "set config.batch_size=2 in place of 8 or config.num_epochs=4" in out
-    out = said("chosen", batch_size=0, num_epochs=1.0, optimizer__warmup=0.1, data__row_length=0)
+    open_keys = {"batch_size": 0, "data__row_length": 0, "data__max_segments": 0, "num_microbatches": 0}
+    out = said("chosen", num_epochs=1.0, optimizer__warmup=0.1, **open_keys)
+    assert "20 of 20 steps to go = 1 epochs in all; a step is " in out
     assert "warning" not in out and "rises for 2 steps to 0.001" in out
     assert (
-        "chosen where the config leaves it open: data.row_length=128 (of these data), batch_size=1 (few"
-        in out
+        "chosen where the config leaves it open: data.row_length=" in out and "few data: not 128 rec" in out
     )
 
 

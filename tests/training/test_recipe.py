@@ -233,8 +233,9 @@ class Letters:
 @pytest.mark.parametrize(
     ("lengths", "row_length"),
     [
-        ([30] * 40, 128),  # few short ones do not make a long row
-        ([60, 100, 140] * 70, 768),  # 8 of them, fewer than leave 64 rows
+        ([30] * 40, 32),  # few short ones do not make a long row
+        ([60, 100, 140] * 70, 336),  # 64 rows, as there are few
+        ([60, 100, 140] * 700, 896),  # 8 of them
         ([60, 100, 140] * 70 + [1500], 1536),  # the longest, whatever the mean
         ([700, 1000, 1300] * 50, 2048),  # no longer than the longest that there could be
     ],
@@ -244,7 +245,7 @@ def test_rows_fit_the_data(lengths, row_length, monkeypatch):
     records = Records([{"text": "a" * (n - 1)} for n in lengths], "m")
     dataset = dataset_from_records([records], DataConfig(max_length=2048), Letters(), "text")
     assert dataset.rows.row_length == row_length
-    if len(lengths) == 210:
+    if len(lengths) == 2100:
         assert dataset.rows.efficiency > 0.9
 
 
