@@ -60,7 +60,8 @@ class Section(ConfigDict):
             raise UnknownKey(unknown_key(self, name)) from None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        base: Any = super()
+        base.__setstate__(state)
         if _CLASS in state:
             object.__setattr__(self, _CLASS, state[_CLASS])
 

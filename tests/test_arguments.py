@@ -74,8 +74,8 @@ def test_a_file_of_ones_own_needs_jaxalign_alone(tmp_path):
     )
     shown = jaxalign(tmp_path, "train", "--config=my_simpo.py:3", "--config.dpo.nll_coef=1", "--print-config")
     assert shown.returncode == 0, shown.stderr
-    assert "    config.dpo.beta = 3.0  # float; default: 0.1\n" in shown.stdout
-    assert "    config.dpo.nll_coef = 1.0  # float; default: 0.0\n" in shown.stdout
+    assert "    config.dpo.beta = 3.0  # float, above 0; default: 0.1\n" in shown.stdout
+    assert "    config.dpo.nll_coef = 1.0  # float, at least 0; default: 0.0\n" in shown.stdout
 
 
 def test_an_existing_path_wins_over_a_name(tmp_path, monkeypatch):

@@ -140,7 +140,7 @@ def test_a_printed_config_is_a_config_file_of_the_same_config(name, capsys, tmp_
     found = parse_config(read_config(str(tmp_path / "saved.py")))
     assert to_json(found) == to_json(wanted) and found.stage.name == wanted.stage.name
     assert (wanted.seed, wanted.optimizer.clip_norm, wanted.data.weights) == (7, None, (0.5, 0.25))
-    assert "    config.seed = 7  # int; default: 0\n" in printed
+    assert "    config.seed = 7  # int, at least 0 and below 4294967296; default: 0\n" in printed
     assert (
         "    # Global gradient norm; None turns clipping off.\n    config.optimizer.clip_norm = None  #"
         in printed

@@ -118,7 +118,7 @@ class Config(Checked, at="config"):
             if name not in TRACKERS:
                 raise ConfigError(
                     f"config.trackers={self.trackers!r}: {name!r} is not one of {', '.join(TRACKERS)}"
-                    f"{nearest_hint(name, TRACKERS)}"
+                    f"{nearest_hint(name, list(TRACKERS))}"
                 )
         if self.num_microbatches and self.batch_size % self.num_microbatches:
             raise ConfigError(

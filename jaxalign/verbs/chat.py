@@ -201,7 +201,7 @@ class Talk:
         if not rows:
             raise ConfigError("there is no conversation to save")
         with open(to_path(name), "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(_without_none(row), ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self.tell(f"{name}: {amount(len(rows), 'row')} more")
 
     def tell(self, text: str) -> None:
@@ -226,12 +226,6 @@ def read_temperature(value: Any) -> float:
     if isinstance(value, bool) or not 0 <= found < math.inf:
         raise ConfigError(f"temperature {value!r} is no number of 0 or more; 0.7 is one")
     return found
-
-
-def _without_none(row: Any) -> Any:
-    if isinstance(row, dict):
-        return {key: _without_none(value) for key, value in row.items() if value is not None}
-    return [_without_none(value) for value in row] if isinstance(row, list | tuple) else row
 
 
 def _messages(console: Console, lines: Any) -> Iterator[str]:

@@ -75,6 +75,8 @@ async function ask(column, seed, signal) {
       for (const line of lines) {
         const part = JSON.parse(line);
         if (part.error) throw new Error(part.error);
+        // Of a stop string, a part may have been shown before it was whole.
+        if (part.done) { reply = part.reply; box.textContent = reply; }
         if (part.text) { reply += part.text; box.textContent = reply; box.scrollIntoView({block: 'end'}); }
       }
     }

@@ -1,7 +1,7 @@
 """`jaxalign chat --web`: a page of this machine alone on which one talks to a model, or to two side by side.
 
 The browser keeps the conversation and sends the whole of it with each message; the server keeps nothing. A reply comes
-as lines of JSON while it is sampled: {"text": more of it}, ..., {"done": true} or {"error": what is wrong}.
+as lines of JSON while it is sampled: {"text": more of it}, then {"done": true, "reply": all of it} or {"error": why}.
 
 Other pages that the browser shows must not talk to the models, nor read what they say: the server listens on 127.0.0.1
 alone, its address holds a random token, a request must name this host (a name that resolves to it is not enough, as in
@@ -71,19 +71,20 @@ class ChatServer(http.server.ThreadingHTTPServer):
         """Frees the port."""
         self.server_close()
 
-    def answer(self, asked: Any) -> Iterator[str]:
-        """What a model says more and more to a conversation, in pieces that only grow.
+    def answer(self, asked: Any) -> Iterator[dict[str, Any]]:
+        """The lines of a reply to a conversation: pieces of it, and at last the whole.
 
         Raises:
           ConfigError: what is asked is no conversation with one of the models.
         """
         speaker, said, sampling, seed = self._read(asked)
-        written = ""
+        written = reply = ""
         for reply in speaker.answer(said, sampling, jax.random.key(seed), plain=self.request.plain):
             # A tokenizer may change its mind about the last characters: they are sent once they stay.
             if reply.startswith(written):
-                yield reply[len(written) :]
+                yield {"text": reply[len(written) :]}
                 written = reply
+        yield {"done": True, "reply": reply}
 
     def _read(self, asked: Any) -> tuple[Speaker, list[Message], SamplingConfig, int]:
         if (
@@ -164,9 +165,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         # A reader who leaves ends the sampling with the next token.
         with contextlib.suppress(ConnectionError, TimeoutError):
             try:
-                for text in self.server.answer(json.loads(body)):
-                    self._chunk({"text": text})
-                self._chunk({"done": True})
+                for line in self.server.answer(json.loads(body)):
+                    self._chunk(line)
             except (JaxalignError, ValueError, RecursionError) as error:
                 self._chunk({"error": str(error)})
             self.wfile.write(b"0\r\n\r\n")

@@ -246,6 +246,7 @@ def _drawn(histories: Sequence[History], metrics: Sequence[str], kind: str) -> b
                 )
             axes.set_title(_ascii(metric), loc="left")
             axes.set_xlabel("step")
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(color="#8888", linewidth=0.4)
             axes.spines[["top", "right"]].set_visible(False)
         handles, labels = axes.get_legend_handles_labels()
@@ -266,7 +267,7 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1rem auto; padding: 0 1rem }
 svg { width: 100%; height: auto; background: #fff }
 .wide { overflow-x: auto }
-table { border-collapse: collapse }
+table { border-collapse: collapse; margin-bottom: 1.5rem }
 th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #8886; vertical-align: top }
 """
 

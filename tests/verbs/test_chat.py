@@ -175,9 +175,9 @@ def test_a_reply_of_the_page_is_the_greedy_text_of_generate(server, folder, tmp_
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         for row, messages in zip(rows, (turns, longer), strict=True):
             parts = reply(server, model=number, messages=messages)
-            assert parts[-1] == {"done": True} and len(parts) > 2
+            assert parts[-1]["done"] and len(parts) > 2
             text = "".join(part["text"] for part in parts[:-1])
-            assert text == row["completion"][0]["content"] and text
+            assert text == parts[-1]["reply"] == row["completion"][0]["content"] and text
 
 
 def test_temperature_and_seed_are_those_that_are_asked_for(server):
@@ -272,7 +272,7 @@ def test_a_reader_who_leaves_ends_the_reply(server, monkeypatch):
     def endless(self, asked):
         try:
             while True:
-                yield "x" * 65536
+                yield {"text": "x" * 65536}
         finally:
             ended.set()
 
