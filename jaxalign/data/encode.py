@@ -16,7 +16,6 @@ from functools import lru_cache
 from itertools import combinations, pairwise
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from jaxalign.data.invalid import Invalid, MustFit
@@ -39,6 +38,7 @@ from jaxalign.errors import ConfigError, DataError, shorten
 from jaxalign.text.chat import LEARN, render_chat
 from jaxalign.text.rendered import CONTROL_TOKENS, check_plain, read_rendered, spelled
 from jaxalign.text.shown import check_decodes, check_shown
+from jaxalign.text.templates import ChatTemplate
 from jaxalign.text.token_roles import answer_tokens
 from jaxalign.text.tokenizer import Tokenizer
 
@@ -60,7 +60,7 @@ def encode_records(
     records: Records,
     kind: str,
     tokenizer: Tokenizer,
-    template: jinja2.Template | None = None,
+    template: ChatTemplate | None = None,
     *,
     max_length: int,
     overlong: str = "drop",
@@ -123,7 +123,7 @@ def encode_text(
     record: Text | Transcript,
     tokenizer: Tokenizer,
     max_length: int,
-    template: jinja2.Template | None = None,
+    template: ChatTemplate | None = None,
     reading: Reading = DEFAULT,
 ) -> list[Item]:
     """Encode text or a whole conversation for pretraining, split into sequences of at most `max_length` tokens.
@@ -148,7 +148,7 @@ def encode_text(
 def encode_completion(
     record: PromptCompletion | Chat,
     tokenizer: Tokenizer,
-    template: jinja2.Template | None = None,
+    template: ChatTemplate | None = None,
     reading: Reading = DEFAULT,
 ) -> Item:
     """Encode a supervised completion, or a conversation with its assistant turns supervised."""
@@ -160,7 +160,7 @@ def encode_completion(
 def encode_preference(
     record: Preference | Ranking,
     tokenizer: Tokenizer,
-    template: jinja2.Template | None = None,
+    template: ChatTemplate | None = None,
     reading: Reading = DEFAULT,
 ) -> Item:
     """Encode every response after its prompt, chosen before rejected; ties of a ranking make no pair.
@@ -185,7 +185,7 @@ def encode_preference(
 def encode_unpaired(
     record: Unpaired,
     tokenizer: Tokenizer,
-    template: jinja2.Template | None = None,
+    template: ChatTemplate | None = None,
     reading: Reading = DEFAULT,
 ) -> Item:
     """Encode every completion after its prompt; both of a pair are kept or dropped together."""
@@ -196,7 +196,7 @@ def encode_unpaired(
 def encode_prompt(
     record: Prompt,
     tokenizer: Tokenizer,
-    template: jinja2.Template | None = None,
+    template: ChatTemplate | None = None,
     reading: Reading = DEFAULT,
 ) -> Item:
     """Encode a prompt up to where the reply begins; nothing is supervised."""
@@ -231,7 +231,7 @@ ENCODERS: dict[type, Callable[..., Item]] = {
 
 @lru_cache(maxsize=64)
 def answer_ending(
-    roles: tuple[str, ...], tokenizer: Tokenizer, template: jinja2.Template | None
+    roles: tuple[str, ...], tokenizer: Tokenizer, template: ChatTemplate | None
 ) -> tuple[int, ...]:
     """What a chat format writes after the answer to a conversation of these roles, from the stop token on.
 
@@ -294,7 +294,7 @@ def _continuation(
     record: PromptCompletion | Preference | Ranking | Unpaired,
     completion: Turns,
     tokenizer: Tokenizer,
-    template: jinja2.Template | None,
+    template: ChatTemplate | None,
     reading: Reading,
 ) -> Item:
     prompt = record.prompt
@@ -311,7 +311,7 @@ def _plain(
     prompt: str,
     completion: str,
     tokenizer: Tokenizer,
-    template: jinja2.Template | None,
+    template: ChatTemplate | None,
     reading: Reading,
     what: str,
 ) -> Item:
@@ -332,7 +332,7 @@ def _plain(
 def _begun(
     record: Prompt | PromptCompletion | Preference | Ranking | Unpaired,
     tokenizer: Tokenizer,
-    template: jinja2.Template | None,
+    template: ChatTemplate | None,
     reading: Reading,
 ) -> Item:
     """A prompt whose last turn is the beginning of the answer, up to where the answer goes on; nothing is supervised.
@@ -360,7 +360,7 @@ def _continued(
     record: PromptCompletion | Preference | Ranking | Unpaired,
     completion: tuple[Message, ...],
     tokenizer: Tokenizer,
-    template: jinja2.Template | None,
+    template: ChatTemplate | None,
     reading: Reading,
 ) -> Item:
     """A turn that the prompt begins and the completion, as a model samples it from there, ends."""
@@ -385,7 +385,7 @@ def _continued(
 def _chat(
     messages: tuple[Message, ...],
     tokenizer: Tokenizer,
-    template: jinja2.Template | None,
+    template: ChatTemplate | None,
     reading: Reading,
     **options: Any,
 ) -> Item:

@@ -174,7 +174,9 @@ def _listed(value: Any, name: str) -> list[Row]:
         value = json.loads(value or "[]") if isinstance(value, str) else value
         value = [value] if isinstance(value, Mapping) else [] if value is None else value
         if isinstance(value, Sequence) and not isinstance(value, str):
-            listed = [json.loads(item) if isinstance(item, str) and item else item for item in value]
+            listed: list[Any] = [
+                json.loads(item) if isinstance(item, str) and item else item for item in value
+            ]
             listed = [item for item in listed if item not in (None, "", {})]
             if all(isinstance(item, Mapping) for item in listed):
                 return listed

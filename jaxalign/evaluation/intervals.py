@@ -59,7 +59,7 @@ def proportion_interval(hits: float, count: int) -> Interval:
     return float(p), max(0.0, min(float(centre - half), p)), min(1.0, max(float(centre + half), p))
 
 
-def win_rate(mine: Sequence[float], theirs: Sequence[float]) -> Interval:
+def win_rate(mine: Sequence[float] | Any, theirs: Sequence[float] | Any) -> Interval:
     """How often my score is higher on the same question, a tie counting half, and Wilson's interval of that share.
 
     Ties vary less than wins and losses, so with many of them the interval is wider than it must be.

@@ -7,47 +7,50 @@ import jax.numpy as jnp
 
 from jaxalign.losses.numerics import keep, require_float32
 
+# A scalar: traced, on a device, or on the host.
+Scalar = Any
+
 
 class Mean(NamedTuple):
     """A weighted mean as its two sums, Σ weight · x and Σ weight."""
 
-    total: jax.Array
-    weight: jax.Array
+    total: Scalar
+    weight: Scalar
 
 
 class Difference(NamedTuple):
     """A difference of two weighted means over different entries, as the two sums of each; 0 if one is empty."""
 
-    total: jax.Array
-    weight: jax.Array
-    less_total: jax.Array
-    less_weight: jax.Array
+    total: Scalar
+    weight: Scalar
+    less_total: Scalar
+    less_weight: Scalar
 
 
 class Max(NamedTuple):
     """A maximum; -inf when nothing was counted."""
 
-    value: jax.Array
+    value: Scalar
 
 
 class Min(NamedTuple):
     """A minimum; +inf when nothing was counted."""
 
-    value: jax.Array
+    value: Scalar
 
 
 class Std(NamedTuple):
     """A standard deviation, of n - 1 degrees of freedom, as Σ weight, the mean, and Σ weight · (x - mean)²."""
 
-    weight: jax.Array
-    mean: jax.Array
-    squares: jax.Array
+    weight: Scalar
+    mean: Scalar
+    squares: Scalar
 
 
 class Last(NamedTuple):
     """What holds at a time, such as a learning rate: of several, the one that came last."""
 
-    value: jax.Array
+    value: Scalar
 
 
 Metric = Mean | Difference | Max | Min | Std | Last

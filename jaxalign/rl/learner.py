@@ -141,7 +141,7 @@ def merge_ragged(seen: list[Metrics]) -> Metrics:
         merged |= merge({name: jax.tree.map(lambda *xs: np.stack(xs), *values)})
     for name in merged:
         if name.startswith(FLOPS):  # what was computed adds up, where all else is averaged
-            merged[name] = Mean(merged[name].total, jnp.ones(()))
+            merged[name] = Mean(merged[name][0], jnp.ones(()))
     if "val/ratio" in merged:
         mean = finalize({"r": merged["val/ratio"], "s": merged.pop("val/ratio_sq")})
         merged["policy/ratio_var"] = Mean(mean["s"] - jnp.square(mean["r"]), jnp.ones(()))

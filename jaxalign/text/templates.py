@@ -127,6 +127,7 @@ def _with_default(tree: jinja2.nodes.Template) -> set[str]:
 def _saved_answer_tokens(tree: jinja2.nodes.Template) -> Sequence[str]:
     for node in tree.find_all(jinja2.nodes.Assign):
         if isinstance(node.target, jinja2.nodes.Name) and node.target.name == ANSWER_TOKENS:
+            assert isinstance(node.node, jinja2.nodes.Expr)
             return node.node.as_const()
     return ()
 

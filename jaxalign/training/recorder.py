@@ -98,8 +98,8 @@ class Recorder:
         # From the end of one step to the end of the next: when a step is sent says nothing of when it is done.
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
-        tokens = metrics.pop(TOKENS, None)
-        computed = [metrics.pop(name) for name in list(metrics) if name.startswith(FLOPS)]
+        tokens: Any = metrics.pop(TOKENS, None)
+        computed: list[Any] = [metrics.pop(name) for name in list(metrics) if name.startswith(FLOPS)]
         # The first step after a start compiles, or goes on in its middle: its times are those of no other.
         metrics |= {FIRST_STEP_TIME: _per(elapsed)} if self._first else times | {STEP_TIME: _per(elapsed)}
         if tokens is not None:

@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.storage import to_path
@@ -103,7 +104,9 @@ def _tell_other_rates(run: Run, meta: dict[str, Any]) -> None:
     if before == run.steps or not done or jax.process_index() != 0:
         return
     former = make_schedule(config.optimizer, count_updates(config, before))
-    last, unchanged, new = (float(x) for x in (former(done - 1), former(done), run.schedule(done)))
+    last, unchanged, new = (
+        float(np.asarray(x)) for x in (former(done - 1), former(done), run.schedule(done))
+    )
     if abs(new - unchanged) > 1e-6 * max(new, unchanged):
         print(
             f"{run.workdir}: was begun for {before} steps and has {run.steps} now, over which the schedule "

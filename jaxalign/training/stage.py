@@ -301,10 +301,13 @@ def token_metrics(statistics: TokenStatistics, batch: Any) -> Metrics:
         sides = {"chosen": batch.mask_of(batch.chosen), "rejected": batch.mask_of(batch.rejected)}
     if isinstance(batch, UnpairedBatch):
         counted = batch.mask_of(batch.completion)
-    return {
+    found: Metrics = {
         "entropy": masked_mean(statistics.entropy, counted),
         "mean_token_accuracy": masked_mean(statistics.is_top1, sides.get("chosen", counted)),
-    } | {f"logits/{side}": masked_mean(statistics.mean_logit, mask) for side, mask in sides.items()}
+    }
+    return found | {
+        f"logits/{side}": masked_mean(statistics.mean_logit, mask) for side, mask in sides.items()
+    }
 
 
 def check_loss(result: Any, where: str) -> tuple[jax.Array, Metrics]:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jinja2
 import numpy as np
 from rich.console import Console
 
@@ -220,7 +219,7 @@ def check_contexts(
     dataset: Dataset,
     kind: str,
     tokenizer: Tokenizer,
-    template: jinja2.Template | None,
+    template: ChatTemplate | None,
     reading: Reading = DEFAULT,
 ) -> dict[str, int]:
     """How often the tokens before a completion are not the very prompt that sampling would begin from.

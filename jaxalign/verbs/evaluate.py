@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from jaxalign import parallel
 from jaxalign.data import Dataset, Tokenizer, build_dataset, load_tokenizer
 from jaxalign.data.kinds import PAIRS, PAIRS_OR_DEMONSTRATIONS
-from jaxalign.data.values import TOOLS
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation import (
     Interval,
@@ -256,11 +255,7 @@ def _model_judge(request: EvaluateRequest) -> Judge:
     scorer = model_scorer(request.reward_model, max_length=longest, batch_size=request.batch_size)
 
     def score(ask: Asked, answers: Answers) -> np.ndarray:
-        tools = [{name: row[name] for name in TOOLS if row.get(name)} for row in ask.rows]
-        made = [
-            completion_row(*said) | more
-            for *said, more in zip(ask.prompts, answers.texts, tools, strict=True)
-        ]
+        made = map(completion_row, ask.prompts, answers.texts, ask.rows)
         scores = scorer([[Completion(row, where)] for row, where in zip(made, ask.where, strict=True)])
         return np.asarray(scores, np.float64)[:, 0]
 
