@@ -17,25 +17,31 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def changes(runs):
-    """A rate at which the loss falls and then rises: the best evaluation is neither the first nor the last."""
+    """A rate at which the loss falls, rises and falls again: the best evaluation before the end is not the last."""
     return {
         "num_steps": STEPS,
         "eval_every": 1,
         "eval_at_start": True,
         "eval_batch_size": 16,
         "data.eval": str(runs / "pretrain.jsonl"),
-        "optimizer.learning_rate": 0.1,
+        "optimizer.learning_rate": 0.4,
         "best.metric": "loss",
         "best.patience": 2,
         "best.export": True,
-        "keep_every": 3,
+        "keep_every": 2,
     }
 
 
 @pytest.fixture(scope="module")
-def whole(runs, changes, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    run("pretrain", runs, folder, **changes)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture
+def whole(runs, changes, folder):
+    """A run that nothing disturbed; made in the first test, with whose compilation settings the others compare."""
+    if not (folder / "summary.json").exists():
+        run("pretrain", runs, folder, **changes)
     return folder
 
 
@@ -71,12 +77,12 @@ def test_the_run_ends_early_and_leaves_its_best(whole):
     said = summary(whole)
     assert said["best"] == {"metric": "loss", "step": best, "position": best, "value": found[best]}
     assert said["steps"] == last and said["eval"]["eval/loss"] == found[best]
-    assert kept(whole) == sorted({best, last} | {step for step in (3, 6) if step <= last})
+    assert kept(whole) == sorted({best, last} | set(range(2, last + 1, 2)))
     assert_same_bits(weights(whole, "model"), only(whole, best))
     assert (weights(whole, "model")["params/embedding"] != only(whole, last)["params/embedding"]).any()
 
 
-@pytest.mark.parametrize("stop", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3, 4))])
+@pytest.mark.parametrize("stop", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3))])
 def test_a_run_that_was_stopped_chooses_alike(stop, runs, changes, whole, tmp_path):
     with pytest.raises(Stopped):
         run("pretrain", runs, tmp_path, **changes, stop_at=lambda *now: now == (stop, 0))
@@ -131,9 +137,10 @@ def test_a_signal_in_an_evaluation_stops_within_a_batch(runs, changes, whole, tm
     batches, read = Run.eval_batches, []
 
     def counted(self):
-        for number, batch in enumerate(batches(self)):
-            read.append(number)
-            if len(read) == 7:  # totals and the evaluation at the start have read two each, twice
+        read.append(0)
+        for batch in batches(self):
+            read[-1] += 1
+            if len(read) == 2 and read[-1] == 2:  # the first time they are read for the totals
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
@@ -141,7 +148,7 @@ def test_a_signal_in_an_evaluation_stops_within_a_batch(runs, changes, whole, tm
     monkeypatch.setattr(Run, "eval_batches", counted)
     with pytest.raises(Stopped, match="stopped in the evaluation after step 0; state saved"):
         run("pretrain", runs, tmp_path, **small)
-    assert len(read) == 7 and kept(tmp_path) == [0] and history(tmp_path, "eval") == []
+    assert read[0] > 3 and read[1:] == [2] and kept(tmp_path) == [0] and history(tmp_path, "eval") == []
     said = capfd.readouterr().err
     assert "stopping as soon as the state is saved, as SIGTERM asks; a Ctrl-C ends it at once" in said
     monkeypatch.setattr(Run, "eval_batches", batches)

@@ -19,11 +19,16 @@ EVERY = {"checkpoint_every": 1, "keep_checkpoints": 9}
 
 
 @pytest.fixture(scope="module")
-def sft(runs, tmp_path_factory):
-    """A run of three steps that keeps all of them, and a best one."""
-    folder = tmp_path_factory.mktemp("sft")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("sft")
+
+
+@pytest.fixture
+def sft(runs, folder):
+    """A run of three steps that keeps all of them, and a best one; made in the first test."""
     changes = {"eval_every": 1, "best.metric": "loss", "data.eval": str(runs / "sft.jsonl")}
-    run("sft", runs, folder, **EVERY, **changes, **{"optimizer.learning_rate": 1e-2})
+    if not (folder / "summary.json").exists():
+        run("sft", runs, folder, **EVERY, **changes, **{"optimizer.learning_rate": 1e-2})
     return folder
 
 
