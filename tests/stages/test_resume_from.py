@@ -57,6 +57,7 @@ def test_a_run_with_a_reference_keeps_it_and_step_0_does_not_refuse(runs, tmp_pa
     assert history(tmp_path / "b")[0][1]["rewards/margins"] > max(last, 0.01)
 
 
+@pytest.mark.slow
 def test_it_resumes_from_its_own_checkpoints_and_no_longer_looks_at_the_other(runs, tmp_path):
     run("sft", runs, tmp_path / "a", num_steps=2)
     changes = {"resume_from": str(tmp_path / "a"), "num_steps": 3, "checkpoint_every": 1}
@@ -88,7 +89,9 @@ def test_what_is_no_state_of_this_stage_is_refused(runs, tmp_path):
         run("sft", runs, tmp_path, num_steps=2, batch_size=16)
 
 
-@pytest.mark.parametrize(("schedule", "told"), [("cosine", True), ("constant", False)])
+@pytest.mark.parametrize(
+    ("schedule", "told"), [("cosine", True), pytest.param("constant", False, marks=pytest.mark.slow)]
+)
 def test_a_longer_run_says_what_the_rate_does(schedule, told, runs, tmp_path, capsys):
     """Of two steps with a cosine the last rate is half the peak, the next would be 0, and over four is half again."""
     changes = {"optimizer.schedule": schedule}
