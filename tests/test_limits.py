@@ -70,11 +70,7 @@ def test_every_key_that_may_be_none_can_be_set_to_it_by_a_flag(stage):
         if types.NoneType in typing.get_args(each)
     ]
     assert "optimizer.clip_norm" in dict(keys)
-    must = [
-        f"--config.{stage}.{k}=m:f"
-        for k in ("reward_function", "teacher")
-        if k in default_config(stage)[stage]
-    ]
+    must = [f"--config.{stage}.{k}=m:f" for k in ("reward", "teacher") if k in default_config(stage)[stage]]
     for key, hint in keys:
         for word in ("None", "none", "NONE"):
             config = parse_config(read_config(stage, [*must, f"--config.{key}=1", f"--config.{key}={word}"]))

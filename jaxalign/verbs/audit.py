@@ -24,6 +24,7 @@ from jaxalign.data.records import Chat, Prompt, Record, Turns, parse_record
 from jaxalign.errors import amount
 from jaxalign.stages import parse_config
 from jaxalign.storage import to_path, write_whole
+from jaxalign.text.templates import ChatTemplate
 from jaxalign.text.tokenizer import unknown_id
 from jaxalign.training.config import Config
 from jaxalign.training.open import open_inputs

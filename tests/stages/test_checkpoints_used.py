@@ -105,7 +105,7 @@ def test_every_place_that_takes_a_model_takes_a_checkpoint(sft, runs, tmp_path, 
         runs,
         tmp_path / "ppo",
         num_steps=1,
-        **{"model.init_from": at_1, "ppo.reward_model": f"{judge}@2"},
+        **{"model.init_from": at_1, "ppo.reward": f"{judge}@2"},
     )
     run("distill", runs, tmp_path / "distill", num_steps=1, **{"distill.teacher": f"{sft}@best"})
     prompts = f"--prompts={runs / 'prompts.jsonl'}"
