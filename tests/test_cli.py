@@ -68,9 +68,9 @@ def test_unknown_verb_names_the_known_ones(capsys):
             "--config.seed=one cannot be read; it must be of type int",
         ),
         (
-            ["train", "--config=sft", "--workdir=x", "--config.batch_size=0"],
+            ["train", "--config=sft", "--workdir=x", "--config.batch_size=-1"],
             1,
-            "config.batch_size=0 must be at",
+            "config.batch_size=-1 must be 0 or more",
         ),
         (["evaluate", "--model=no/such", "--prompts=p.jsonl", "--reward=math:sqrt"], 1, "--model='no/such'"),
         (["tokenizer", "--data=no.jsonl", "--out=t.model"], 1, "no.jsonl: no such file"),

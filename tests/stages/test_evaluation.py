@@ -96,7 +96,7 @@ def test_a_share_of_several_sources_is_measured_by_source(runs, tmp_path):
 def test_of_a_stage_that_samples_too(runs, split, tmp_path):
     parts, _ = split(runs / "prompts.jsonl", 3, 9)
     given = {"data.eval": ",".join(parts), "data.max_length": 48}
-    given |= {"grpo.reward_model": "", "grpo.reward_function": "tiny:prompt_length_reward"}
+    given |= {"grpo.reward": "tiny:prompt_length_reward"}
     found = evaluate("grpo", runs, tmp_path, **given)
     for part, path in zip(("new-test", "old-test"), parts, strict=True):
         lengths = [len(json.loads(line)["prompt"]) for line in pathlib.Path(path).read_text().splitlines()]

@@ -50,8 +50,8 @@ def test_longer_sequences_than_the_model_was_made_for_are_refused(short, runs, t
     with pytest.raises(ConfigError, match=message):
         run("ppo", runs, tmp_path / "ppo", **start | set_reward_function("reward_function"))
     # A reward model reads what the policy writes, and cannot be raised here.
-    with pytest.raises(ConfigError, match=r"config\.ppo\.reward_model was made for 20, .*; lower that$"):
-        run("ppo", runs, tmp_path / "judged", **{"ppo.reward_model": str(short / "reward")})
+    with pytest.raises(ConfigError, match=r"config\.ppo\.reward was made for 20, .*; lower that$"):
+        run("ppo", runs, tmp_path / "judged", **{"ppo.reward": str(short / "reward")})
     request = GenerateRequest(
         model=str(short / "sft"),
         prompts=str(runs / "prompts.jsonl"),

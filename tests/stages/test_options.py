@@ -266,7 +266,7 @@ GROUPS = (
 def test_groups_become_advantages_as_by_hand(name, changes):
     k, N = changes.get("group_size", 3), 4
     stage = find_stage(name)
-    settings = {"reward_function": "unused", "group_size": 3} | ({"kl_coef": 0.3} if name == "rloo" else {})
+    settings = {"reward": "unused:f", "group_size": 3} | ({"kl_coef": 0.3} if name == "rloo" else {})
     options = stage.options(**settings | changes)
     rng = np.random.default_rng(0)
     scores = rng.normal(1, 2, 12)
@@ -327,7 +327,7 @@ ELSEWHERE = {
     "test_trl_stages.test_rloo": "rloo.clip rloo.clip_high rloo.beta",
     "test_step_zero.test_dpo_begins_with_loss_ln2_and_no_margin": "dpo.precompute_reference",
     "test_step_zero.test_kto_begins_with_half_the_weights_and_no_margin": "kto.precompute_reference",
-    "test_stage_errors.test_config_errors_name_key_value_and_way_out": "reward_model reward_function teacher",
+    "test_stage_errors.test_config_errors_name_key_value_and_way_out": "reward teacher",
     "test_ppo_options.test_scores_of_a_model_and_a_function_are_weighted": "reward_weights",
 }
 

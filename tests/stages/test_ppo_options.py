@@ -155,8 +155,9 @@ def test_kl_estimators_are_what_they_are_called(estimator, runs, tmp_path):
     assert np.abs(d).max() > 0.1
 
 
-def test_kl_coef_follows_the_controller(baseline):
-    lines = [values for _, values in history(baseline("ppo"))]
+def test_kl_coef_follows_the_controller(runs, tmp_path):
+    run("ppo", runs, tmp_path, **{"num_steps": 3, "log_every": 1, "ppo.ppo_epochs": 1})
+    lines = [values for _, values in history(tmp_path)]
     assert lines[0]["kl_coef"] == pytest.approx(0.05)
     for now, after in itertools.pairwise(lines):
         error = np.clip(now["objective/kl"] / 1.0 - 1, -0.2, 0.2)  # kl_target 1, horizon 100, 8 episodes
@@ -167,13 +168,10 @@ def test_kl_coef_follows_the_controller(baseline):
 @pytest.mark.slow
 def test_scores_of_a_model_and_a_function_are_weighted(runs, tmp_path):
     """Of one rollout, the first, whose completions do not depend on rewards."""
-    model, function = (
-        {"ppo.reward_model": str(runs / "reward")},
-        {"ppo.reward_function": "tiny:reward_function"},
-    )
-    weights = {"ppo.reward_weights": (0.5, 2.0)}
+    model, function = str(runs / "reward"), "tiny:reward_function"
+    both = {"ppo.reward": f"{model},{function}", "ppo.reward_weights": (0.5, 2.0)}
     scores = []
-    for changes in (model, {"ppo.reward_model": ""} | function, model | function | weights):
+    for changes in ({"ppo.reward": model}, {"ppo.reward": function}, both):
         workdir = tmp_path / str(len(scores))
         run("ppo", runs, workdir, **{"num_steps": 1, "ppo.ppo_epochs": 1} | changes)
         scores.append(history(workdir)[0][1]["objective/scores"])
@@ -212,8 +210,8 @@ def test_early_stop_ends_the_policy_updates_of_a_rollout_only(runs, tmp_path):
     # Those that were left out have had their turn in the schedule, which is the critic's.
     assert (state["policy/step"], state["critic/step"]) == (8, 8) and 3 <= applied <= 4
     first, second = (values["learning_rate"] for _, values in history(tmp_path))
-    assert first == pytest.approx(1e-3 * (1 - 0.5 / 8), rel=1e-5)  # updates 0 and 1 of 8
-    assert second == pytest.approx(1e-3 * np.mean([1 - i / 8 for i in range(4, 8)][: applied - 2]), rel=1e-5)
+    assert first == pytest.approx(1e-3 * (1 - 1 / 8), rel=1e-5)  # of the last that was applied, 1 of 0 to 7
+    assert second == pytest.approx(1e-3 * (1 - (applied + 1) / 8), rel=1e-5)
 
 
 @pytest.mark.slow

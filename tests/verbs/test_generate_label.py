@@ -226,7 +226,8 @@ def test_a_reward_model_scores_each_completion_as_it_does_alone(folder, whole, t
     ],
 )
 def test_label_refuses(folder, whole, tmp_path, flags, message, capsys):
-    assert label(whole, tmp_path / "out.jsonl", *(flag.format(folder=folder) for flag in flags)) == 1
+    given = tuple(flag.format(folder=folder) for flag in flags)
+    assert label(whole, tmp_path / "out.jsonl", *given) == (2 if LENGTH in flags else 1)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
 
