@@ -18,7 +18,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 def tpu():
     """Skips a test where the compiler for TPUs is not installed."""
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed: pip install 'jaxalign[plan]'")
+        pytest.skip("libtpu is not installed: pip install '.[plan]'")
     cached = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)  # as `jaxalign plan` does
     reset_cache()  # tests before this one may have used it
