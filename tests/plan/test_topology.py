@@ -48,7 +48,7 @@ def test_slices_are_those_of_the_largest_pod_and_no_more():
 
 def test_without_a_compiler_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'jaxalign\[plan\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[plan\]'"):
         describe_devices(parse_topology("v5e:2x2"))
 
 

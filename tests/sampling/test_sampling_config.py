@@ -45,13 +45,13 @@ def test_what_changes_the_distribution_is_refused_where_its_log_probabilities_co
     with pytest.raises(
         ConfigError, match=rf"config\.ppo\.sampling uses {name}: completions would come from another"
     ):
-        PPOConfig(reward_function="f:f", sampling=SamplingConfig(**changes))
+        PPOConfig(reward="f:f", sampling=SamplingConfig(**changes))
 
 
 class Letters:
     eos_ids = (0,)
 
-    def decode(self, ids):
+    def decode_answer(self, ids):
         return "".join(chr(96 + i) for i in ids)
 
 
