@@ -89,7 +89,7 @@ STAGE = Stage(
     afterwards=(
         "jaxalign label --reward-model={run} --completions=COMPLETIONS.jsonl --out={beside}/pairs.jsonl",
         "jaxalign train --config=ppo --workdir={beside}/ppo --config.model.init_from=SFT_MODEL "
-        "--config.ppo.reward_model={run} --config.data.train=PROMPTS.jsonl",
+        "--config.ppo.reward={run} --config.data.train=PROMPTS.jsonl",
     ),
     step_zero=verify_scores,
     recipe=published.REWARD,

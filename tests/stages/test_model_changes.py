@@ -46,7 +46,7 @@ def test_longer_sequences_than_the_model_was_made_for_are_refused(short, runs, t
     )
     with pytest.raises(ConfigError, match=message):
         run("sft", runs, tmp_path / "sft", **start)
-    message = r"data\.max_length=16 and config\.ppo\.sampling\.max_new_tokens=8 make .* 24 tokens, but .* made for 20"
+    message = r"data\.max_length=16 and config\.ppo\.sampling\.max_new_tokens=8: prompt and completion .* the 20 tokens"
     with pytest.raises(ConfigError, match=message):
         run("ppo", runs, tmp_path / "ppo", **start | set_reward_function("reward_function"))
     # A reward model reads what the policy writes, and cannot be raised here.
