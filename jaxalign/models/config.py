@@ -54,9 +54,9 @@ class ModelConfig(Checked, at="config.model"):
     rope_beta_slow: float = field(1.0, above=0)  # yarn: as rope_low_frequency
     # yarn, longrope: cos and sin are multiplied by it; 0: as the paper says.
     rope_attention_factor: float = field(0.0, at_least=0)
-    # longrope: what each frequency is divided by, in sequences of at most the original context and in longer ones.
+    # longrope: what each frequency is divided by, in sequences of at most the original context.
     rope_short_factors: tuple[float, ...] = ()
-    rope_long_factors: tuple[float, ...] = ()
+    rope_long_factors: tuple[float, ...] = ()  # longrope: the same, in longer ones
     # --- Attention ---
     # RMSNorm of queries and keys: each "head" (Qwen 3), or "all" heads at once (OLMo 2).
     qk_norm: str = field("none", choices=("none", "head", "all"))
