@@ -63,6 +63,7 @@ def test_a_name_is_found_from_an_empty_folder_by_a_checkout(tmp_path):
     assert refused.returncode == 2 and "did you mean --config=sft?" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_needs_jaxalign_alone(tmp_path):
     (tmp_path / "my_simpo.py").write_text(
         "from __future__ import annotations\n"
@@ -187,6 +188,7 @@ def test_a_parameter_may_be_given_by_name():
     assert load_config("dpo", "smoke").num_steps == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("model", ["", *PRESETS])
 def test_smoke_tests_of_every_stage_are_small_and_whole(stage, model):

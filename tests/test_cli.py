@@ -85,6 +85,7 @@ def test_errors_are_one_clear_message(argv, code, message, capsys):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_version_runs_as_a_module():
     out = subprocess.run(
         [sys.executable, "-m", "jaxalign", "version"], capture_output=True, text=True, check=True, timeout=120

@@ -45,6 +45,7 @@ def constrained(stage):
                 yield f"{path}{each.name}", cls, each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", NAMES)
 def test_every_field_with_limits_is_refused_under_its_key(stage):
     found = list(constrained(stage))
@@ -60,6 +61,7 @@ def test_every_field_with_limits_is_refused_under_its_key(stage):
                 parse_config(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", NAMES)
 def test_every_key_that_may_be_none_can_be_set_to_it_by_a_flag(stage):
     """And back to a number, whichever flag comes last; whatever the config file says."""

@@ -385,6 +385,7 @@ def test_the_rewards_of_trl_work_as_they_are(tmp_path):
     assert np.isfinite(scores.total).all()
 
 
+@pytest.mark.slow
 def test_maths_answers_are_equal_by_value():
     pytest.importorskip("math_verify")
     for answer, completion, right in [

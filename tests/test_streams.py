@@ -44,6 +44,7 @@ def test_one_that_is_still_read_gets_everything():
     assert lines == [f"line {number} {'of stderr' * 10}" for number in range(3000)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 @pytest.mark.parametrize("command", [("-c", CHILD), ("-m", "jaxalign", "--help")])
 def test_a_full_disk_ends_nothing(command):

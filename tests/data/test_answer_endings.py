@@ -78,6 +78,7 @@ def read_by_reward_model(batch, completions):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [user, str])
 def test_rollouts_end_as_the_sequences_that_were_trained_on(folder, form):
     tokenizer = load_tokenizer(folder)

@@ -48,6 +48,7 @@ def test_epochs_wrap_and_drop_nothing(shuffle):
         assert order[:12] == [*range(10), 0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 32])
 @pytest.mark.parametrize(("count", "epochs"), [(47, 1), (40, 1), (5, 1), (5, 3), (10, 2.5), (7, 0.5)])
 def test_epochs_have_every_row_as_often_as_they_say(count, epochs, batch_size):

@@ -52,6 +52,7 @@ def test_the_readme_shows_every_launcher():
     assert launchers - used == {f"launch/{name}" for name in inner}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_of_the_readme(fakes, command, tmp_path):
     """Launchers as dry runs; programs of others by fakes, which must be called with just these words."""

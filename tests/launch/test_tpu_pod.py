@@ -381,6 +381,7 @@ if sys.argv[1:3] == ["-m", "venv"]:
 """
 
 
+@pytest.mark.slow
 def test_the_whole_way_with_real_workers(fakes, tmp_path):
     """The working tree is packed, copied and installed; the training is started for real, stops (75), goes on, ends."""
     worker = tmp_path / "worker"

@@ -130,6 +130,7 @@ def run(case, arrays, **normalizers):
     return loss, metrics, gradients
 
 
+@pytest.mark.slow
 @every_case
 def test_slices_with_the_global_normalizer_add_up_to_the_batch(case):
     loss, metrics, gradients = run(case, case.arrays)
@@ -162,6 +163,7 @@ def test_excluded_entries_reach_neither_value_nor_gradient(case, garbage):
         assert not np.any(gradients[name][excluded])
 
 
+@pytest.mark.slow
 @every_case
 def test_zero_weight_gives_zero(case):
     arrays = case.arrays | {case.mask: np.zeros_like(case.arrays[case.mask])}
@@ -185,6 +187,7 @@ def test_extreme_inputs_stay_finite(case, size):
         assert all(np.isfinite(value).all() for value in values), name
 
 
+@pytest.mark.slow
 @every_case
 def test_one_entry(case):
     index = tuple(np.argwhere(case.arrays[case.mask] != 0)[0])
@@ -194,6 +197,7 @@ def test_one_entry(case):
     np.testing.assert_allclose(run(case, one)[0], run(case, case.arrays | {case.mask: only})[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 @every_case
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
 def test_other_dtypes_are_refused(case, dtype):

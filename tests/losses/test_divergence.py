@@ -25,6 +25,7 @@ def np_divergence(hidden, head, ref_hidden, ref_head, kind, beta, temperature, s
     return beta * (q * np.log(q / m)).sum(-1) + (1 - beta) * (p * np.log(p / m)).sum(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, beta", KINDS)
 @pytest.mark.parametrize("chunk_size", [2, None])
 @pytest.mark.parametrize("softcap, ref_softcap", [(None, None), (2.0, 3.0), (None, 1.5)])

@@ -76,6 +76,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings, oracle", SETTINGS, ids=[str(s) for s, _ in SETTINGS])
 def test_value_and_gradients(settings, oracle):
     check_loss(lambda **x: dpo_loss(**x, beta=BETA, **settings), oracle, make_arrays(), LOGPS)

@@ -52,6 +52,7 @@ def np_mean(token_loss, mask, loss_type):
     return np.sum(token_loss * mask) / (places if loss_type == "dr_grpo" else mask.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo"])
 @pytest.mark.parametrize("importance", ["token", "sequence_mean", "sequence_sum"])
 def test_value_and_gradients(loss_type, importance):
@@ -108,6 +109,7 @@ def test_metrics(importance):
     assert "kl" not in grpo_loss(**{**arrays, "ref_logp": None})[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo"])
 @pytest.mark.parametrize("importance", ["token", "sequence_mean", "sequence_sum"])
 def test_slices_with_the_global_normalizer_add_up(loss_type, importance):

@@ -48,6 +48,7 @@ def np_kl(hidden, head, ref_hidden, ref_head, **readout):
     return (np.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("chunk_size", [2, None])
 def test_values_and_all_gradients_match_float64(readout, chunk_size):
@@ -70,6 +71,7 @@ def test_values_and_all_gradients_match_float64(readout, chunk_size):
     assert_close(gradients[1], finite_difference(lambda x: weighted(oracle(hidden, x)), head))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("chunk_size", [2, None])
 def test_statistics_are_as_float64_has_them_and_change_no_bit_of_anything(readout, chunk_size):
@@ -160,6 +162,7 @@ def test_kl_is_the_expectation_of_the_sampled_log_ratio():
     np.testing.assert_allclose(token_kl(hidden, head, hidden, ref_head), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing_and_entropy_is_optional():
     hidden, head, targets = problem(length=11)
     function = jax.jit(partial(token_logprobs, with_entropy=True), static_argnames="chunk_size")
@@ -249,6 +252,7 @@ def summed(function, hidden, head, targets):
     return sum(x.sum() for x in jax.tree.leaves(function(hidden, head, targets)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [2, None])
 @pytest.mark.parametrize("manual", [False, True])
 def test_a_sharded_vocabulary_is_used_in_place(chunk_size, manual):

@@ -8,6 +8,7 @@ from jaxalign.losses.numerics import keep, log1mexp, require_float32
 from .oracle import assert_close
 
 
+@pytest.mark.slow
 def test_log1mexp_matches_float64_from_rounding_noise_to_certainty():
     x = -np.logspace(-6.5, 4, 400).astype(np.float32)
     exact = x.astype(np.float64)

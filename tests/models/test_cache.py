@@ -20,6 +20,7 @@ def left_padded(lengths, width, seed=0):
     return tokens, np.maximum(order, 0).astype(np.int32), (order >= 0).astype(np.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switches", [{"num_kv_heads": 2}, {"num_kv_heads": 1, "positions": "learned"}])
 @pytest.mark.parametrize("pieces", [(4, 1, 1, 1, 1, 1, 1), (3, 3, 1, 3), (10,)], ids=str)
 def test_pieces_through_the_cache_match_float64_decoder(switches, pieces):

@@ -60,6 +60,7 @@ def test_losses_of_packed_and_padded_sequences_are_those_of_each_alone():
     np.testing.assert_allclose(packed, alone, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_reaches_every_expert_and_the_router():
     params = random_params(CONFIG)
     tokens = np.random.default_rng(2).integers(0, 31, (2, 12)).astype(np.int32)

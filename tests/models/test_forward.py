@@ -95,6 +95,7 @@ def forward(params, config, batch):
     return np.asarray(apply(params, config, *batch)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "-".join(map(str, s.values())))
 def test_matches_float64_decoder_packed_and_padded(switches):
     config, params = model(**switches)
@@ -232,6 +233,7 @@ def test_initial_weights_have_the_documented_spread():
     assert abs(np.corrcoef(np.ravel(first), np.ravel(second))[0, 1]) < 0.05
 
 
+@pytest.mark.slow
 def test_scalar_head_is_an_affine_map_and_starts_as_documented():
     config = ModelConfig(**{**SIZES, "embed_dim": 4096})
     head = init_head(jax.random.key(1), config)

@@ -44,6 +44,7 @@ def round_trip(folder, out, sizes, dtype, limit=10**9):
     return hf_files.read_tensors(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "sizes"),
     [
@@ -129,6 +130,7 @@ def test_transformers_computes_the_same_logits(tmp_path, tie):
     np.testing.assert_allclose(ours, logits, rtol=0, atol=1e-5 * max(1.0, np.abs(logits).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_transformers_gives_the_same_scores_and_they_come_back(tmp_path):
     torch = pytest.importorskip("torch")

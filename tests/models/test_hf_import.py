@@ -58,6 +58,7 @@ def test_values_are_those_of_the_file(tmp_path, dtype):
     assert all(x.dtype == np.float32 for x in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [MeshConfig(data=8), MeshConfig(data=2, fsdp=2, tensor=2)])
 def test_eight_devices_and_shards_hold_the_same_bits(tmp_path, sizes, monkeypatch):
     tensors = make_tensors(llama_config())

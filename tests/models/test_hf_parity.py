@@ -208,6 +208,7 @@ def test_logits_plain_padded_and_packed(case, tmp_path):
     close(got[4][10:23], ask(peer, b[None])[0], err_msg="packed, second")
 
 
+@pytest.mark.slow
 @families
 def test_greedy_generation_is_identical(case, tmp_path):
     peer = peer_of(case)

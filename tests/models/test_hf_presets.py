@@ -104,6 +104,7 @@ def test_every_preset_has_a_published_count():
     assert set(PRESETS) == set(PUBLISHED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_number_of_parameters(name):
     config = ModelConfig(**preset(name))

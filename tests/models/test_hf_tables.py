@@ -53,6 +53,7 @@ def numbered(config: ModelConfig, scalar: bool = False) -> dict:
     return jax.tree.map(count, shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", CASES)
 def test_every_element_is_in_one_tensor_and_comes_back(architecture):
     config = CASES[architecture]

@@ -21,6 +21,7 @@ def _alone(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.slow
 def test_two_processes_agree(tmp_path):
     succeed(start([[str(HERE / "agree.py"), str(tmp_path)]] * 2))
 
@@ -87,6 +88,7 @@ def test_variables_that_cannot_work_are_named(variables, message, monkeypatch):
         processes.initialize()
 
 
+@pytest.mark.slow
 def test_an_unreachable_coordinator_is_named():
     alone = start([["-c", JOIN]], JAXALIGN_NUM_PROCESSES="2", JAXALIGN_PROCESS_ID="1", JAXALIGN_TIMEOUT="2")
     (code, output), *_ = finish(alone, 120)

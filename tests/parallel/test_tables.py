@@ -83,6 +83,7 @@ def test_a_frequent_token_is_summed_in_float32():
     np.testing.assert_array_equal(gradient[0], 4096.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_log_probabilities_and_the_gradient_of_their_matrix(name, numbers):
     tokens, table, weights = numbers

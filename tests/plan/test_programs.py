@@ -61,6 +61,7 @@ def steps_of(values, chips=4):
     return stage_steps(config, abstract_mesh(config, chips), "tpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_presets_are_whole_configs(stage):
     for name in ("gpt2", "gemma3_270m", "qwen3_0_6b", "llama3_1_8b"):
@@ -102,6 +103,7 @@ def full_batch(rows, length, every):
 KINDS = ({}, {"window": 64, "layer_pattern": "LLG"}, {"num_experts": 4, "experts_per_token": 2})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=["plain", "window", "experts"])
 def test_a_run_counts_what_its_plan_counts(kind):
     """The FLOPs that perf/mfu divides, of batches that are full, are those of the plan's programs."""

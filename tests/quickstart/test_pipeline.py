@@ -120,6 +120,7 @@ sys.exit(main(["quickstart", "--fast", f"--workdir={sys.argv[1]}"]))
 """
 
 
+@pytest.mark.slow
 def test_a_signal_between_the_stages_asks_for_the_same_command(tmp_path):
     command = [sys.executable, "-c", CHILD, str(tmp_path)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -183,6 +183,7 @@ def described(page: Page) -> dict[str, str]:
     return dict(zip(charts, page.values("aria-label"), strict=True))
 
 
+@pytest.mark.slow
 def test_the_charts_are_in_the_page_are_files_and_are_described_with_their_numbers(results, tmp_path):
     page = report(results, tmp_path)
     said = described(page)
@@ -243,6 +244,7 @@ def test_the_page_needs_nothing_else_and_is_the_same_each_time(results, tmp_path
     assert (tmp_path / "again/report.html").read_bytes() == raw
 
 
+@pytest.mark.slow
 def test_hostile_text_stays_text(results, tmp_path):
     clean = report(results, tmp_path / "clean")
     for example in results["examples"]:

@@ -42,6 +42,7 @@ def test_greedy_is_the_argmax_of_the_full_forward_at_every_step(config, params, 
     np.testing.assert_allclose(out.logp, untempered, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [1, 2])
 def test_penalty_and_least_length_choose_as_by_hand(config, params, prompts, samples):
     """Greedy: the argmax of the full forward's logits after CTRL's penalty, at first without stop tokens."""
@@ -204,6 +205,7 @@ TINY = ModelConfig(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"temperature": 0.6}, {"temperature": 1.5, "top_k": 4}], ids=str)
 def test_pairs_of_tokens_are_drawn_with_the_probabilities_of_the_model(settings):
     """The joint frequency of two tokens in a row shows the noise independent between rows and between steps."""

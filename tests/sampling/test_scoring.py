@@ -73,6 +73,7 @@ def test_predicted_is_every_token_but_the_first_of_each_segment(parts):
     np.testing.assert_array_equal(predicted(segments)[0], np.array(want, bool))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_score_tokens_matches_float64_decoder(config, params, parts, temperature):
     batch = packed(parts)
@@ -143,6 +144,7 @@ def test_segment_sums_add_up_each_segment():
     np.testing.assert_allclose(segment_sums(x, segments, 4), want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_first_tokens_and_padding_carry_no_gradient(config, params, parts):
     batch = rows([None, None, *parts], length=14)
     real = np.asarray(predicted(batch[2])).astype(np.float32)

@@ -34,6 +34,7 @@ def test_streams_row_zero_of_generate(config, params, prompts, settings):
     assert list(got) == wanted
 
 
+@pytest.mark.slow
 def test_ends_with_the_stop_token(config, params, prompts):
     sampling = SamplingConfig(max_new_tokens=8, temperature=0.0)
     free = list(stream(params, config, first_prompt(prompts), KEY, sampling=sampling, stop_ids=()))

@@ -82,6 +82,7 @@ def test_the_run_ends_early_and_leaves_its_best(whole):
     assert (weights(whole, "model")["params/embedding"] != only(whole, last)["params/embedding"]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3))])
 def test_a_run_that_was_stopped_chooses_alike(stop, runs, changes, whole, tmp_path):
     with pytest.raises(Stopped):

@@ -65,6 +65,7 @@ def test_a_step_the_latest_and_the_best_are_these_very_weights(sft):
     assert (leaves(f"{sft}@1")["embedding"] != leaves(f"{sft}@2")["embedding"]).any()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_gives_its_latest_checkpoint_and_says_so(runs, tmp_path, capsys):
     half = tmp_path / "half"
     with pytest.raises(Stopped):
@@ -178,6 +179,7 @@ def test_a_run_that_goes_on_may_remove_what_is_being_read(sft, runs, tmp_path):
             read(("embedding",))
 
 
+@pytest.mark.slow
 def test_a_running_run_is_exported_without_its_lock(sft, runs, tmp_path):
     """A run that is between two steps, and holds its lock, is converted by another program; it goes on unharmed."""
     out = tmp_path / "hf"

@@ -23,6 +23,7 @@ def said(stage, runs, workdir="", **changes):
     return console.export_text()
 
 
+@pytest.mark.slow
 def test_it_says_the_first_lines_of_the_run_and_writes_nothing(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = said("sft", runs, tmp_path / "run")

@@ -55,6 +55,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "file", "name"), FAMILIES)
 def test_each_set_is_what_it_is_alone_and_all_are_one_set_together(stage, file, name, runs, split, tmp_path):
     parts, both = split(runs / f"{file}.jsonl", 5, 7)

@@ -28,6 +28,7 @@ def hf(runs, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_the_same_from_either_folder(hf, runs, tmp_path):
     """One step, bit for bit: the import, its tokenizer and its chat template are those of the run."""
     for name, source in (("ours", runs / "pretrain"), ("theirs", hf)):
@@ -46,6 +47,7 @@ def test_fine_tuning_is_the_same_from_either_folder(hf, runs, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (hf / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_reward_model_begun_from_it_leaves_as_a_classifier(hf, runs, tmp_path):
     run("reward", runs, tmp_path / "reward", num_steps=1, model__init_from=str(hf))
     convert(ConvertRequest(str(tmp_path / "reward"), str(tmp_path / "out"), "hf"))

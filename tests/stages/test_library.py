@@ -34,6 +34,7 @@ def test_scores_are_the_sums_of_logits_by_hand(model):
     np.testing.assert_array_equal(model.logits(PROMPT), model.logits(model.encode(PROMPT)))
 
 
+@pytest.mark.slow
 def test_greedy_text_is_that_of_the_largest_logits(model):
     ids = model.encode(PROMPT)
     for _ in range(6):
@@ -44,6 +45,7 @@ def test_greedy_text_is_that_of_the_largest_logits(model):
     assert model.generate(PROMPT, temperature=0, max_new_tokens=6) == [model.tokenizer.decode(said)]
 
 
+@pytest.mark.slow
 def test_completions_depend_on_prompt_number_and_seed_alone(model):
     prompts = [PROMPT, "a fox asks"]
     many = model.generate(prompts, n=3, max_new_tokens=5)
@@ -54,6 +56,7 @@ def test_completions_depend_on_prompt_number_and_seed_alone(model):
     assert model.generate([]) == []
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_what_else_is_scored(model, judge):
     prompts, answers = [PROMPT, "who?", [{"role": "user", "content": "who?"}]], [ANSWER, "a dog", "a dog"]
     for scorer in (model, judge):
@@ -66,6 +69,7 @@ def test_scores_do_not_depend_on_what_else_is_scored(model, judge):
     assert model.score([], []).shape == (0,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["jaxalign", "hf"])
 def test_a_saved_model_is_the_same_model(form, model, judge, tmp_path):
     for name, one in (("model", model), ("judge", judge)):

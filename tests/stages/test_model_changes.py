@@ -74,6 +74,7 @@ def test_longer_sequences_than_the_model_was_made_for_are_refused(short, runs, t
         scorer([[row]])
 
 
+@pytest.mark.slow
 def test_a_raised_length_is_said_trained_and_exported(short, runs, tmp_path, capsys):
     changes = {"model.init_from": str(short / "sft"), "model.max_length": 48, "num_steps": 1}
     run("sft", runs, tmp_path / "raised", **changes)
@@ -86,6 +87,7 @@ def test_a_raised_length_is_said_trained_and_exported(short, runs, tmp_path, cap
         run("sft", runs, tmp_path / "lower", **changes | {"model.max_length": 18})
 
 
+@pytest.mark.slow
 def test_a_context_is_stretched_where_the_config_says_so(short, runs, tmp_path):
     scaled = {"model.rope_scaling": "yarn", "model.rope_factor": 4.0, "model.rope_original_length": 20}
     changes = {"model.init_from": str(short / "sft"), "model.max_length": 80, "num_steps": 1} | scaled
@@ -98,6 +100,7 @@ def test_a_context_is_stretched_where_the_config_says_so(short, runs, tmp_path):
         run("sft", runs, tmp_path / "other", **changes | {"model.head_dim": 4})
 
 
+@pytest.mark.slow
 def test_from_scratch_a_model_is_made_for_its_data(runs, tmp_path):
     run("pretrain", runs, tmp_path, num_steps=1, data__max_length=600, data__row_length=600)
     assert find_model(str(tmp_path), "x").config.max_length == 600

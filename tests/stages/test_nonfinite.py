@@ -38,6 +38,7 @@ def second_batch(runs):
     return sorted({int(r) for r in batch.rows.ravel() if r >= 0}), int(batch.tokens.sum())
 
 
+@pytest.mark.slow
 def test_stop_names_step_and_rows_and_saves_the_state_before_the_update(runs, tmp_path, poison):
     rows, tokens = second_batch(runs)
     run("sft", runs, tmp_path / "clean", num_steps=1)
@@ -54,6 +55,7 @@ def test_stop_names_step_and_rows_and_saves_the_state_before_the_update(runs, tm
     assert [step for step, _ in history(tmp_path / "bad")] == [1]
 
 
+@pytest.mark.slow
 def test_skip_leaves_the_update_out_counts_it_and_goes_on(runs, tmp_path, poison):
     _, tokens = second_batch(runs)
     poison(state, tokens)

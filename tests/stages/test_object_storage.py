@@ -91,6 +91,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(bucket, runs, baseline):
     assert read_metrics("gs://bucket/pre") == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_a_kill_left_unfinished_is_not_gone_on_from(bucket, runs, baseline):
     changes = baseline_changes("pretrain", runs) | {"checkpoint_every": 1}
     with pytest.raises(Stopped):
@@ -152,6 +153,7 @@ def test_a_hugging_face_folder_there_is_the_same_model(bucket, runs):
     assert again.keys() >= {"tokenizer_config.json", "chat_template.jinja", "generation_config.json"}
 
 
+@pytest.mark.slow
 def test_completions_go_on_where_they_were_stopped(bucket, runs, tmp_path):
     prompts = put(bucket, runs / "prompts.jsonl", "bucket/prompts.jsonl")
     same = {"model": str(runs / "sft"), "prompts": prompts, "max_new_tokens": 4, "batch_size": 8}

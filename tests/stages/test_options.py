@@ -229,6 +229,7 @@ def loss_of(stage, run, models, batch, options, *, critic=False):
     return float(declared.loss(scores, batch, fixed, options, declared.totals(batch, options))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "formula", "changes"), CASES, ids=name_of)
 def test_the_loss_is_that_of_the_formula(name, formula, changes, state):
     run, models, batch, read = state(name)

@@ -120,6 +120,7 @@ def test_it_is_planned_for_a_slice_that_is_not_here(simpo, runs, tmp_path):
 MEAN = 'return normalized(masked_mean(losses, batch.weight), total["pairs"]), metrics'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [

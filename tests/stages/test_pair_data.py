@@ -53,6 +53,7 @@ def test_orpo_learns_demonstrations_by_likelihood_alone(runs, tmp_path):
         assert found["both"][name] == pytest.approx(found["pairs"][name], rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_precomputed_reference_is_the_reference_on_the_fly(runs, tmp_path):
     run("dpo", runs, tmp_path / "fly")
     run("dpo", runs, tmp_path / "before", **{"dpo.precompute_reference": True})

@@ -155,6 +155,7 @@ def test_kl_estimators_are_what_they_are_called(estimator, runs, tmp_path):
     assert np.abs(d).max() > 0.1
 
 
+@pytest.mark.slow
 def test_kl_coef_follows_the_controller(runs, tmp_path):
     run("ppo", runs, tmp_path, **{"num_steps": 3, "log_every": 1, "ppo.ppo_epochs": 1})
     lines = [values for _, values in history(tmp_path)]
@@ -179,6 +180,7 @@ def test_scores_of_a_model_and_a_function_are_weighted(runs, tmp_path):
     assert abs(scores[0]) > 1e-3 and abs(scores[1]) > 1e-3
 
 
+@pytest.mark.slow
 def test_average_reference_and_exported_weights_follow_the_policy(runs, tmp_path):
     run("ppo", runs, tmp_path, **{"num_steps": 1, "ppo.average_decay": 0.75, "ppo.reference_rate": 0.1})
     state, start, model = (
@@ -198,6 +200,7 @@ def test_average_reference_and_exported_weights_follow_the_policy(runs, tmp_path
         np.testing.assert_array_equal(model[name], state[f"average/{leaf}"])
 
 
+@pytest.mark.slow
 def test_early_stop_ends_the_policy_updates_of_a_rollout_only(runs, tmp_path):
     changes = {"num_steps": 2, "ppo.ppo_epochs": 4, "ppo.early_stop_kl": 1e-9, "optimizer.schedule": "linear"}
     run("ppo", runs, tmp_path, **changes, **{"ppo.critic_learning_rate": 5e-4})
@@ -238,6 +241,7 @@ def test_critic_starts_from_the_reward_model_or_from_zero_values(runs, tmp_path)
         assert state["rollout/old_values"].any()
 
 
+@pytest.mark.slow
 def test_all_held_out_prompts_count_alike_whatever_the_batch(runs, tmp_path):
     """23 prompts in batches of 8: the 24th row is empty, and is neither scored nor averaged."""
     prompts = runs / "prompts.jsonl"
@@ -258,6 +262,7 @@ def test_truncated_sampling_is_refused(truncation):
         PPOConfig(reward="f:f", sampling=RolloutSampling(**truncation))
 
 
+@pytest.mark.slow
 def test_values_are_clipped_around_what_the_critic_said(runs, tmp_path):
     """With one update a rollout the critic has not moved when it is updated, so nothing is out of range."""
     changes = {"num_steps": 3, "ppo.ppo_epochs": 1, "ppo.normalize_values": True, "ppo.critic_init": "reward"}
@@ -267,6 +272,7 @@ def test_values_are_clipped_around_what_the_critic_said(runs, tmp_path):
     assert all(values["critic/grad_norm"] > 1e-3 for values in lines)
 
 
+@pytest.mark.slow
 def test_the_weights_that_are_exported_are_evaluated(runs, tmp_path):
     """An average that hardly moves is the reference still, however far the policy itself has gone."""
     changes = {"num_steps": 3, "ppo.average_decay": 1 - 1e-6, "optimizer.learning_rate": 1e-2}

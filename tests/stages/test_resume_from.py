@@ -13,6 +13,7 @@ from jaxalign.stages import parse_config, train
 SPED_UP = {"optimizer.learning_rate": 2e-3, "optimizer.schedule": "linear", "batch_size": 4, "num_steps": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_weights_and_moments_are_taken_over_and_steps_begin_anew(stage, runs, tmp_path, capsys):
     """Without a step they are what the other run had; with some, rate and batch are the new run's own."""
@@ -49,6 +50,7 @@ def test_weights_and_moments_are_taken_over_and_steps_begin_anew(stage, runs, tm
 DATA = {"sft": "sft", "ppo": "prompts"}
 
 
+@pytest.mark.slow
 def test_a_run_with_a_reference_keeps_it_and_step_0_does_not_refuse(runs, tmp_path):
     """The policy comes from the other run, the reference from model.init_from: margins go on where they were."""
     run("dpo", runs, tmp_path / "a", num_steps=3, **{"optimizer.learning_rate": 1e-2})
@@ -69,6 +71,7 @@ def test_it_resumes_from_its_own_checkpoints_and_no_longer_looks_at_the_other(ru
     assert_same_bits(final_state(tmp_path / "b"), final_state(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_what_is_no_state_of_this_stage_is_refused(runs, tmp_path):
     with pytest.raises(
         ConfigError, match=r"resume_from='.*pretrain': a state of the stage pretrain, and this is sft"
@@ -89,6 +92,7 @@ def test_what_is_no_state_of_this_stage_is_refused(runs, tmp_path):
         run("sft", runs, tmp_path, num_steps=2, batch_size=16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "told"), [("cosine", True), pytest.param("constant", False, marks=pytest.mark.slow)]
 )

@@ -37,6 +37,7 @@ def test_a_batch_of_one_row_trains(stage, runs, tmp_path):
     assert [step for step, _ in history(tmp_path)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_empty_rows_at_the_end_of_an_epoch_change_nothing(runs, tmp_path):
     """5 rows in a batch of 8 are trained on as 5 rows in a batch of 5."""
     for size in (5, 8):
@@ -71,6 +72,7 @@ def test_the_first_line_says_epochs_and_what_the_last_batch_holds(runs, tmp_path
     assert "the last batch holds 1 row and 3 empty ones" in out
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_used_are_left_out_and_written_down(runs, tmp_path, capsys):
     bad = [{"prompt": "who?", "completion": ""}, {"prompt": "who?"}]
     mixed = write_jsonl(tmp_path / "mixed.jsonl", [bad[0], *ROWS[:3], bad[1], *ROWS[3:]])
@@ -96,6 +98,7 @@ def test_rows_that_cannot_be_used_are_left_out_and_written_down(runs, tmp_path, 
         run("sft", runs, tmp_path / "mixed", **changes | {"data.train": few(tmp_path, 4)["data.train"]})
 
 
+@pytest.mark.slow
 def test_what_looks_wrong_is_said_with_the_way_out(runs, tmp_path, capsys):
     def said(name, **changes):
         config = make_config("sft", runs, data__train=rows, num_steps=0, **changes)
@@ -118,6 +121,7 @@ def test_what_looks_wrong_is_said_with_the_way_out(runs, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_what_was_chosen_is_written_and_kept(runs, tmp_path):
     """On other devices and with another batch to be chosen, the run goes on with the one that it began with."""
     changes = {"batch_size": 0, "optimizer.learning_rate": 0.0, "data.row_length": 0, "num_steps": 2}
@@ -135,6 +139,7 @@ def test_what_was_chosen_is_written_and_kept(runs, tmp_path):
     assert [step for step, _ in history(tmp_path)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_rows_that_take_no_more_sequences_are_told(runs, tmp_path, capsys):
     for number, (segments, told) in enumerate(((2, True), (0, False))):
         config = make_config("sft", runs, data__max_segments=segments, num_steps=1)
@@ -145,6 +150,7 @@ def test_rows_that_take_no_more_sequences_are_told(runs, tmp_path, capsys):
         ) == told
 
 
+@pytest.mark.slow
 def test_prompts_have_rows_of_their_own_and_that_is_no_fault(runs, tmp_path, capsys):
     config = make_config("ppo", runs, num_steps=1)
     train(parse_config(config), tmp_path, devices=jax.devices()[:1])
@@ -157,6 +163,7 @@ def test_rows_of_many_tokens_take_many_sequences(runs, tmp_path):
     assert parse_config(make_config("sft", runs, data__max_segments=0)).data.segments == 32
 
 
+@pytest.mark.slow
 def test_a_run_that_has_done_more_than_is_asked_for_is_refused(runs, tmp_path):
     run("sft", runs, tmp_path, num_steps=3)
     before = final_state(tmp_path, "model")

@@ -39,6 +39,7 @@ def assert_same(a, b):
         assert x.dtype == y.dtype and x.tobytes() == y.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_an_update_is_that_of_the_stage(name, runs, model):
     data = rows(runs, "sft" if name == "sft" else "pairs")
@@ -75,6 +76,7 @@ def test_an_update_is_that_of_the_stage(name, runs, model):
     )
 
 
+@pytest.mark.slow
 def test_token_losses_are_their_formulas(model):
     texts, advantages = [PROMPT, "the quick brown fox jumps"], [1.5, -0.5]
     data = [datum(model, t, logprobs=-6.0, advantages=a) for t, a in zip(texts, advantages, strict=True)]
@@ -109,6 +111,7 @@ def test_token_losses_are_their_formulas(model):
     assert session.step == 0
 
 
+@pytest.mark.slow
 def test_gradients_of_several_calls_add_up(model):
     data = [datum(model, PROMPT, weights=1.0), datum(model, "a fox asks", weights=0.5)]
     one, two = (jaxalign.Session(model) for _ in range(2))
@@ -126,6 +129,7 @@ def test_gradients_of_several_calls_add_up(model):
         one.optim_step(1e-3)
 
 
+@pytest.mark.slow
 def test_a_saved_state_goes_on_bit_for_bit(model, tmp_path):
     data = [datum(model, PROMPT, weights=1.0), datum(model, "a fox asks", weights=0.5)]
 
@@ -221,6 +225,7 @@ def test_samples_carry_their_log_probabilities(model):
     assert found.metrics["ratio"] == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_asked_is_told(runs, model):
     session, pairs = jaxalign.Session(model), rows(runs, "pairs")
     good = datum(model, PROMPT, weights=1.0)

@@ -144,6 +144,7 @@ def test_another_tokenizer_is_refused(runs, tmp_path):
         run("distill", runs, tmp_path / "student", **{"distill.teacher": str(tmp_path / "teacher")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
@@ -170,6 +171,7 @@ def test_bad_reward_functions_are_named(name, error, message, runs, tmp_path):
         run("ppo", runs, tmp_path, **set_reward_function(name))
 
 
+@pytest.mark.slow
 def test_positions_beyond_the_table_are_refused(runs, tmp_path):
     learned = {"model.positions": "learned", "model.max_length": 20, "data.max_length": 20}
     run("pretrain", runs, tmp_path / "learned", **learned, num_steps=1)
@@ -192,6 +194,7 @@ def test_an_unsupervised_file_is_named(runs, tmp_path):
         opened("sft", runs, tmp_path, **{"data.train": data})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "error", "message"),
     [

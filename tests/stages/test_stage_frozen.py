@@ -23,6 +23,7 @@ def plain(runs, tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["dpo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_frozen_models_in_host_memory_change_no_number(stage, runs, plain, tmp_path):
     run(stage, runs, tmp_path, **OPTIONS[stage], **{"frozen.offload": True})
@@ -30,6 +31,7 @@ def test_frozen_models_in_host_memory_change_no_number(stage, runs, plain, tmp_p
         np.testing.assert_allclose(final_state(tmp_path)[name], values, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["dpo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_rounding_a_reference_moves_its_loss_a_little(stage, runs, plain, tmp_path):
     mesh = {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
@@ -40,6 +42,7 @@ def test_rounding_a_reference_moves_its_loss_a_little(stage, runs, plain, tmp_pa
         assert got[name] == pytest.approx(wanted[name], abs=0.02), step
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_move_its_reference_to_the_host(runs, plain, tmp_path):
     with pytest.raises(Stopped):
         run("dpo", runs, tmp_path, stop_at=lambda *now: now == (2, 0))

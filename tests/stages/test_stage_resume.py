@@ -37,6 +37,7 @@ def stop(stage, runs, workdir, place, **options):
         run(stage, runs, workdir, stop_at=lambda *now: now == place, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "place"), STOPS)
 def test_a_stopped_run_goes_on_bit_for_bit(stage, place, runs, baseline, tmp_path):
     changes = baseline_changes(stage, runs)
@@ -56,6 +57,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(stage, place, runs, baseline, tmp_pat
     assert summary["eval"] == history(whole, "eval")[-1][1]
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_started_again_changes_nothing(runs, baseline, tmp_path):
     changes = baseline_changes("pretrain", runs)
     first = run("pretrain", runs, tmp_path, **changes)
@@ -137,6 +139,7 @@ def newest(workdir: pathlib.Path) -> int:
     return max(steps, default=0)
 
 
+@pytest.mark.slow
 def test_checkpoint_every_counts_steps_and_not_phases(runs, tmp_path):
     changes = {"num_steps": 3, "checkpoint_every": 2, "keep_checkpoints": 5}
     run("ppo", runs, tmp_path, **changes)
@@ -168,6 +171,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", REFUSED)
 def test_other_settings_are_refused_on_resume_by_name(stage, runs, tmp_path):
     stop(stage, runs, tmp_path, (1, 0))
@@ -179,6 +183,7 @@ def test_other_settings_are_refused_on_resume_by_name(stage, runs, tmp_path):
             run(stage, runs, tmp_path, **{key: value})
 
 
+@pytest.mark.slow
 def test_settings_that_change_no_number_may_change_on_resume(runs, baseline, tmp_path, capsys):
     changes = baseline_changes("dpo", runs)
     stop("dpo", runs, tmp_path / "run", (2, 0), **changes)

@@ -16,6 +16,7 @@ from jaxalign.rl import stage as rl_stage
 from jaxalign.training import supervised
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precompute", [False, True])
 def test_dpo_begins_with_loss_ln2_and_no_margin(precompute, runs, tmp_path):
     run("dpo", runs, tmp_path, **{"dpo.precompute_reference": precompute, "num_steps": 1})
@@ -57,6 +58,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "factor"), [WRONG[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in WRONG[1:])]
 )
@@ -86,6 +88,7 @@ def test_a_reward_model_whose_attention_ignores_segments_is_refused(leak, runs, 
         run("reward", runs, tmp_path)
 
 
+@pytest.mark.slow
 def test_ppo_begins_with_ratio_1_and_no_kl(runs, tmp_path):
     run("ppo", runs, tmp_path, **{"num_steps": 1, "ppo.ppo_epochs": 1})
     first = history(tmp_path)[0][1]
@@ -95,6 +98,7 @@ def test_ppo_begins_with_ratio_1_and_no_kl(runs, tmp_path):
     assert first["rollout_logp_diff_max"] == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "tie"), [("grpo", {"grpo.beta": 0.1, "grpo.loss_type": "grpo"}), ("rloo", {})]
 )
@@ -109,6 +113,7 @@ def test_groups_begin_with_ratio_1_no_kl_and_a_loss_of_0(stage, tie, runs, tmp_p
     assert first["grad_norm"] > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precompute", [False, True])
 def test_kto_begins_with_half_the_weights_and_no_margin(precompute, runs, tmp_path):
     """Every log-ratio and the baseline are 0, where the sigmoid is one half."""
@@ -129,6 +134,7 @@ def test_kto_begins_with_half_the_weights_and_no_margin(precompute, runs, tmp_pa
     assert first["kl"] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd"])
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(kind, runs, tmp_path):
     run(
@@ -157,6 +163,7 @@ def test_a_rollout_that_scores_differently_is_refused(stage, runs, tmp_path, mon
         run(stage, runs, tmp_path, **({"rloo.importance": "sequence_mean"} if stage == "rloo" else {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "tie"), [("ppo", {}), ("grpo", {"grpo.beta": 0.1}), ("rloo", {})])
 def test_another_reference_than_the_policy_is_refused(stage, tie, runs, tmp_path, monkeypatch):
     load = rl_stage.load_models

@@ -123,6 +123,7 @@ def sequences_of(batch, segments):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["kto", "apo_zero_unpaired"])
 def test_kto(variant, runs, tmp_path):
     policy, params = make_llama(0)
@@ -237,6 +238,7 @@ def compare_on_policy(stage, options, cls, advantages_of, **settings):
     assert_same(value, gradient, cls._compute_loss(trainer, policy.train(), inputs), policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo", "dr_grpo"])
 @pytest.mark.parametrize("level, importance", [("token", "token"), ("sequence", "sequence_mean")])
 def test_grpo(loss_type, level, importance):

@@ -77,6 +77,7 @@ def _assert_same(restored, saved):
         assert _bits(a) == _bits(b), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("async_save", [False, True])
 @pytest.mark.parametrize("shape", [(4, 2), (1, 8), (2, 1)])
 def test_round_trip_is_bitwise_on_any_mesh(tmp_path, shape, async_save):

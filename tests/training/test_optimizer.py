@@ -87,6 +87,7 @@ def test_lion_follows_its_paper():
     _check_against(_config("lion", b2=0.99, weight_decay=0.3), direction)
 
 
+@pytest.mark.slow
 def test_adafactor_equals_optax():
     params = {"kernel": jax.random.normal(jax.random.key(0), (128, 256)), "bias": jnp.ones(4)}
     ours, theirs = make_optimizer(_config("adafactor"), 10), optax.adafactor(LR)
@@ -99,6 +100,7 @@ def test_adafactor_equals_optax():
         params = optax.apply_updates(params, update)
 
 
+@pytest.mark.slow
 def test_adafactor_factors_each_kernel_of_attention_as_a_matrix():
     """As if heads and their dimensions were one axis, layer by layer; nothing as large as a kernel is kept."""
     L, D, H, d = 2, 128, 4, 32

@@ -79,6 +79,7 @@ def assert_same(got, wanted):
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
+@pytest.mark.slow
 def test_to_jaxalign_and_back_is_what_came_in(tmp_path, hf, capsys):
     out, back = tmp_path / "new" / "ours", tmp_path / "back"
     assert main(["convert", f"--from={hf}", f"--out={out}", "--to=jaxalign"]) == 0
@@ -100,6 +101,7 @@ def test_another_type_is_written_and_named(tmp_path, hf):
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of transformers and torch
 def test_what_rounding_takes_is_counted(tmp_path, hf, tokenizer_folder):
     """One weight in four moves by an eighth, one by a thousandth, which bfloat16 does not tell, and two stay."""
@@ -132,6 +134,7 @@ def test_what_rounding_takes_is_counted(tmp_path, hf, tokenizer_folder):
         assert convert(ConvertRequest(source, str(tmp_path / dtype), "hf", dtype)) == []
 
 
+@pytest.mark.slow
 def test_a_run_loads_in_transformers(tmp_path, run):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")

@@ -78,6 +78,7 @@ def test_means_over_the_answers(folder, tmp_path, capsys):
     assert float(said["KL"][0]) > 0.01
 
 
+@pytest.mark.slow
 def test_a_model_is_no_distance_from_itself_and_likes_its_own_answers_best(folder, tmp_path, capsys):
     out = tmp_path / "answers.jsonl"
     assert evaluate(folder, out, f"--reference={folder}/model") == 0
@@ -114,6 +115,7 @@ def test_a_function_of_batches_gets_the_fields_of_the_rows_and_the_tokens(folder
     assert f"no reward function (hard) returned a number for {prompts}:2, prompt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_perplexity_of_one_answer(folder, tmp_path, capsys, monkeypatch):
     """The exponential of the mean loss over its tokens, from logits in float64."""
     from jaxalign.verbs import evaluate as verb
@@ -145,6 +147,7 @@ def by_hand(folder, source: pathlib.Path, kind: str) -> list[tuple[float, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_loss_and_perplexity_of_data(folder, tmp_path, capsys):
     source = tmp_path / "d.jsonl"
     rows = [{"prompt": "who is", "completion": f" the {name}"} for name in ("ox", "old red cat", "cat")]
@@ -161,6 +164,7 @@ def test_loss_and_perplexity_of_data(folder, tmp_path, capsys):
     assert kept["loss"][1] < kept["loss"][0] < kept["loss"][2]
 
 
+@pytest.mark.slow
 def test_pairs_by_likelihood_and_by_a_reward_model(folder, tmp_path, capsys):
     source = tmp_path / "p.jsonl"
     names = ("ox", "red cat", "old old ox", "cat", "one", "red ox")
@@ -222,6 +226,7 @@ def test_pairs_by_likelihood_and_by_a_reward_model(folder, tmp_path, capsys):
     assert kept["margin"][0] == pytest.approx(np.mean(signed), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_win_rate_by_a_reward_model_against_another_model(folder, tmp_path, capsys):
     """The scores are those that `label` gives the answers; prompts may be as long as they like."""
     long = tmp_path / "long.jsonl"
@@ -275,6 +280,7 @@ def test_a_reward_model_writes_nothing(folder, capsys):
     assert "is a reward model, which writes nothing: give it --data, pairs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_refusals(folder, tmp_path, capsys):
     assert evaluate(folder, tmp_path / "o", f"--reference={folder}/reward") == 1
     assert "is a reward model; name a language model" in capsys.readouterr().err

@@ -148,6 +148,7 @@ def test_huge_responses_are_scored_near_zero():
         assert judge(WORLD, FOOD, huge).score < 1e-3
 
 
+@pytest.mark.slow
 def test_no_constant_response_scores_well():
     asked = questions(WORLD, "held_out", 150, 10)
     slots = {"n": NAME, "a": "colour", "act": "hurt", "safe": "talk to", "tool": "rope"}
