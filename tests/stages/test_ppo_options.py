@@ -157,7 +157,9 @@ def test_kl_estimators_are_what_they_are_called(estimator, runs, tmp_path):
 
 @pytest.mark.slow
 def test_kl_coef_follows_the_controller(runs, tmp_path):
-    run("ppo", runs, tmp_path, **{"num_steps": 3, "log_every": 1, "ppo.ppo_epochs": 1})
+    run(
+        "ppo", runs, tmp_path, **{"num_steps": 3, "log_every": 1, "ppo.kl_target": 1.0, "ppo.kl_horizon": 100}
+    )
     lines = [values for _, values in history(tmp_path)]
     assert lines[0]["kl_coef"] == pytest.approx(0.05)
     for now, after in itertools.pairwise(lines):
