@@ -56,13 +56,17 @@ class Letters:
     pad_id = 0  # a letter, too: masks may not depend on it
     bos_id = None
     eos_ids = ()
+    template = None
     control_ids: dict[str, int] = {}  # noqa: RUF012
+    special_tokens: dict[str, str] = {}  # noqa: RUF012
 
     def encode(self, text: str) -> list[int]:
         return [LETTERS.index(letter) for letter in text]
 
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(LETTERS[i] for i in ids)
+
+    decode_answer = decode
 
     def special_id(self, token: str) -> int:
         raise NotImplementedError
