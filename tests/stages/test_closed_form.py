@@ -148,6 +148,10 @@ def kl(logp: np.ndarray, other: np.ndarray) -> float:
 def open_run(stage: str, workdir: pathlib.Path, mesh: jax.sharding.Mesh, settings: dict[str, Any]) -> Run:
     """A run from a random reference, as `training.run.open_run` makes one, with letters for tokens."""
     values = default_config(stage)
+    # What opening a run would find.
+    values.optimizer.learning_rate, values.batch_size, values.num_microbatches = 3e-4, 32, 1
+    if "critic_learning_rate" in values[stage]:
+        values[stage].critic_learning_rate = 1e-5
     values.update(settings)
     config = parse_config(values)
     updates = count_updates(config, config.num_steps)
