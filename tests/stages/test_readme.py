@@ -124,7 +124,7 @@ def run(command: str, place: pathlib.Path) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
         [sys.executable, "-c", RUN.format(small=SMALL), *argv],
-        cwd=place, env=environment, input="who asks?\n", capture_output=True, text=True, timeout=300,
+        cwd=place, env=environment, input="who asks?\n", capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
 
 
