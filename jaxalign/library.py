@@ -27,7 +27,6 @@ from jaxalign.data import (
     eval_batches,
     load_tokenizer,
 )
-from jaxalign.data.dataset import LONGEST, fit_prompts
 from jaxalign.data.encode import encode_completion
 from jaxalign.data.items import Item
 from jaxalign.data.kinds import DEMONSTRATIONS, PROMPTS
@@ -137,8 +136,7 @@ class Model:
         records = Records([{"prompt": p} for p in ([prompts] if single else prompts)], "prompts")
         if not len(records):
             return []
-        data = DataConfig(max_length=LONGEST, row_length=LONGEST)
-        dataset = fit_prompts(dataset_from_records([records], data, self.tokenizer, PROMPTS, "eval"))
+        dataset = dataset_from_records([records], DataConfig(), self.tokenizer, PROMPTS, "eval")
         with parallel.use_mesh(self.mesh):
             batches = answer_batches(
                 self.params,

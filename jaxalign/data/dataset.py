@@ -245,12 +245,6 @@ def abstract_batch(
     return found.batch(**arrays)
 
 
-def fit_prompts(prompts: Dataset) -> Dataset:
-    """A dataset of prompts, read with `LONGEST` slots, in rows that just hold the longest of them."""
-    longest = max(len(item.ids) for item in prompts.rows.items)
-    return replace(prompts, rows=replace(prompts.rows, row_length=max(2, longest)))
-
-
 def find_template(config: DataConfig, tokenizer: Tokenizer) -> ChatTemplate | None:
     """The chat template of a config; None: that of the tokenizer, or else the built-in one.
 

@@ -142,24 +142,21 @@ def _holds(data: Data, span: tuple[int, int], bracket: bytes) -> bool:
 
 def _parts(data: Data, opening: int) -> Iterator[tuple[int, int]]:
     """What the commas of one container separate; returns where the container ends."""
-    depth, begin = 0, opening + 1
-    for token in _TOKEN.finditer(data, opening):
-        char = token[0]
-        if char in b"{[":
-            depth += 1
-        elif char in b"}]":
-            depth -= 1
-            if depth == 0:
-                if _TEXT.search(data, begin, token.start()):
-                    yield _stripped(data, begin, token.start())
-                return token.end()
-        elif char == b"," and depth == 1:
-            yield _stripped(data, begin, token.start())
-            begin = token.end()
-    raise NotWhole("it ends within an array or object, so a part of it is missing")
+    begin = opening + 1
+    for start, end, closes in _marks(data, opening):
+        if not closes or _TEXT.search(data, begin, start):
+            yield _stripped(data, begin, start)
+        begin = end
+    return begin
 
 
 def _skip(data: Data, opening: int) -> int:
+    """Where a container ends."""
+    return max(end for _, end, _ in _marks(data, opening))
+
+
+def _marks(data: Data, opening: int) -> Iterator[tuple[int, int, bool]]:
+    """Start and end of each comma of one container itself, and at last of what closes it, which is True of it alone."""
     depth = 0
     for token in _TOKEN.finditer(data, opening):
         char = token[0]
@@ -168,7 +165,10 @@ def _skip(data: Data, opening: int) -> int:
         elif char in b"}]":
             depth -= 1
             if depth == 0:
-                return token.end()
+                yield token.start(), token.end(), True
+                return
+        elif char == b"," and depth == 1:
+            yield token.start(), token.end(), False
     raise NotWhole("it ends within an array or object, so a part of it is missing")
 
 

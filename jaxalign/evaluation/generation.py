@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from jaxalign.data import DataConfig, Dataset, Tokenizer, build_dataset
-from jaxalign.data.dataset import LONGEST, fit_prompts
 from jaxalign.data.kinds import PROMPTS
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.intervals import Interval, mean_interval, ratio_interval, win_rate
@@ -49,11 +48,8 @@ def read_prompts(prompts: DataConfig, tokenizer: Tokenizer, *, slots: int = 0) -
 
     Prompts that are longer than `slots` are counted in the dataset's report.
     """
-    length = slots or LONGEST
-    dataset = build_dataset(
-        dataclasses.replace(prompts, max_length=length, row_length=length), tokenizer, PROMPTS, "eval"
-    )
-    return dataset if slots else fit_prompts(dataset)
+    sized = dataclasses.replace(prompts, max_length=slots, row_length=slots)
+    return build_dataset(sized, tokenizer, PROMPTS, "eval")
 
 
 def asked(prompts: Dataset) -> Asked:

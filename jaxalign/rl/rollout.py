@@ -17,6 +17,7 @@ from jaxalign.models import ModelConfig, Params
 from jaxalign.models.flops import sampling_flops, step_flops
 from jaxalign.models.scoring import divergence, score_tokens, segment_rewards, token_values
 from jaxalign.rl.config import RewardedConfig
+from jaxalign.sampling.answers import answer_text
 from jaxalign.sampling.generate import Completions, close, join
 from jaxalign.training.flops import count_work, flops_metric, tokens_metric
 from jaxalign.training.open import local_rows
@@ -58,14 +59,10 @@ def repeat_rows(batch: Any, count: int) -> Any:
     return batch if count == 1 else jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch)
 
 
-def completion_texts(completions: Completions, tokenizer: Tokenizer, stop_ids: tuple[int, ...]) -> list[str]:
+def completion_texts(completions: Completions, tokenizer: Tokenizer) -> list[str]:
     """The completions of this process's rows as text, without their stop tokens."""
     tokens, mask = local_rows(completions.tokens), local_rows(completions.mask)
-    texts = []
-    for ids, live in zip(tokens, mask, strict=True):
-        ids = ids[: int(live.sum())]
-        texts.append(tokenizer.decode_answer([int(i) for i in ids if i not in stop_ids]))
-    return texts
+    return [answer_text(ids[: int(live.sum())], tokenizer) for ids, live in zip(tokens, mask, strict=True)]
 
 
 def score_completions(

@@ -35,11 +35,12 @@ from jaxalign.rl.rollout import (
     rollout_work,
     score_completions,
 )
+from jaxalign.sampling.answers import answer_text
 from jaxalign.sampling.generate import Completions, generate
 from jaxalign.training.flops import flops_metric, update_flops
 from jaxalign.training.open import Run, local_rows
 from jaxalign.training.optimizer import make_schedule
-from jaxalign.training.samples import Samples, count_samples, decode, describe_prompt, make_sample, shares
+from jaxalign.training.samples import Samples, count_samples, describe_prompt, make_sample, shares
 from jaxalign.training.stage import LossFn, Stage
 from jaxalign.training.state import Update, make_state, make_update
 from jaxalign.training.supervised import check_frozen, name_sets
@@ -281,7 +282,7 @@ class Reader:
             self.left -= 1
             item = items[int(row)]
             asked = describe_prompt(run, self.name, item, item.ids, None)
-            text = decode(run.tokenizer, tokens[mask > 0])
+            text = answer_text(tokens[mask > 0], run.tokenizer)
             more = {"score": float(score[0])} if score else {}
             self.samples.append(make_sample(asked, text, bool(stopped), **more))
 
@@ -359,7 +360,7 @@ def call_functions(
     """Scores [E] of the reward functions, joined with those of the reward model where there is one, and metrics."""
     # Each process has the functions score its own rows, however the compiler laid the completions out.
     own = jax.device_put((completions, rows), run.rows_sharding)
-    texts = completion_texts(own[0], run.tokenizer, run.tokenizer.eos_ids)
+    texts = completion_texts(own[0], run.tokenizer)
     numbers = [int(row) for row in local_rows(own[1])]
     live = [i for i, row in enumerate(numbers) if row >= 0]
     records = [dataset.record(numbers[i]) for i in live]

@@ -3,7 +3,7 @@
 import bisect
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,11 @@ def answer_batches(
         yield Answers(texts, stopped, tokens, positions, segment_ids, mask, logp)
 
 
+def answer_text(ids: Iterable[int], tokenizer: Tokenizer) -> str:
+    """The text of sampled ids, without the stop token that ended them."""
+    return tokenizer.decode_answer(int(i) for i in ids if i not in tokenizer.eos_ids)
+
+
 def cut_at_stop(ids: Sequence[int], tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[str, int, bool]:
     """The text of a completion, stop tokens left out, that stands before the first stop string.
 
@@ -117,7 +122,7 @@ def cut_at_stop(ids: Sequence[int], tokenizer: Tokenizer, stops: Sequence[str]) 
     """
 
     def decode(count: int) -> str:
-        return tokenizer.decode_answer(i for i in ids[:count] if i not in tokenizer.eos_ids)
+        return answer_text(ids[:count], tokenizer)
 
     text = decode(len(ids))
     places = [place for stop in stops if (place := text.find(stop)) >= 0]

@@ -1,7 +1,8 @@
 """The published numbers of every stage by the size of the model, each with its source; docs/defaults.md explains them.
 
 A model takes the first entry that is not too small for it. Below 50 million parameters nothing is published: those
-rates were tried here, on the million parameters of the quickstart (configs/quickstart.py).
+rates were tried here, on the million parameters of the quickstart (configs/quickstart.py), or are those of a stage
+tried there that is named instead ("as dpo").
 """
 
 from jaxalign.training.recipe import Rate, Recipe

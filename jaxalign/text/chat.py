@@ -23,8 +23,6 @@ from functools import lru_cache
 from itertools import groupby, pairwise
 from typing import Any
 
-import jinja2
-
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.text.escape import control_names, escape
 from jaxalign.text.messages import REASONING, Message
@@ -47,7 +45,7 @@ LEARN = ("all", "last")
 def render_chat(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
-    template: jinja2.Template | None = None,
+    template: ChatTemplate | None = None,
     *,
     tools: str = "",
     add_generation_prompt: bool = False,

@@ -8,13 +8,11 @@ turns or of a text, or ends with one, it is a rendered conversation, whose names
 import functools
 from collections.abc import Collection
 
-import jinja2
-
 from jaxalign.errors import DataError, shorten
 from jaxalign.text.escape import control_names
 from jaxalign.text.shown import check_decodes
 from jaxalign.text.templates import ChatTemplate
-from jaxalign.text.token_roles import find_roles
+from jaxalign.text.token_roles import find_roles, stop_names
 from jaxalign.text.tokenizer import Tokenizer
 
 CONTROL_TOKENS = ("refuse", "ids", "letters")
@@ -24,7 +22,7 @@ SPELLED = "names of control tokens within texts, read as letters"
 def check_plain(
     text: str,
     tokenizer: Tokenizer,
-    template: jinja2.Template | None,
+    template: ChatTemplate | None,
     control_tokens: str,
     what: str,
     answer_tokens: Collection[str] | None = None,
@@ -80,7 +78,7 @@ def spelled(text: str, tokenizer: Tokenizer, answer_tokens: Collection[str] = ()
 
 
 def read_rendered(
-    prompt: str, completion: str, tokenizer: Tokenizer, template: jinja2.Template | None
+    prompt: str, completion: str, tokenizer: Tokenizer, template: ChatTemplate | None
 ) -> tuple[list[int], list[int], list[int]] | None:
     """Ids of a rendered prompt and completion, names of control tokens as these; None where there are none.
 
@@ -118,8 +116,7 @@ def _kinds(
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Names of control tokens: marks that open, those that belong to no turn, and those that end turns or texts."""
     controls = tokenizer.control_ids
-    ends = tuple(name for name, token_id in controls.items() if token_id in tokenizer.eos_ids)
-    special = tokenizer.special_tokens
+    ends, special = stop_names(tokenizer), tokenizer.special_tokens
     marks = {special["bos_token"]} & set(controls) if special.get("bos_token") else set()
     if template is not None:
         marks |= find_roles(template, tuple(special.items()), tuple(controls), ends).marks - {

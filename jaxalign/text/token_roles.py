@@ -90,6 +90,11 @@ def find_roles(
     return TokenRoles(frozenset(marks & set(names)) - answers, frozenset(answers & set(names)))
 
 
+def stop_names(tokenizer: Any) -> tuple[str, ...]:
+    """The names of the control tokens that end turns or texts."""
+    return tuple(name for name, number in tokenizer.control_ids.items() if number in tokenizer.eos_ids)
+
+
 def answer_tokens(tokenizer: Any, template: ChatTemplate | None) -> frozenset[str]:
     """The control tokens that the content of assistant messages may hold: those that the template writes in answers
     itself, marks of thoughts, and what `config.data.answer_tokens` adds.
@@ -99,8 +104,7 @@ def answer_tokens(tokenizer: Any, template: ChatTemplate | None) -> frozenset[st
     """
     if template is None:
         return frozenset()
-    controls = tokenizer.control_ids
-    ends = tuple(name for name, token_id in controls.items() if token_id in tokenizer.eos_ids)
+    controls, ends = tokenizer.control_ids, stop_names(tokenizer)
     roles = find_roles(template, tuple(tokenizer.special_tokens.items()), tuple(controls), ends)
     for name in template.answer_tokens:
         if name not in controls:

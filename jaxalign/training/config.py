@@ -133,6 +133,11 @@ class Config(Checked, at="config"):
             )
 
     @property
+    def samples_per_row(self) -> int:
+        """Completions that are sampled of a row of the data; 1 in stages that sample none."""
+        return getattr(self.options, "samples_per_row", 1)
+
+    @property
     def tracker_names(self) -> tuple[str, ...]:
         """The trackers, one by one."""
         return tuple(name.strip() for name in self.trackers.split(",") if name.strip())
@@ -244,8 +249,8 @@ def config_keys(stage: Any) -> list[Key]:
 
 def value_of(config: Config, path: str) -> Any:
     """The value of a key by its path below config."""
-    stage, *parts = path.split(".")
-    found = config.options if parts and stage == config.stage.name else getattr(config, stage)
+    first, *parts = path.split(".")
+    found = config.options if parts and first == config.stage.name else getattr(config, first)
     for part in parts:
         found = getattr(found, part)
     return found

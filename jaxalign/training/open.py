@@ -254,12 +254,7 @@ def count_updates(config: Config, steps: int) -> int:
 
 def count_rows(config: Config, batch_size: int = 0) -> int:
     """Rows of the data in a batch, config.batch_size's by default: cut by the completions that are sampled of each."""
-    return (batch_size or config.batch_size) // count_samples(config)
-
-
-def count_samples(config: Config) -> int:
-    """Completions that are sampled of a row of the data, or 1."""
-    return getattr(config.options, "samples_per_row", 1)
+    return (batch_size or config.batch_size) // config.samples_per_row
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
@@ -393,9 +388,9 @@ def _open(config: Config, workdir: Path) -> Run:
 def _check_eval_batch(config: Config, mesh: Mesh) -> None:
     size = config.eval_batch_size
     rows = count_rows(config, size)
-    if size and rows * count_samples(config) != size:
+    if size and rows * config.samples_per_row != size:
         raise ConfigError(
-            f"config.eval_batch_size={size}: no multiple of {count_samples(config)}, the completions of one prompt"
+            f"config.eval_batch_size={size}: no multiple of {config.samples_per_row}, the completions of one prompt"
         )
     parallel.check_divides(mesh, "eval_batch_size", rows)
 

@@ -162,7 +162,7 @@ def _with_batch(config: Any, rows: Rows, mesh: Mesh | AbstractMesh, size: Size) 
     records = len(rows.items)
     if recipe.in_tokens:
         unit, records = "tokens", sum(len(item.ids) for item in rows.items)
-    wanted = batch / getattr(config.options, "samples_per_row", 1)
+    wanted = batch / config.samples_per_row
     most = records if config.num_steps else records * config.num_epochs / LEAST_STEPS
     config = _with_rows(config, int(min(wanted, most) * len(rows) / records), mesh)
     if wanted <= most:
@@ -178,8 +178,8 @@ def resolve_without_data(config: Any, mesh: Mesh | AbstractMesh) -> Any:
         length = KINDS[config.stage.data].sequences * config.data.max_length
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, row_length=length))
     if not config.batch_size:
-        per_row = getattr(config.options, "samples_per_row", 1)
-        config = _with_rows(config, recipe.batch // per_row if samples else recipe.rows, mesh)
+        rows = recipe.batch // config.samples_per_row if samples else recipe.rows
+        config = _with_rows(config, rows, mesh)
     return dataclasses.replace(config, num_microbatches=config.num_microbatches or 1)
 
 
@@ -218,7 +218,7 @@ def keep_found(config: Any, workdir: Path) -> Any:
 
 def _with_rows(config: Any, rows: int, mesh: Mesh | AbstractMesh) -> Any:
     """The config with a batch of about so many rows of the data, which the mesh can split."""
-    per_row = getattr(config.options, "samples_per_row", 1)
+    per_row = config.samples_per_row
     parts = shards(mesh, "batch")
     # Rows are split over the devices, and so are the completions of a minibatch of them.
     pieces = parts * getattr(config.options, "num_minibatches", 1) * max(1, config.num_microbatches)
@@ -237,7 +237,7 @@ def _with_microbatches(config: Any, mesh: Mesh | AbstractMesh, *, free: bool) ->
     pieces = shards(mesh, "batch") * getattr(config.options, "num_minibatches", 1)
     rows = max(1, config.batch_size // pieces)  # of a device, in an update
     most = max(1, SLICE_TOKENS // length)
-    per_row = getattr(config.options, "samples_per_row", 1)
+    per_row = config.samples_per_row
     needed = -(-rows // most)
     parts = next(n for n in range(needed, rows + 1) if rows % n == 0)
     smaller = rows // needed * needed

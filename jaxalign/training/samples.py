@@ -15,6 +15,7 @@ from jaxalign.data.packing import build_rows
 from jaxalign.errors import ConfigError
 from jaxalign.models import Params
 from jaxalign.parallel.processes import fetch_whole
+from jaxalign.sampling.answers import answer_text
 from jaxalign.sampling.generate import SamplingConfig, generate
 from jaxalign.training.open import Run
 
@@ -87,7 +88,7 @@ def make_sampler(run: Run, count: int) -> Callable[[Params], Samples]:
             stop_ids=run.tokenizer.eos_ids,
         )
         tokens, mask, stopped = map(fetch_whole, (completions.tokens, completions.mask, completions.stopped))
-        said = [decode(run.tokenizer, ids[live > 0]) for ids, live in zip(tokens, mask, strict=True)]
+        said = [answer_text(ids[live > 0], run.tokenizer) for ids, live in zip(tokens, mask, strict=True)]
         return [
             make_sample(x, text, bool(ended))
             for x, text, ended in zip(asked, said[: len(asked)], stopped[: len(asked)], strict=True)
@@ -106,18 +107,13 @@ def describe_prompt(run: Run, name: str, item: Item, prompt: np.ndarray, answer:
     """A held-out prompt of the evaluation set `name`, with the answer that its row has."""
     assert run.held_out is not None
     if answer is not None:
-        reference: Any = decode(run.tokenizer, answer)
+        reference: Any = answer_text(answer, run.tokenizer)
     else:
         record = run.held_out.record(item.row)
         reference = next((record[key] for key in ANSWERS if record.get(key) is not None), None)
     beside = {"set": name or None, "row": run.held_out.where(item.row)}
     beside |= {"prompt": spell(run.tokenizer, prompt), "reference": reference}
     return Asked(prompt, beside)
-
-
-def decode(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
-    """The text of sampled ids, without what ended it."""
-    return tokenizer.decode_answer(int(i) for i in ids if int(i) not in tokenizer.eos_ids)
 
 
 def spell(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:

@@ -2,11 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxalign import parallel
 from jaxalign.data import Dataset, Tokenizer, build_dataset, load_tokenizer
@@ -17,8 +16,8 @@ from jaxalign.evaluation import (
     likelihood,
     mean_interval,
     pair_scores,
-    proportion_interval,
     ratio_interval,
+    win_rate,
 )
 from jaxalign.evaluation.generation import (
     Asked,
@@ -29,16 +28,19 @@ from jaxalign.evaluation.generation import (
     reward_judge,
     sample_answers,
 )
+from jaxalign.models import Params
 from jaxalign.models.config import RUNTIME_KEYS
 from jaxalign.rewards import load_rewards
 from jaxalign.sampling.answers import Answers
-from jaxalign.storage import json_line, to_path, write_whole
+from jaxalign.storage import Path, json_line, to_path, write_whole
 from jaxalign.training.saved_model import SavedModel, find_language_model, find_model
 from jaxalign.verbs.generate import completion_row
 from jaxalign.verbs.label import Completion, model_scorer
 from jaxalign.verbs.requests import flag
 from jaxalign.verbs.rows import SOURCES, RowsRequest, write_beside
 from jaxalign.verbs.sampling import MODEL, SamplingRequest
+
+Load = Callable[[SavedModel], Params]  # a model's parameters, read once
 
 EXAMPLES = 5  # answers shown
 WIDEST = 4096  # tokens of a sequence, where the model sets no limit of its own
@@ -132,11 +134,18 @@ def evaluate(request: EvaluateRequest) -> Iterator[Line | str]:
             f"--model={request.model} is a reward model, which writes nothing: give it --data, pairs"
         )
     mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
+    loaded: dict[Path, Params] = {}
+
+    def load(model: SavedModel) -> Params:
+        if model.place not in loaded:
+            loaded[model.place] = model.load(mesh)
+        return loaded[model.place]
+
     with parallel.use_mesh(mesh):
         if request.data:
-            yield from (_pairs_by_score if model.scalar else _by_likelihood)(request, model, mesh)
+            yield from (_pairs_by_score if model.scalar else _by_likelihood)(request, model, load)
         if request.prompts:
-            yield from _answers(request, model, mesh)
+            yield from _answers(request, model, load)
 
 
 def _read(request: EvaluateRequest, model: SavedModel, kind: str) -> Dataset:
@@ -154,22 +163,26 @@ def _tokenizer(request: EvaluateRequest, model: SavedModel) -> Tokenizer:
     return load_tokenizer(model.path, request.chat_template, request.template_args)
 
 
-def _pairs_by_score(request: EvaluateRequest, model: SavedModel, mesh: Mesh) -> Iterator[Line | str]:
+def _pairs_by_score(request: EvaluateRequest, model: SavedModel, load: Load) -> Iterator[Line | str]:
     pairs = _read(request, model, PAIRS)
     yield f"{request.data}: {pairs.report}"
     _, scores = pair_scores(
-        model.load(mesh), model.config, pairs, batch_size=min(request.batch_size, len(pairs.rows))
+        load(model), model.config, pairs, batch_size=min(request.batch_size, len(pairs.rows))
     )
-    margins = scores[:, 0] - scores[:, 1]
-    yield Line("accuracy", _rate(margins), "share of pairs whose chosen answer has the higher score")
-    yield Line("margin", mean_interval(margins), "score of the chosen answer less that of the rejected one")
+    chosen, rejected = scores.T
+    yield Line(
+        "accuracy", win_rate(chosen, rejected), "share of pairs whose chosen answer has the higher score"
+    )
+    yield Line(
+        "margin", mean_interval(chosen - rejected), "score of the chosen answer less that of the rejected one"
+    )
 
 
-def _by_likelihood(request: EvaluateRequest, model: SavedModel, mesh: Mesh) -> Iterator[Line | str]:
+def _by_likelihood(request: EvaluateRequest, model: SavedModel, load: Load) -> Iterator[Line | str]:
     rows = _read(request, model, PAIRS_OR_DEMONSTRATIONS)
     yield f"{request.data}: {rows.report}"
     config = dataclasses.replace(model.config, dtype=request.dtype)
-    found = likelihood(model.load(mesh), config, rows, batch_size=min(request.batch_size, len(rows.rows)))
+    found = likelihood(load(model), config, rows, batch_size=min(request.batch_size, len(rows.rows)))
     rejected = np.flatnonzero(found.rejected_of >= 0)
     learned = found.rejected_of < 0
     loss = ratio_interval(found.nll[learned], found.tokens[learned])
@@ -178,24 +191,19 @@ def _by_likelihood(request: EvaluateRequest, model: SavedModel, mesh: Mesh) -> I
     yield Line("perplexity", (mean, low, high), "its exponential")
     if rejected.size:
         chosen = found.rejected_of[rejected]
-        margins = found.nll[rejected] - found.nll[chosen]
-        yield Line("accuracy", _rate(margins), "share of pairs whose chosen answer is likelier as a whole")
+        likelier = win_rate(found.nll[rejected], found.nll[chosen])
+        yield Line("accuracy", likelier, "share of pairs whose chosen answer is likelier as a whole")
         each = found.nll / np.maximum(found.tokens, 1)
-        yield Line(
-            "accuracy, a token", _rate(each[rejected] - each[chosen]), "the same, by the mean over tokens"
-        )
+        likelier = win_rate(each[rejected], each[chosen])
+        yield Line("accuracy, a token", likelier, "the same, by the mean over tokens")
 
 
-def _rate(margins: np.ndarray) -> Interval:
-    return proportion_interval(float(np.sum(0.5 + 0.5 * np.sign(margins))), len(margins))
-
-
-def _answers(request: EvaluateRequest, model: SavedModel, mesh: Mesh) -> Iterator[Line | str]:
+def _answers(request: EvaluateRequest, model: SavedModel, load: Load) -> Iterator[Line | str]:
     reference = _beside(model, request, "reference") if request.reference else None
     base = _beside(model, request, "base") if request.base else reference
     judges = _judges(request)
     other = find_language_model(request.against, "--against") if request.against else None
-    prompts, answers = _sampled(request, model, mesh)
+    prompts, answers = _sampled(request, model, load)
     ask = asked(prompts)
     yield f"{request.prompts}: {prompts.report}"
     if request.out:
@@ -204,23 +212,21 @@ def _answers(request: EvaluateRequest, model: SavedModel, mesh: Mesh) -> Iterato
             yield note
     theirs = None
     if other is not None:
-        their_prompts, theirs = _sampled(request, other, mesh)
+        their_prompts, theirs = _sampled(request, other, load)
         if asked(their_prompts).where != ask.where:
             raise ConfigError(
                 f"--against={request.against} has room for other prompts than --model={request.model}: leave out "
                 f"--prompt-slots={request.prompt_slots}"
             )
-    used = {m.place: m for m in (model, reference, base) if m is not None} if reference or base else {}
-    params = {place: m.load(mesh) for place, m in used.items()}
     measured = measure_answers(
         ask,
         answers,
         judges=judges,
         other=theirs,
         config=model.config,
-        params=params.get(model.place),
-        reference=reference and params[reference.place],
-        base=base and params[base.place],
+        params=load(model),
+        reference=reference and load(reference),
+        base=base and load(base),
         temperature=request.temperature,
     )
     for name, value in measured.scores.items():
@@ -262,14 +268,14 @@ def _model_judge(request: EvaluateRequest) -> Judge:
     return score
 
 
-def _sampled(request: EvaluateRequest, model: SavedModel, mesh: Mesh) -> tuple[Dataset, Answers]:
+def _sampled(request: EvaluateRequest, model: SavedModel, load: Load) -> tuple[Dataset, Answers]:
     """The prompts as a model reads them, and an answer of its to each."""
     tokenizer = _tokenizer(request, model)
     with request.named(eval="--prompts", max_length="--prompt-slots"):
         data = request.data_config(request.prompts, take=request.take)
         prompts = read_prompts(data, tokenizer, slots=request.prompt_slots)
     answers = sample_answers(
-        model.load(mesh),
+        load(model),
         dataclasses.replace(model.config, dtype=request.dtype),
         prompts,
         tokenizer,
