@@ -7,7 +7,7 @@ import pytest
 import tool_models
 
 from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokenizer
-from jaxalign.errors import ConfigError
+from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.text.template_args import choose_template, parse_template_args
 from jaxalign.text.templates import compile_template
 
@@ -139,7 +139,9 @@ def test_a_run_keeps_them_with_its_model(tmp_path):
     config.model.embed_dim, config.model.num_layers, config.model.num_heads = 16, 1, 4
     config.batch_size, config.num_steps, config.optimizer.warmup_steps = 8, 1, 0
     train(parse_config(config), tmp_path / "run", quiet=True)
-    with pytest.raises(ConfigError, match=r"config\.data\.template_args"):
+    with pytest.raises(
+        CheckpointError, match="the training data or its tokenisation is not what this run began"
+    ):
         config.data.template_args = "enable_thinking=True"
         train(parse_config(config), tmp_path / "run", quiet=True)
     convert(ConvertRequest(str(tmp_path / "run"), str(tmp_path / "out"), "hf"))
