@@ -59,6 +59,8 @@ def initialize() -> None:
         who = f"a process in {place}"
         check = f"all processes have been started, and their hosts reach each other; or set {ADDRESS}, {COUNT}, {INDEX}"
     else:
+        if _cpu_devices() > 1:
+            _prepare_cpu()
         return
     # Its handler of SIGTERM would take the signal that the loop answers itself, see `make_vote`.
     jax.config.update("jax_enable_preemption_service", False)
@@ -71,10 +73,14 @@ def _prepare_cpu() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     # And a program blocks a thread of XLA's pool for each device until its collectives are done, as does the next
     # one, sent while it runs: with less than two threads a device, the last to start may find none, for ever.
+    if devices := _cpu_devices():
+        os.environ.setdefault("PJRT_NPROC", str(2 * devices + (os.cpu_count() or 1)))
+
+
+def _cpu_devices() -> int:
+    """Into how many devices the CPUs of this process are divided; 0 where something else computes."""
     settings: Any = jax.config
-    if settings.jax_platforms == "cpu":
-        threads = 2 * max(1, settings.jax_num_cpu_devices) + (os.cpu_count() or 1)
-        os.environ.setdefault("PJRT_NPROC", str(threads))
+    return max(1, settings.jax_num_cpu_devices) if settings.jax_platforms == "cpu" else 0
 
 
 def _named_processes() -> dict[str, Any]:
