@@ -38,7 +38,6 @@ def installed(tmp_path):
     package.mkdir(parents=True)
     for entry in (ROOT / "jaxalign").iterdir():
         (package / entry.name).symlink_to(entry)
-    (package / "configs").symlink_to(ROOT / "configs")
     return package.parent
 
 

@@ -214,6 +214,9 @@ def test_bad_flags_are_named(arguments, message, file):
             "did you mean --config.grpo.importance=sequence_mean?",
         ),
         ("orpo", "beta=0.1", "did you mean --config.orpo.coef=0.1?"),
+        # The names that these keys of ours once had.
+        ("ppo", "ppo.reward_function=a:f", "did you mean --config.ppo.reward=a:f?"),
+        ("rloo", "rloo.reward_model=runs/r", "did you mean --config.rloo.reward=runs/r?"),
         ("sft", "max_lenght=9", "did you mean --config.data.max_length=9 or --config.model.max_length=9?"),
         ("sft", "zzz=1", "`jaxalign train --config=... --print-config` shows all keys"),
         ("sft", "model.zzz.x=1", "`jaxalign train --config=... --print-config` shows all keys"),

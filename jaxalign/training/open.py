@@ -281,9 +281,10 @@ def open_inputs(config: Config) -> Inputs:
         if not data.chat_template and (source.path / TEMPLATE).is_file():
             data = dataclasses.replace(data, chat_template=str(source.path / TEMPLATE))
     if not data.tokenizer:
+        also = " as that run did: config.resume_from brings its state alone" if config.resume_from else ""
         raise ConfigError(
             "config.data.tokenizer is empty: name a SentencePiece .model file, a tokenizer.json, or a folder or hub "
-            "model with one, or set model.init_from"
+            f"model with one, or set model.init_from{also}"
         )
     tokenizer = load_tokenizer(data.tokenizer, data.chat_template, data.template_args, data.answer_tokens)
     saved = source.config if source else None

@@ -167,7 +167,7 @@ def test_answers_of_a_stage_that_samples_are_its_evaluations(runs, tmp_path):
         "data.eval": str(tmp_path / "held.jsonl"),
         "data.max_length": 48,
     }
-    changes |= {"grpo.reward_model": "", "grpo.reward_function": "tiny:reward_function"}
+    changes["grpo.reward"] = "tiny:reward_function"
     for name, count in (("off", 0), ("on", None)):
         run("grpo", runs, tmp_path / name, log_samples=count, **changes)
     assert_same_bits(final_state(tmp_path / "on"), final_state(tmp_path / "off"))

@@ -1,4 +1,4 @@
-"""Every command line of README.md, as it stands there, on small stand-ins of the models and data that it names."""
+"""Every command line of README.md and docs/, as it stands there, on small stand-ins of the models and data it names."""
 
 import configparser
 import json
@@ -22,6 +22,7 @@ from jaxalign.verbs.convert import ConvertRequest, convert
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+DOCS = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 # Published models at the size of a test, under their own names.
 SMALL = {
     "num_layers": 2,
@@ -31,7 +32,7 @@ SMALL = {
     "head_dim": 8,
     "mlp_dim": 64,
     "vocab_size": 336,
-    "max_length": 256,
+    "max_length": 8192,
     "rope_theta": 1e6,
     "tie_embeddings": True,
     "norm_eps": 1e-6,
@@ -50,6 +51,12 @@ PLACES = {
     "Anthropic/hh-rlhf/harmless-base": "hh-rlhf:hh.jsonl",
     "--prompts=FILE.jsonl": "--prompts=prompts.jsonl",
     "--data=FILE.jsonl": "--data=text.jsonl",
+    "--config=STAGE": "--config=sft",
+    "init_from=MODEL": "init_from=runs/pretrain",
+    "train=DATA": "train=mine.jsonl",
+    "--workdir=RUN": "--workdir=runs/some",
+    "--config=...": "--config=sft",
+    "--config=FILE": "--config=sft --config.model.init_from=runs/pretrain --config.data.train=mine.jsonl",
 }
 LESS = {
     "quickstart": ["--fast", "--workdir=world"],
@@ -61,10 +68,10 @@ LESS = {
 }
 
 
-def blocks() -> list[list[str]]:
-    """The commands of every block of README.md for a shell, lines that go on joined, variables put in."""
+def blocks(document: str = README) -> list[list[str]]:
+    """The commands of every block of a document for a shell, lines that go on joined, variables put in."""
     made = []
-    for text in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
+    for text in re.findall(r"```bash\n(.*?)```", document, re.DOTALL):
         variables: dict[str, str] = {}
         commands = []
         for line in text.replace("\\\n", " ").splitlines():
@@ -75,17 +82,22 @@ def blocks() -> list[list[str]]:
         made.append(commands)
     # Commands in running text, whose RUN is any run.
     made.append(
-        [text.replace("RUN", "runs/sft") for text in re.findall(r"`(jaxalign\s[a-z]+\s--[^`]*)`", README)]
+        [text.replace("RUN", "runs/sft") for text in re.findall(r"`(jaxalign\s[a-z]+\s--[^`]*)`", document)]
     )
     return made
 
 
 @pytest.fixture(scope="module")
 def place(runs, tmp_path_factory):
-    """A folder with what a reader of the README has: a checkout's configs, runs, data and models by their names."""
+    """What a reader of the README has: a checkout's configs, runs, data and models by their names."""
     place = tmp_path_factory.mktemp("readme")
+    furnish(place, runs, "pretrain", "reward")
+    return place
+
+
+def furnish(place: pathlib.Path, runs: pathlib.Path, *trained: str) -> None:
     (place / "configs").symlink_to(ROOT / "configs")
-    for name in ("pretrain", "reward"):
+    for name in trained:
         shutil.copytree(runs / name, place / "runs" / name)
     rng = random.Random(0)
     write_jsonl(
@@ -100,6 +112,7 @@ def place(runs, tmp_path_factory):
         for question in (sentence(rng, 2, 5) for _ in range(60))
     ]
     write_jsonl(place / "hh.jsonl", pairs)
+    write_jsonl(place / "maths.jsonl", [{"prompt": f"{n} x 7?", "answer": str(n * 7)} for n in range(8)])
     (place / "module.py").write_text("def function(prompt, completion):\n    return float(len(completion))\n")
     config = ModelConfig(**SMALL)
     tokenizer = load_tokenizer(runs / "tiny.model")
@@ -112,7 +125,6 @@ def place(runs, tmp_path_factory):
             str(place / "made"), str(place / "Qwen/Qwen3-0.6B"), "hf", architecture="Qwen3ForCausalLM"
         )
     )
-    return place
 
 
 def run(command: str, place: pathlib.Path) -> subprocess.CompletedProcess:
@@ -177,3 +189,38 @@ def test_every_command_runs_as_it_stands_there(place):
     for folder in re.findall(r"--workdir=(runs/\S+)", "\n".join(commands)):
         assert json.loads((place / folder / "summary.json").read_text())["steps"] == 2
     assert (place / "dpo-hf/model.safetensors").is_file()
+
+
+def pairs_of_other_names(place: pathlib.Path) -> None:
+    row = {"ask": "who asks?", "data": {"good": "the fox", "bad": "the dog"}}
+    write_jsonl(place / "mine.jsonl", [row] * 8)
+
+
+def stage_of_ones_own(place: pathlib.Path) -> None:
+    text = re.search(r"\n## A stage of one's own\n.*?```python\n(.*?)```", DOCS["library"], re.DOTALL)[1]
+    (place / "my_simpo.py").write_text("import jax\nimport jax.numpy as jnp\nimport jaxalign\n" + text)
+    write_jsonl(place / "pairs.jsonl", [{"prompt": "who?", "chosen": "the fox", "rejected": "a dog"}] * 8)
+
+
+# What a page takes as there, beside what the README does.
+BEFORE = {"data": pairs_of_other_names, "library": stage_of_ones_own}
+NAMES = [name for name, text in DOCS.items() if any(blocks(text))]
+
+
+def test_these_pages_have_commands():
+    assert NAMES == ["config", "data", "defaults", "library", "plans", "rewards", "runs"]
+    for path in sorted((ROOT / "docs").glob("*.md")):  # what is not in a block of its own is not run here
+        assert not re.search(r"^(    |```\n)jaxalign ", path.read_text("utf-8"), re.MULTILINE), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_of_a_page_runs(name, runs, tmp_path):
+    if name == "plans":
+        pytest.importorskip("libtpu")
+    furnish(tmp_path, runs, "pretrain", "reward", *(["sft"] if name in ("library", "rewards") else []))
+    BEFORE.get(name, lambda place: None)(tmp_path)
+    for command in (c for block in blocks(DOCS[name]) for c in block):
+        done = run(command, tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
