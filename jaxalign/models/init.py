@@ -1,6 +1,7 @@
 """Parameters as plain nested dicts: initialisation, shapes and shardings."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -33,6 +34,12 @@ def _init_boxed(key: jax.Array, config: ModelConfig) -> Params:
     return variables["params"]
 
 
+# Compiled once for a config: flax traces and runs a whole forward pass otherwise, each time anew.
+@functools.partial(jax.jit, static_argnums=1)
+def _init(key: jax.Array, config: ModelConfig) -> Params:
+    return nn.unbox(_init_boxed(key, config))
+
+
 def init_params(
     key: jax.Array, config: ModelConfig, *, scalar: bool = False, zero_head: bool = False
 ) -> Params:
@@ -41,7 +48,7 @@ def init_params(
     The latter are {"transformer": ..., "head": {"kernel" [D], "bias" []}}. The head is normal with standard
     deviation 1/sqrt(D + 1) (Stiennon et al., arXiv 2009.01325), or zero, so that first values are 0.
     """
-    params = nn.unbox(_init_boxed(key, config))
+    params = _init(key, config)
     if not scalar:
         return params
     return {"transformer": params, "head": init_head(jax.random.fold_in(key, 1), config, zero=zero_head)}

@@ -1,5 +1,6 @@
 """A sequence ends alike in training, after a rollout, in labelling and after export, for every chat format."""
 
+import functools
 import warnings
 
 import hf_models
@@ -127,9 +128,8 @@ def test_scores_of_rollouts_are_those_of_training_rows(folder):
     ]
     made = rows(tokenizer, "preference", *pairs)
     packed = collate(made, range(len(made)))
-    trained = np.asarray(
-        segment_rewards(judge, model, packed.tokens, packed.positions, packed.segment_ids, 32)
-    )
+    read = jax.jit(lambda *arrays: segment_rewards(judge, model, *arrays, 32))
+    trained = np.asarray(read(packed.tokens, packed.positions, packed.segment_ids))
     by_record = {
         int(r): s for r, s in zip(packed.rows.ravel()[::2], trained.ravel()[::2], strict=True) if r >= 0
     }
@@ -137,18 +137,8 @@ def test_scores_of_rollouts_are_those_of_training_rows(folder):
     batch = PromptBatch(
         *map(jnp.asarray, (batch.tokens, batch.positions, batch.segment_ids, batch.rows, batch.ending))
     )
-    scored = score_completions(
-        policy,
-        judge,
-        policy,
-        judge,
-        batch,
-        completions,
-        model=model,
-        critic_model=model,
-        reward_config=model,
-        temperature=1.0,
-        kl_estimator="k1",
-    )
+    settings = {"model": model, "critic_model": model, "reward_config": model}
+    score = jax.jit(functools.partial(score_completions, temperature=1.0, kl_estimator="k1", **settings))
+    scored = score(policy, judge, policy, judge, batch, completions)
     np.testing.assert_allclose(scored["scores"], [by_record[0], by_record[1]], rtol=0, atol=1e-4)
     assert abs(by_record[0] - by_record[1]) > 1e-2

@@ -31,6 +31,8 @@ from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS
 from jaxalign.verbs.plan import run_plan, write_json
 
 STAGES = list(NAMES)
+# A minute of compiling in all: pretraining has the programs of SFT, ORPO and KTO those of DPO, RLOO those of GRPO.
+COMPILED = ["sft", "reward", "dpo", "ppo", "grpo", "distill"]
 
 
 def tiny(stage, **model):
@@ -200,9 +202,14 @@ def test_flops_of_a_step_are_the_analytic_ones_and_remat_adds_a_forward_pass():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_compiles_for_a_slice(tpu, stage, tmp_path, capsys):
+@pytest.mark.parametrize("stage", COMPILED)
+def test_a_stage_compiles_for_a_slice(tpu, stage, tmp_path, capsys):
+    """Of PPO every program gathers each parameter as often as a model uses it, or a warning would say so."""
     found = run_plan(parse_config(tiny(stage)), "v5e:2x2")
+    if stage == "ppo":
+        assert [(step["name"], step["warnings"]) for step in found["steps"]] == [
+            (name, []) for name in ("rollout", "score", "policy update", "value update")
+        ]
     write_json(found, tmp_path / "plan.json")
     assert json.loads((tmp_path / "plan.json").read_text())["steps"] == found["steps"]
     assert found["mesh"]["fsdp"] == 4 and found["chips"] == 4 and found["compiled"]
@@ -247,15 +254,6 @@ def test_of_a_frozen_model_in_host_memory_a_chip_holds_the_tables(tpu, dtype):
     tables = {"bfloat16": 2 * 1024 * 256 * 2 / 4, "int8": 2 * 1024 * 256 / 4 + scales}[dtype]
     assert step["memory"][FROZEN] == tables + norms
     assert step["fits"]
-
-
-@pytest.mark.slow
-def test_sampling_gathers_once_what_is_scored_once(tpu):
-    """Every program of PPO gathers each parameter as often as a model uses it, and the compiled names say which."""
-    found = run_plan(parse_config(tiny("ppo")), "v5e:2x2")
-    assert [(step["name"], step["warnings"]) for step in found["steps"]] == [
-        (name, []) for name in ("rollout", "score", "policy update", "value update")
-    ]
 
 
 @pytest.mark.slow
