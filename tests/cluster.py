@@ -10,22 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import jax
-
 TESTS = pathlib.Path(__file__).parent
 PATH = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "stages")))
 
 
 def environment() -> dict[str, str]:
-    """For processes that compile as tests/stages/conftest.py says, into the cache that is in force here."""
+    """For processes that find the package and the tests' own modules."""
     return os.environ | {
         "PYTHONPATH": PATH,
         "PYTHONFAULTHANDLER": "1",  # see `finish`
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
 
 

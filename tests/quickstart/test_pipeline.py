@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import jax
 import pytest
 from rich.console import Console
 
@@ -18,16 +17,7 @@ from jaxalign.training.loop import Stopped
 from jaxalign.training.workdir import finished
 
 
-@pytest.fixture
-def _cheap_compilation():
-    """As `jaxalign quickstart --fast` compiles."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("_cheap_compilation")
 def test_an_interrupted_quickstart_goes_on_and_reports(tmp_path, monkeypatch):
     real = pipeline.train
 

@@ -29,14 +29,9 @@ sys.exit(main())
 """
 
 
-def start(runs, workdir, cache, *flags, hangup="SIG_DFL"):
+def start(runs, workdir, *flags, hangup="SIG_DFL"):
     """A tiny pretraining by the command line; `hangup` is how the program that starts it takes SIGHUP."""
-    environment = os.environ | {
-        "PYTHONPATH": f"{HERE}:{HERE.parents[1]}",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+    environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
     flags = [f"--config={HERE / 'tiny_config.py'}:pretrain,{runs}", f"--workdir={workdir}", *flags]
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, hangup, "train", *flags],
@@ -63,8 +58,8 @@ def saved(workdir) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_hangup_saves_and_until_then_no_second_run_begins(runs, compilation_cache, tmp_path, capsys):
-    child = start(runs, tmp_path, compilation_cache, "--config.num_steps=1000000")
+def test_a_hangup_saves_and_until_then_no_second_run_begins(runs, tmp_path, capsys):
+    child = start(runs, tmp_path, "--config.num_steps=1000000")
     wait_for_step(3, tmp_path, child)
     lines = (tmp_path / "metrics.jsonl").read_bytes()
     assert (
@@ -85,8 +80,8 @@ def test_a_hangup_saves_and_until_then_no_second_run_begins(runs, compilation_ca
 
 
 @pytest.mark.slow
-def test_a_hangup_that_nohup_ignores_stops_nothing(runs, compilation_cache, tmp_path):
-    child = start(runs, tmp_path, compilation_cache, "--config.num_steps=1000000", hangup="SIG_IGN")
+def test_a_hangup_that_nohup_ignores_stops_nothing(runs, tmp_path):
+    child = start(runs, tmp_path, "--config.num_steps=1000000", hangup="SIG_IGN")
     wait_for_step(2, tmp_path, child)
     child.send_signal(signal.SIGHUP)
     wait_for_step(steps(tmp_path) + 3, tmp_path, child)
@@ -95,8 +90,8 @@ def test_a_hangup_that_nohup_ignores_stops_nothing(runs, compilation_cache, tmp_
 
 
 @pytest.mark.slow
-def test_training_ends_with_a_model_though_nobody_reads(runs, compilation_cache, tmp_path):
-    child = start(runs, tmp_path, compilation_cache, "--config.num_steps=30", "--config.eval_every=10")
+def test_training_ends_with_a_model_though_nobody_reads(runs, tmp_path):
+    child = start(runs, tmp_path, "--config.num_steps=30", "--config.eval_every=10")
     assert child.stdout.readline().startswith("pretrain: ")  # as `| head -1` does
     child.stdout.close()
     child.stderr.close()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from tiny import ON_POLICY, STAGES, assert_same_bits, baseline_changes, every_stage, final_state, history, run
@@ -105,9 +104,6 @@ sys.path.insert(0, sys.argv[1])
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_compilation_cache_dir", sys.argv[4])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_disable_most_optimizations", True)
 import tiny
 tiny.run("orpo", *map(pathlib.Path, sys.argv[2:4]), num_steps=40, checkpoint_every=1)
 """
@@ -118,7 +114,7 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(runs, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run("orpo", runs, whole, num_steps=40, checkpoint_every=20)
     here = pathlib.Path(__file__).parent
-    arguments = [str(here), str(runs), str(killed), jax.config.jax_compilation_cache_dir]
+    arguments = [str(here), str(runs), str(killed)]
     environment = os.environ | {"PYTHONPATH": str(here.parents[1])}
     child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment)
     moment = random.randint(1, 20)
