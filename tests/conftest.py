@@ -21,7 +21,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import pytest
 
-gc.set_threshold(100_000, 20, 50)  # tracing makes objects by the million; one in ten seconds went into looking at them
+gc.set_threshold(
+    100_000, 20, 50
+)  # tracing makes objects by the million; one in ten seconds went into looking at them
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -37,6 +37,7 @@ ROOMS = (
         "locks",
         "signals",
         "streams",
+        "imports",
         "fields",
         "errors",
     ),

@@ -1,5 +1,9 @@
 """The plan of the house: no room but stages/ knows a stage, and imports point downward."""
 
+import subprocess
+import sys
+
+import pytest
 from structure import OTHER_MEANINGS, PACKAGE, ROOMS, STAGES, imports, stage_names
 
 from jaxalign.stages import NAMES
@@ -27,3 +31,12 @@ def test_imports_point_downward():
 def test_a_stage_that_is_named_is_found():
     # A word that the code does write, taken for a stage.
     assert any("data/kinds.py" in line for line in stage_names(("preference",)))
+
+
+@pytest.mark.slow
+def test_what_is_not_used_is_not_loaded():
+    """Loading torch alone takes longer than all the rest."""
+    names = "torch", "tensorflow", "transformers", "trl"
+    program = f"import sys, jaxalign.stages, jaxalign.verbs.train; print(*(set({names}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from jaxalign.errors import DataError
+from jaxalign.imports import hidden
 from jaxalign.storage import Lines, Path, temporary_folder, to_path
 from jaxalign.training.trackers import Trackers
+
+with hidden("torch"):  # it would be loaded where it is installed, for seconds, and never used
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 FILE_NAME = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
