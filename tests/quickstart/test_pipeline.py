@@ -3,12 +3,15 @@
 import json
 import math
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 from rich.console import Console
 
+from jaxalign.cli import main
 from jaxalign.errors import ConfigError
 from jaxalign.locks import LOCK, locked
 from jaxalign.quickstart import pipeline
@@ -16,9 +19,11 @@ from jaxalign.stages import parse_config
 from jaxalign.training.loop import Stopped
 from jaxalign.training.workdir import finished
 
+README = pathlib.Path(__file__).parents[2] / "README.md"
+
 
 @pytest.mark.slow
-def test_an_interrupted_quickstart_goes_on_and_reports(tmp_path, monkeypatch):
+def test_an_interrupted_quickstart_goes_on_by_the_command_of_the_readme_and_reports(tmp_path, monkeypatch):
     real = pipeline.train
 
     def interrupted(config, workdir, **kwargs):
@@ -33,10 +38,12 @@ def test_an_interrupted_quickstart_goes_on_and_reports(tmp_path, monkeypatch):
     assert not (tmp_path / "reward/summary.json").exists()
 
     monkeypatch.setattr(pipeline, "train", real)
-    results = pipeline.quickstart(tmp_path, fast=True, seed=3)
+    (command,) = re.findall(r"jaxalign (quickstart.*)", README.read_text("utf-8").split("## ")[1])
+    assert main([*command.split(), "--fast", "--seed=3", f"--workdir={tmp_path}"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
 
     assert {stage: (tmp_path / stage / "summary.json").stat().st_mtime_ns for stage in before} == before
-    assert json.loads((tmp_path / "results.json").read_text())["questions"] == results["questions"] == 64
+    assert results["questions"] == 64
     assert list(results["models"]) == ["pretrained", "sft", "ppo", "grpo", "dpo", "orpo"]
     for name, model in results["models"].items():
         assert 0 < model["loss"] < 20 and 0 <= model["score"][0] <= 1

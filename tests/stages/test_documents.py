@@ -59,7 +59,6 @@ PLACES = {
     "--config=FILE": "--config=sft --config.model.init_from=runs/pretrain --config.data.train=mine.jsonl",
 }
 LESS = {
-    "quickstart": ["--fast", "--workdir=world"],
     "train": ["--config.num_steps=2", "--config.batch_size=8", "--config.checkpoint_every=0"],
     "generate": ["--max-new-tokens=24"],
     "tokenizer": ["--vocab=300"],
@@ -167,15 +166,10 @@ def test_packages_that_are_installed_by_name_are_extras_of_this_checkout():
     assert "pip install 'jaxalign" not in README  # no index has it
 
 
-@pytest.mark.slow
-def test_quickstart_runs(place):
+def test_the_main_job_is_one_line():
+    """tests/quickstart/test_pipeline.py runs it."""
     (command,) = (c for commands in blocks() for c in commands if "quickstart" in c)
-    assert command.startswith(
-        "python3 -m venv .venv && .venv/bin/pip install -q . && .venv/bin/jaxalign quickstart"
-    )
-    done = run("jaxalign quickstart", place)
-    assert done.returncode == 0, done.stderr
-    assert (place / "world/report.html").is_file()
+    assert command == "python3 -m venv .venv && .venv/bin/pip install -q . && .venv/bin/jaxalign quickstart"
 
 
 @pytest.mark.slow
