@@ -60,9 +60,14 @@ class PairBatch:
         counted = self.loss_mask if mask is None else mask
         return self.pick(segment_sums(x * counted, self.segment_ids, self.rows.shape[1]))
 
-    def mask_of(self, segments: jax.Array) -> jax.Array:
-        """The supervised tokens of segments [B, P]: float32 [B, T]."""
-        return mask_of(self.loss_mask, self.segment_ids, segments)
+    def weight_of(self, segments: jax.Array) -> jax.Array:
+        """What supervised tokens of segments [B, P], one side of each pair, weigh: float32 [B, T].
+
+        A response that is on that side of several pairs, as in a ranking, weighs what they weigh together.
+        """
+        return self.loss_mask * jnp.sum(
+            is_inside(self.segment_ids, segments) * self.weight[:, None, :], axis=-1
+        )
 
     def pair_lengths(self, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Supervised tokens of both sequences of each pair: float32 [B, P] twice."""
@@ -87,10 +92,9 @@ def pick(per_segment: jax.Array, segments: jax.Array) -> jax.Array:
     return jnp.take_along_axis(per_segment, jnp.maximum(segments - 1, 0), axis=1)
 
 
-def mask_of(mask: jax.Array, segment_ids: jax.Array, segments: jax.Array) -> jax.Array:
-    """The part of a mask [B, T] that lies in the segments [B, P] of its row, numbered from 1."""
-    inside = (segment_ids[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
-    return mask * jnp.any(inside, axis=-1)
+def is_inside(segment_ids: jax.Array, segments: jax.Array) -> jax.Array:
+    """Whether tokens [B, T] lie in each of the segments [B, P] of their row, numbered from 1: bool [B, T, P]."""
+    return (segment_ids[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
 
 
 def segment_sums(x: jax.Array, segment_ids: jax.Array, num_segments: int) -> jax.Array:
@@ -124,7 +128,7 @@ class UnpairedBatch:
 
     def mask_of(self, segments: jax.Array) -> jax.Array:
         """The supervised tokens of segments [B, P]: float32 [B, T]."""
-        return mask_of(self.loss_mask, self.segment_ids, segments)
+        return self.loss_mask * jnp.any(is_inside(self.segment_ids, segments), axis=-1)
 
     def sums(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Sums of x [B, T] over the supervised tokens of both: [B, P] twice."""

@@ -298,7 +298,7 @@ def token_metrics(statistics: TokenStatistics, batch: Any) -> Metrics:
     """
     counted, sides = batch.loss_mask, {}
     if isinstance(batch, PairBatch):
-        sides = {"chosen": batch.mask_of(batch.chosen), "rejected": batch.mask_of(batch.rejected)}
+        sides = {"chosen": batch.weight_of(batch.chosen), "rejected": batch.weight_of(batch.rejected)}
     if isinstance(batch, UnpairedBatch):
         counted = batch.mask_of(batch.completion)
     found: Metrics = {
@@ -306,7 +306,7 @@ def token_metrics(statistics: TokenStatistics, batch: Any) -> Metrics:
         "mean_token_accuracy": masked_mean(statistics.is_top1, sides.get("chosen", counted)),
     }
     return found | {
-        f"logits/{side}": masked_mean(statistics.mean_logit, mask) for side, mask in sides.items()
+        f"logits/{side}": masked_mean(statistics.mean_logit, weight) for side, weight in sides.items()
     }
 
 

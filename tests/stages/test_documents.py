@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import math
 import os
 import pathlib
 import random
@@ -13,10 +14,12 @@ import sys
 
 import jax
 import pytest
-from tiny import sentence, write_jsonl
+from tiny import FILES, sentence, write_jsonl
 
+from jaxalign.cli import main
 from jaxalign.data import load_tokenizer
 from jaxalign.models import ModelConfig, init_params
+from jaxalign.stages import NAMES
 from jaxalign.training.saved_model import save_model
 from jaxalign.verbs.convert import ConvertRequest, convert
 
@@ -113,7 +116,7 @@ def furnish(place: pathlib.Path, runs: pathlib.Path, *trained: str) -> None:
     write_jsonl(place / "hh.jsonl", pairs)
     write_jsonl(place / "maths.jsonl", [{"prompt": f"{n} x 7?", "answer": str(n * 7)} for n in range(8)])
     (place / "module.py").write_text("def function(prompt, completion):\n    return float(len(completion))\n")
-    config = ModelConfig(**SMALL)
+    config = ModelConfig(**SMALL | {"max_length": 96})
     tokenizer = load_tokenizer(runs / "tiny.model")
     save_model(
         place / "made", init_params(jax.random.key(0), config), config, tokenizer, scalar=False, meta={}
@@ -198,17 +201,17 @@ def stage_of_ones_own(place: pathlib.Path) -> None:
 
 # What a page takes as there, beside what the README does.
 BEFORE = {"data": pairs_of_other_names, "library": stage_of_ones_own}
-NAMES = [name for name, text in DOCS.items() if any(blocks(text))]
+PAGES = [name for name, text in DOCS.items() if any(blocks(text))]
 
 
 def test_these_pages_have_commands():
-    assert NAMES == ["config", "data", "defaults", "library", "plans", "rewards", "runs"]
+    assert PAGES == ["config", "data", "defaults", "library", "plans", "rewards", "runs"]
     for path in sorted((ROOT / "docs").glob("*.md")):  # what is not in a block of its own is not run here
         assert not re.search(r"^(    |```\n)jaxalign ", path.read_text("utf-8"), re.MULTILINE), path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PAGES)
 def test_every_command_of_a_page_runs(name, runs, tmp_path):
     if name == "plans":
         pytest.importorskip("libtpu")
@@ -218,3 +221,24 @@ def test_every_command_of_a_page_runs(name, runs, tmp_path):
         done = run(command, tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
+
+
+# What a stage cannot do without, beside a model and data: flags by which it is named.
+ALSO = {stage: [f"--config.{stage}.reward=module.py:function"] for stage in ("ppo", "grpo", "rloo")}
+ALSO["distill"] = ["--config.distill.teacher=Qwen/Qwen3-0.6B"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", NAMES)
+def test_model_and_data_are_enough_for_any_stage(stage, place, runs, monkeypatch, capsys):
+    """As docs/defaults.md promises: on a Hugging Face folder, each stage at its first try and to its end."""
+    monkeypatch.chdir(place)
+    data = f"--config.data.train={runs / FILES.get(stage, 'pairs')}.jsonl"
+    flags = [f"--config={stage}", "--config.model.init_from=Qwen/Qwen3-0.6B", data, *ALSO.get(stage, [])]
+    assert main(["train", *flags, f"--workdir=jobs/{stage}"]) == 0, capsys.readouterr().err
+    summary = json.loads((place / f"jobs/{stage}/summary.json").read_text())
+    chosen = json.loads((place / f"jobs/{stage}/settings.json").read_text())
+    said = capsys.readouterr().out
+    assert 1 <= summary["steps"] == int(re.search(rf"{stage}: (\d+) steps", said)[1])
+    assert math.isfinite(summary["train"]["loss"]) and 0 < chosen["config.optimizer.learning_rate"] < 1e-2
+    assert chosen["config.data.max_length"] <= 96
