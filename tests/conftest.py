@@ -5,6 +5,7 @@ import collections
 import gc
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,6 +22,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import pytest
 
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # begun in the background by a shell; children would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 gc.set_threshold(
     100_000, 20, 50
 )  # tracing makes objects by the million; one in ten seconds went into looking at them
