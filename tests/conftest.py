@@ -22,13 +22,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import pytest
 
-if (
-    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-):  # begun in the background by a shell; children would ignore it too
+# A shell that begins the tests in the background has them ignore SIGINT, and so would all that they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-gc.set_threshold(
-    100_000, 20, 50
-)  # tracing makes objects by the million; one in ten seconds went into looking at them
+# Tracing makes objects by the million: one second in ten went into looking for garbage among them.
+gc.set_threshold(100_000, 20, 50)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
