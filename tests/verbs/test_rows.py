@@ -183,8 +183,7 @@ def test_evaluate_counts_the_prompts_that_it_leaves_out(folder, tmp_path, capsys
     assert main(["evaluate", *flags]) == 1
     assert f"{prompts}:3: prompt is a int" in capsys.readouterr().err
     assert main(["evaluate", *flags, "--invalid=drop", "--prompt-slots=32"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "2 prompts" and said[2].split(maxsplit=3) == ["left", "out", "1", "prompt too long"]
-    assert said[1].split(maxsplit=4)[:4] == ["left", "out", "1", "invalid:"]
+    counts = "2 kept (0 truncated, 0 split), 2 dropped (1 invalid: prompt is a int, 1 prompt too long)"
+    assert capsys.readouterr().out.startswith(f"{prompts}: 4 records: {counts}; ")
     assert [row["data"] for row in read(f"{out}.dropped.jsonl")] == [rows[2]]
     assert [row["prompt"] for row in read(out)] == [rows[0]["prompt"], rows[3]["prompt"]]
