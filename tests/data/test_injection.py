@@ -81,6 +81,7 @@ def controls(tokenizer, ids, but=()):
 TURNS = 12  # of a user and of the assistant, in one conversation
 
 
+@pytest.mark.slow
 def test_ten_thousand_texts(tokenizer):
     """Of every format's share of them: users' texts make no control token, answers' none that belongs around turns."""
     made = texts(list(tokenizer.control_ids), 0)

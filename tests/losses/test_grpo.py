@@ -150,6 +150,7 @@ def test_before_the_first_update_every_ratio_is_one_and_the_kl_zero():
         assert final["kl"] == final["policy/approxkl_avg"] == final["clip_ratio/region_mean"] == 0
 
 
+@pytest.mark.slow
 def test_rloo_moves_the_policy_by_reinforce_with_a_leave_one_out_baseline():
     """arXiv 2402.14740: the gradient of -mean of (R_i - mean of the others) log π(y_i)."""
     arrays = make_arrays()

@@ -73,6 +73,7 @@ def compare(candidate, window, softcap, tolerance):
         np.testing.assert_allclose(mine, theirs, atol=tolerance * max(1.0, float(np.abs(theirs).max())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "softcap"), SETTINGS)
 @pytest.mark.parametrize("block", [64, 512])
 def test_blockwise(window, softcap, block):

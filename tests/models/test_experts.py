@@ -45,6 +45,7 @@ def test_even_load_costs_k_a_token():
     assert balance == pytest.approx(4 * 2) and z == pytest.approx(4 * np.log(4) ** 2, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_losses_of_packed_and_padded_sequences_are_those_of_each_alone():
     params = random_params(CONFIG)
     rng = np.random.default_rng(1)

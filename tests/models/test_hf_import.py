@@ -73,6 +73,7 @@ def test_eight_devices_and_shards_hold_the_same_bits(tmp_path, sizes, monkeypatc
     assert jax.tree.map(lambda x: x.sharding, got) == jax.tree.map(lambda x: x.sharding, layout)
 
 
+@pytest.mark.slow
 def test_experts_and_layers_may_be_split_over_devices(tmp_path):
     """Two experts of four and two layers of four on a device: only those arrive there."""
     config = llama_config(

@@ -50,6 +50,7 @@ def test_values_and_gradients_equal_those_without_remat(remat):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_full_remat_keeps_less_than_none():
     kept = {remat: compiled(remat).memory_analysis().temp_size_in_bytes for remat in ("none", "full")}
     assert kept["full"] < 0.7 * kept["none"]

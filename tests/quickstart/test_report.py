@@ -260,6 +260,7 @@ def test_hostile_text_stays_text(results, tmp_path):
     assert page.text.count(kept) == 3 * len(KINDS) + 2
 
 
+@pytest.mark.slow
 def test_points_that_are_not_finite_are_left_out_of_the_plots(results, tmp_path):
     results["curves"]["ppo"]["points"] = [[0, math.nan], [10, 0.5], [20, math.inf], [30, None]]
     results["frontier"]["dpo"] = [{"step": 0, "kl": math.nan, "score": 0.5}, {"step": 1, "score": 0.6}]
@@ -268,6 +269,7 @@ def test_points_that_are_not_finite_are_left_out_of_the_plots(results, tmp_path)
     assert "DPO: 0.50 at – nats then 0.62 at 4.68 nats" in said["frontier"]
 
 
+@pytest.mark.slow
 def test_missing_values_are_dashes(results, tmp_path):
     results["fast"] = True
     results["models"]["ppo"] = {

@@ -26,6 +26,7 @@ def sample(params, config, prompts, stop_ids=(), rows=None, key=KEY, **settings)
     return generate(params, config, *prompts, key, sampling=sampling, stop_ids=stop_ids, rows=rows)
 
 
+@pytest.mark.slow
 def test_greedy_is_the_argmax_of_the_full_forward_at_every_step(config, params, prompts):
     N, P = 64, prompts[0].shape[1]
     out = sample(params, config, prompts, max_new_tokens=N, temperature=0.0)
@@ -104,6 +105,7 @@ def test_reported_logp_is_the_score_of_the_joined_sequence(config, params, promp
     assert 0 < mask.sum() < mask[:, P:].size, "rows should differ in length for this test to mean something"
 
 
+@pytest.mark.slow
 def test_join_lays_prompt_and_completion_side_by_side(config, params, prompts):
     out = sample(params, config, prompts, stop_ids=(3, 7), max_new_tokens=32)
     assert out.stopped.any()
@@ -118,6 +120,7 @@ def test_join_lays_prompt_and_completion_side_by_side(config, params, prompts):
         np.testing.assert_array_equal(mask[row], np.concatenate((np.zeros(len(prompt)), answer)))
 
 
+@pytest.mark.slow
 def test_stop_ids_end_a_completion_and_belong_to_it(config, params, prompts):
     free = sample(params, config, prompts, max_new_tokens=32)
     stops = (3,)
@@ -164,6 +167,7 @@ def test_empty_rows_sample_nothing_and_delay_no_one(config, params, prompts):
     )
 
 
+@pytest.mark.slow
 def test_a_prompt_is_completed_alike_in_any_batch(config, params, prompts):
     settings = {"stop_ids": (3, 7), "max_new_tokens": 32, **CUT}
     together = sample(params, config, prompts, **settings)
@@ -176,6 +180,7 @@ def test_a_prompt_is_completed_alike_in_any_batch(config, params, prompts):
         np.testing.assert_allclose(out.logp[0], together.logp[row], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_samples_from_one_reading_are_those_of_repeated_prompts(config, params, prompts):
     sampling = SamplingConfig(max_new_tokens=16)
     once = generate(params, config, *prompts, KEY, sampling=sampling, stop_ids=(3, 7), samples=3)

@@ -92,6 +92,7 @@ def test_score_tokens_matches_float64_decoder(config, params, parts, temperature
             )
 
 
+@pytest.mark.slow
 def test_exact_kl_matches_float64_decoder_and_is_zero_against_itself(config, params, parts):
     reference = random_params(config, seed=8)
     batch = packed(parts)

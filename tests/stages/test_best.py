@@ -139,6 +139,7 @@ def without_clocks(found):
     return found | {"seconds": 0, "train": train}
 
 
+@pytest.mark.slow
 def test_a_signal_in_an_evaluation_stops_within_a_batch(runs, changes, whole, tmp_path, monkeypatch, capfd):
     batches, read = Run.eval_batches, []
 

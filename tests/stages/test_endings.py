@@ -105,6 +105,7 @@ def test_a_start_that_is_refused_leaves_no_folder(runs, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_last_step_is_not_forgotten(runs, tmp_path, monkeypatch):
     from jaxalign.training import loop
 

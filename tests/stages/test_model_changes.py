@@ -126,6 +126,7 @@ def more_tokens(runs, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_new_tokens_begin_as_the_mean_of_the_others(stage, more_tokens, runs, tmp_path):
     old = load(runs / "sft")

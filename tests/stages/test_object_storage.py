@@ -74,6 +74,7 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(bucket, runs, baseline):
     changes = baseline_changes("pretrain", runs)
     with pytest.raises(Stopped):

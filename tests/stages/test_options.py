@@ -262,6 +262,7 @@ GROUPS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", GROUPS, ids=str)
 @pytest.mark.parametrize("name", ["grpo", "rloo"])
 def test_groups_become_advantages_as_by_hand(name, changes):
@@ -346,6 +347,7 @@ def test_no_option_is_left_out(stage):
         assert f"def {test}" in (pathlib.Path(__file__).parent / f"{file}.py").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_metrics_of_tokens_are_trls(name, state):
     """entropy, mean_token_accuracy, logits/chosen and logits/rejected, by the definitions of TRL's trainers."""

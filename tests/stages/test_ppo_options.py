@@ -54,6 +54,7 @@ def advantages_by_hand(rewards, values, mask, gamma, lam):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

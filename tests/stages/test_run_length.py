@@ -59,6 +59,7 @@ def test_ppo_trains_on_the_prompts_that_there_are(runs, tmp_path):
     assert np.isfinite(values["loss"]) and values["val/ratio"] == pytest.approx(1, abs=0.2)
 
 
+@pytest.mark.slow
 def test_the_first_line_says_epochs_and_what_the_last_batch_holds(runs, tmp_path, capsys):
     def said(**changes):
         config = parse_config(make_config("sft", runs, **few(tmp_path), **changes))

@@ -167,6 +167,7 @@ def test_a_saved_state_goes_on_bit_for_bit(model, tmp_path):
         two.optim_step()
 
 
+@pytest.mark.slow
 def test_a_session_without_a_rate_is_given_one_with_every_update(model):
     session = jaxalign.Session(model)
     session.forward_backward([datum(model, PROMPT, weights=1.0)], "cross_entropy")
@@ -177,6 +178,7 @@ def test_a_session_without_a_rate_is_given_one_with_every_update(model):
     assert session.optim_step(1e-4)["learning_rate"] == 1e-4
 
 
+@pytest.mark.slow
 def test_after_an_error_the_gradients_are_gone_and_nothing_else(model, tmp_path):
     good = [datum(model, PROMPT, weights=1.0)]
 
@@ -209,6 +211,7 @@ def test_after_an_error_the_gradients_are_gone_and_nothing_else(model, tmp_path)
     assert_same(session, fresh)
 
 
+@pytest.mark.slow
 def test_samples_carry_their_log_probabilities(model):
     session = jaxalign.Session(model)
     samples = session.sample(PROMPT, 3, {"max_new_tokens": 6}, seed=0)

@@ -195,6 +195,7 @@ def test_settings_that_change_no_number_may_change_on_resume(runs, baseline, tmp
     assert_same_bits(final_state(tmp_path / "run"), final_state(baseline("dpo")))
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_named(runs, tmp_path):
     stop("pretrain", runs, tmp_path, (1, 0))
     manifest = next((tmp_path / "checkpoints" / "1" / "arrays").rglob("*.ocdbt"))
@@ -203,6 +204,7 @@ def test_a_half_written_checkpoint_is_named(runs, tmp_path):
         run("pretrain", runs, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", every_stage("pretrain", "dpo"))
 def test_every_metric_is_explained(stage, baseline):
     page = (pathlib.Path(__file__).parents[2] / "docs" / "metrics.md").read_text()

@@ -25,6 +25,7 @@ def test_dpo_begins_with_loss_ln2_and_no_margin(precompute, runs, tmp_path):
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_dpo_with_reference_rows_in_another_order_is_refused(runs, tmp_path, monkeypatch):
     # The margins of all rows still add up to 0: only a check of every sequence sees it.
     swap = lambda rows: rows[::-1]  # noqa: E731
@@ -73,6 +74,7 @@ def test_rounding_does_not_hide_another_reference(changes, factor, runs, tmp_pat
         run("dpo", runs, tmp_path / "wrong", **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leak", ["everywhere", "backwards"])
 def test_a_reward_model_whose_attention_ignores_segments_is_refused(leak, runs, tmp_path, monkeypatch):
     def mask(q_positions, q_segments, k_positions, k_segments, window=0):

@@ -65,6 +65,7 @@ def test_an_update_that_is_not_finite_or_held_changes_only_the_counts():
     assert float(finalize(metrics)["grad_norm"]) == pytest.approx(np.sqrt(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_skipped_update_has_its_turn_in_the_schedule_and_the_log_says_what_is_applied(name):
     """Gradients a, NaN, c: the third update is the optimizer's second one, at the rate of step three, as logged."""

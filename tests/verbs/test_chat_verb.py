@@ -43,6 +43,7 @@ def said(speaker):
     return [(message.role, message.content) for message in speaker.messages]
 
 
+@pytest.mark.slow
 def test_undo_and_retry_change_what_the_models_remember(speakers, folder):
     made, _ = talk(speakers[:1], folder, "who is it", temperature=0)
     first = said(speakers[0])

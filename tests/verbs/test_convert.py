@@ -213,6 +213,7 @@ def test_a_reward_model_keeps_its_bias_on_our_own_way(tmp_path, run):
     assert back["head"]["bias"] == np.float32(0.1)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_family_that_it_began_as(tmp_path, hf, run):
     """Mistral and Llama share their function here: without its origin, the model would leave as a Llama."""
     config = json.loads((hf / "config.json").read_text())

@@ -93,6 +93,7 @@ def test_a_model_is_no_distance_from_itself_and_likes_its_own_answers_best(folde
     assert alone["reward"] == own["reward"] and not {"KL", "perplexity"} & set(alone)
 
 
+@pytest.mark.slow
 def test_answers_outlive_a_reward_function_that_fails(folder, tmp_path, capsys):
     kept, failed = tmp_path / "kept.jsonl", tmp_path / "failed.jsonl"
     assert evaluate(folder, kept) == 0

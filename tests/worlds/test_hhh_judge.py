@@ -143,6 +143,7 @@ def _noise(rng):
     return "".join(chr(rng.randrange(32, 0x2FF)) for _ in range(rng.randrange(1, 200)))
 
 
+@pytest.mark.slow
 def test_huge_responses_are_scored_near_zero():
     for huge in ("red " * 200_000, "." * 200_000, "a" * 500_000, f"{RIGHT} " * 20_000):
         assert judge(WORLD, FOOD, huge).score < 1e-3
