@@ -13,7 +13,6 @@ from jaxalign.models.rope import rotary, rotary_frequencies
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    pytest.importorskip("torch")  # which its functions of frequencies call
     transformers = pytest.importorskip("transformers")
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -46,6 +45,7 @@ YARN = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings":
 )
 @pytest.mark.filterwarnings("ignore")  # of transformers
 def test_yarn(changes):
+    pytest.importorskip("torch")  # which the functions of transformers call
     values = LLAMA | {"rope_scaling": YARN | changes}
     if changes.get("factor", 1) is None:
         del values["rope_scaling"]["factor"]
@@ -95,6 +95,7 @@ PHI3 = LLAMA | {
 @pytest.mark.parametrize("length", [4096, 4097])
 @pytest.mark.filterwarnings("ignore")
 def test_longrope(kind, length):
+    pytest.importorskip("torch")  # which the functions of transformers call
     values = PHI3 | {"rope_scaling": PHI3["rope_scaling"] | {"type": kind}}
     ours = config_from_hf(values, "config.json")
     inside = {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG, "rope_theta": 50000.0}
