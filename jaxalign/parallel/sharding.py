@@ -36,6 +36,7 @@ RULES: Rules = {
     "position": None,
 }
 
+_LEAST_SECONDS = "jax_persistent_cache_min_compile_time_secs"  # of a compilation whose result the cache takes
 _rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=RULES)
 
 
@@ -50,10 +51,28 @@ def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[Mesh]:
     """Makes `mesh` and `rules` the ones that `constrain` and `spec` see while tracing."""
     token = _rules.set(rules)
     try:
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), _kept_out_of_the_cache(mesh):
             yield mesh
     finally:
         _rules.reset(token)
+
+
+@contextlib.contextmanager
+def _kept_out_of_the_cache(mesh: Mesh) -> Iterator[None]:
+    """Has JAX's compilation cache take no program of several CPU devices.
+
+    XLA for CPUs does not keep the order of collectives in the programs that it writes there: when they are read again,
+    one device may begin with another collective than the rest, and all wait for ever.
+    """
+    if mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
+        yield
+        return
+    before = jax.config.values[_LEAST_SECONDS]
+    jax.config.update(_LEAST_SECONDS, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(_LEAST_SECONDS, before)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """Mesh sizes are resolved or refused; the table of axes gives each parameter its place."""
 
+import pathlib
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -152,3 +154,24 @@ def test_batch_that_does_not_divide(sizes, value, message):
     check_divides(mesh, "train.batch_size", 8)
     with pytest.raises(ConfigError, match=re.escape(message)):
         check_divides(mesh, "train.batch_size", value)
+
+
+def test_programs_of_several_cpu_devices_are_kept_out_of_the_compilation_cache():
+    """Read again, they could make their devices wait for each other for ever."""
+    cache = pathlib.Path(jax.config.values["jax_compilation_cache_dir"])
+    least = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[least]
+    jax.config.update(least, 0.0)
+    try:
+        for count in (8, 1):
+            with use_mesh(make_mesh(devices=jax.devices()[:count])) as mesh:
+                x = jax.device_put(jnp.arange(8.0), NamedSharding(mesh, P(("data", "fsdp"))))
+
+                def add_up_of_this_test(x):
+                    return jax.lax.with_sharding_constraint(x * jnp.sum(x), P())
+
+                jax.jit(add_up_of_this_test)(x)
+            assert len(list(cache.glob("jit_add_up_of_this_test-*-cache"))) == (1 if count == 1 else 0)
+        assert jax.config.values[least] == 0.0
+    finally:
+        jax.config.update(least, before)
