@@ -1,4 +1,4 @@
-"""One process whose CPU is divided into several devices: README's way to try a mesh."""
+"""One process whose CPU is divided into several devices, by JAX_NUM_CPU_DEVICES."""
 
 import os
 import subprocess

@@ -31,7 +31,7 @@ from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS
 from jaxalign.verbs.plan import run_plan, write_json
 
 STAGES = list(NAMES)
-# A minute of compiling in all: pretraining has the programs of SFT, ORPO and KTO those of DPO, RLOO those of GRPO.
+# Pretraining has the programs of SFT, ORPO and KTO those of DPO, RLOO those of GRPO.
 COMPILED = ["sft", "reward", "dpo", "ppo", "grpo", "distill"]
 
 

@@ -75,7 +75,8 @@ def test_flags_become_fields_of_their_type():
         (GenerateRequest, [*GENERATE, "--temperature=-1"], "--temperature=-1.0 must be 0 (greedy) or positive"),
         (GenerateRequest, [*GENERATE, "--n=0"], "--n=0 must be at least 1"),
         (GenerateRequest, [*GENERATE, "--dtype=float23"], "--dtype='float23' is not one of float32, bfloat16, "),
-        (GenerateRequest, GENERATE[1:], "--model=SRC is missing: a run, RUN@STEP, RUN@best"),
+        (GenerateRequest, GENERATE[1:], "--model=SRC is missing: a run, RUN@STEP, RUN@best or RUN@latest of its "
+         "checkpoints, a Hugging Face folder or a hub name"),
         (GenerateRequest, [*GENERATE, "--promts=x"], "--promts=x is not a flag; did you mean --prompts?"),
         (GenerateRequest, [*GENERATE, "--max-new=5"], "--max-new=5 is not a flag; did you mean --max-new-tokens?"),
         (GenerateRequest, [*GENERATE, "x"], "'x' is not a flag; the flags are --model, --prompts, --out, --n,"),
