@@ -10,12 +10,16 @@ import traceback
 from collections.abc import Iterator
 
 from jaxalign import signals
+from jaxalign.compilation_cache import cache_variables
 from jaxalign.errors import JaxalignError, UsageError
 from jaxalign.fields import nearest_hint
+from jaxalign.host_memory import keep_freed_memory
 from jaxalign.streams import shown, unbroken_output
 from jaxalign.verbs import RESUMED, VERBS, load_verb
 from jaxalign.verbs.requests import WIDTH, summary
 from jaxalign.verbs.version import versions
+
+INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
 
 
 @unbroken_output()
@@ -45,7 +49,19 @@ def main(argv: list[str] | None = None) -> int:
             return _run(verb, rest)
     except KeyboardInterrupt:
         print(f"jaxalign {verb}: interrupted", file=sys.stderr)
-        return 130  # what a shell says of a program that Ctrl-C ended
+        if verb in RESUMED:
+            _leave_writers()
+        return INTERRUPTED
+
+
+def _leave_writers() -> None:
+    """Ends the process where Python would first wait for a checkpoint; that is going to be whole, or not there."""
+    from jaxalign.training.checkpoint import is_writing
+
+    if is_writing():
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(INTERRUPTED)
 
 
 def usage() -> str:
@@ -64,12 +80,9 @@ def _run(verb: str, argv: list[str]) -> int:
     # Read when the compiler is loaded: without, it tells of itself.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _quiet_libtpu()
-    # Imports take seconds, and a signal may come meanwhile.
-    import jax
-
-    from jaxalign.storage import DISK_REFUSES
-    from jaxalign.training.loop import Stopped
-
+    keep_freed_memory()
+    if verb != "plan":  # which reads of each program what only its compilation tells
+        os.environ.update(cache_variables(os.environ))
     module, request = load_verb(verb)
     try:
         asked = request.parse(argv)
@@ -79,29 +92,35 @@ def _run(verb: str, argv: list[str]) -> int:
         # It may quote what a file says.
         print(f"jaxalign {verb}: {shown(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except Exception as error:
+        code, told = _explain(error, verb, argv)
+        if not told:
             raise
-        print(
-            f"jaxalign {verb}: out of memory on a device ({str(error).splitlines()[0]}); take shorter rows "
-            "(config.data.max_length and row_length) or fewer (config.batch_size), cut batches into slices "
-            "(config.num_microbatches), or split the model (config.mesh.fsdp); jaxalign plan says what a step takes",
-            file=sys.stderr,
+        print(f"jaxalign {verb}: {told}", file=sys.stderr)
+        return code
+
+
+def _explain(error: Exception, verb: str, argv: list[str]) -> tuple[int, str]:
+    """The exit code for what is no fault of the program, and what to say of it; of a fault nothing."""
+    # Whoever raised them has loaded them; help and wrong flags need not wait for it.
+    import jax
+
+    from jaxalign.storage import DISK_REFUSES
+    from jaxalign.training.loop import Stopped
+
+    if isinstance(error, Stopped):
+        again = f"; this goes on:\n  {shlex.join(['jaxalign', verb, *argv])}"
+        return signals.TRY_AGAIN, f"{error}{'' if error.finished else again}"
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        return 1, (
+            f"out of memory on a device ({str(error).splitlines()[0]}); take shorter rows (config.data.max_length and "
+            "row_length) or fewer (config.batch_size), cut batches into slices (config.num_microbatches), or split the "
+            "model (config.mesh.fsdp); jaxalign plan says what a step takes"
         )
-        return 1
-    except OSError as error:
-        if error.errno not in DISK_REFUSES:
-            raise
+    if isinstance(error, OSError) and error.errno in DISK_REFUSES:
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"jaxalign {verb}: {where}the disk takes no more ({error.strerror}); make room, then run the same command",
-            file=sys.stderr,
-        )
-        return 1
-    except Stopped as stopped:
-        command = shlex.join(["jaxalign", verb, *argv])
-        print(f"jaxalign {verb}: {stopped}; this goes on:\n  {command}", file=sys.stderr)
-        return signals.TRY_AGAIN
+        return 1, f"{where}the disk takes no more ({error.strerror}); make room, then run the same command"
+    return 1, ""
 
 
 def _quiet_libtpu() -> None:

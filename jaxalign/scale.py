@@ -13,16 +13,15 @@ SMOKE_ANSWER = 16  # tokens
 def at_scale(config: ConfigDict, name: str = "") -> ConfigDict:
     """Changes a stage's config to one that trains a model of any size, on one device or many.
 
-    Layers are recomputed in the backward pass, parameters and batch split over all devices. Learning rate, lengths,
-    batch size and microbatches are left to be found for the model and the data: docs/defaults.md. `jaxalign plan`
-    says what fits.
+    Parameters and batch are split over all devices. Learning rate, lengths, batch size, microbatches and what the
+    backward pass computes again are left to be found for the model and the data: docs/defaults.md. `jaxalign plan` says
+    what fits.
 
     Args:
       name: a preset, whose architecture it is; "": that of the model in config.model.init_from.
     """
     config.model.update(preset(name) if name else {})
     config.model.dtype = "auto"
-    config.model.remat = "full"
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.checkpoint_every = 500

@@ -36,7 +36,7 @@ def test_a_stage_that_is_named_is_found():
 @pytest.mark.slow
 def test_what_is_not_used_is_not_loaded():
     """Loading torch alone takes longer than all the rest."""
-    names = "torch", "tensorflow", "transformers", "trl"
+    names = "torch", "tensorflow", "transformers", "trl", "datasets"
     program = f"import sys, jaxalign.stages, jaxalign.verbs.train; print(*(set({names}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

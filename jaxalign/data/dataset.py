@@ -1,26 +1,32 @@
 """From a data config to packed rows: read, check, render, tokenise, pack."""
 
-import hashlib
+import contextlib
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 from typing import Any
 
 import numpy as np
 
+from jaxalign.data.apart import drop_shared, find_shared, hold_out
 from jaxalign.data.batch import ARRAYS
-from jaxalign.data.encode import OVERLONG, Reading, encode_records
+from jaxalign.data.encode import OVERLONG, Reading
+from jaxalign.data.encode_sources import Asked, Place, encode_records_of, encode_sources, note_bad
+from jaxalign.data.encoded import Encoded
+from jaxalign.data.encoder import Encoder
 from jaxalign.data.invalid import RULES, BadRow, Invalid
-from jaxalign.data.items import Item, add_mismatched
 from jaxalign.data.mapping import check_mapping, parse_mapping
-from jaxalign.data.overlap import KEYS, drop_shared, hold_out
-from jaxalign.data.packing import AnyBatch, Rows, build_rows
+from jaxalign.data.mismatched import add_mismatched
+from jaxalign.data.overlap import KEYS
+from jaxalign.data.packing import AnyBatch, Keeper, Rows, build_rows
+from jaxalign.data.parts import Items
 from jaxalign.data.public.advice import advise
-from jaxalign.data.public.recipes import open_source
 from jaxalign.data.records import KINDS, known_kinds
 from jaxalign.data.report import EncodingReport, collect
 from jaxalign.data.sources import Records, split_names
+from jaxalign.data.store import Store, rows_name
+from jaxalign.data.store_key import files_of
 from jaxalign.errors import ConfigError, DataError, amount
 from jaxalign.fields import Checked, field
 from jaxalign.text.chat import LEARN
@@ -87,6 +93,9 @@ class DataConfig(Checked, at="config.data"):
     # What is longer than max_length: "error", "drop" or "truncate"; text is split.
     overlong: str = field("drop", choices=OVERLONG, says=f": write one of {', '.join(OVERLONG)}")
     seed: int = field(0, at_least=0, below=2**32)  # which sequences share a row
+    # Where tokens are kept, so that they are made once: a folder, also gs://; "": for sources of 32 MiB and more, the
+    # folder stores in JAXALIGN_CACHE, by default ~/.cache/jaxalign; "none": they are made at every start.
+    store: str = ""
 
     def slots(self, kind: str) -> int:
         """Tokens of a row. Prompts stand one in a row, which need not hold more than one."""
@@ -110,22 +119,12 @@ class Dataset:
     report: EncodingReport
     sources: tuple[Records, ...]
     invalid: tuple[BadRow, ...] = ()  # rows that could not be used and were left out
+    stores: tuple[Store, ...] = ()  # that the tokens are in
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all token ids, masks, pairs, margins and labels: equal data, equally tokenised."""
-        digest = hashlib.sha256()
-        for item in self.rows.items:
-            if item.cuts:  # which of the sequences is preferred, and by how much
-                digest.update(np.asarray(item.pairs, "<i4").tobytes())
-                digest.update(np.float32(item.margin).astype("<f4").tobytes())
-            if item.desirable is not None:
-                digest.update(np.float32(item.desirable).astype("<f4").tobytes())
-            for example in item.examples:
-                digest.update(len(example.ids).to_bytes(8, "little"))
-                digest.update(example.ids.astype("<i4").tobytes())
-                digest.update(example.mask.astype("<f4").tobytes())
-        return digest.hexdigest()
+        """sha256 over digests of all token ids, masks, pairs, margins and labels: equal data, equally tokenised."""
+        return self.rows.items.fingerprint
 
     def record(self, number: int) -> Mapping[str, Any]:
         """The fields of a record, as its recipe made them or raw, also those no stage reads."""
@@ -158,13 +157,10 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple
     The second is None without `config.data.eval` and `eval_fraction`. Raises as `dataset_from_records` does, and
     DataError with overlap="error" for a training record that is also in eval.
     """
-    sources = open_sources(config, kind, "train")
-    _check(config, kind, len(sources), config.weights)
     invalid = Invalid(config.invalid)
-    encoded = _encode(sources, config, tokenizer, kind, invalid)
+    sources, encoded = _read(config, tokenizer, kind, "train", invalid)
     if config.eval:
-        eval_sources = open_sources(config, kind, "eval")
-        held = _encode(eval_sources, config, tokenizer, kind, invalid)
+        eval_sources, held = _read(config, tokenizer, kind, "eval", invalid)
         invalid.check([*sources, *eval_sources], partial(advise, kind=kind))
         if config.overlap != "allow":
             encoded = _keep_apart(encoded, held, sources, eval_sources, config)
@@ -176,7 +172,7 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple
     if not config.eval_fraction:
         return _pack(sources, encoded, config, tokenizer, kind, invalid=invalid), None
     parts = [hold_out(records, config.eval_fraction) for records in encoded]
-    if not any(held for _, held in parts):
+    if not any(len(held.items) for _, held in parts):
         raise DataError(
             f"config.data.eval_fraction={config.eval_fraction}: holds out none of "
             f"{amount(sum(map(len, encoded)), 'record')}; raise it"
@@ -189,26 +185,54 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple
 
 def build_dataset(config: DataConfig, tokenizer: Tokenizer, kind: str, part: str = "train") -> Dataset:
     """Read the sources of `config.data.<part>` alone and make rows of them; see `dataset_from_records`."""
-    return dataset_from_records(open_sources(config, kind, part), config, tokenizer, kind, part)
+    invalid = Invalid(config.invalid)
+    sources, encoded = _read(config, tokenizer, kind, part, invalid)
+    invalid.check(sources, partial(advise, kind=kind))
+    return _pack(sources, encoded, config, tokenizer, kind, part, invalid=invalid)
 
 
 def open_sources(config: DataConfig, kind: str, part: str) -> list[Records]:
     """The records that `config.data.<part>` names."""
-    key = f"config.data.{part}"
+    asked = _asked(config, kind, part)
+    with _from_key(part):
+        sources = [asked.open(name) for name in asked.names]
+        check_mapping(sources, asked.options["fields"])
+        return sources
+
+
+def _asked(config: DataConfig, kind: str, part: str) -> Asked:
     names = getattr(config, part)
     names = split_names(names) if isinstance(names, str) else tuple(names)
     if not all(names) or not names:
-        raise ConfigError(f"{key}={getattr(config, part)!r}: names no data; write a file, folder or hub name")
+        raise ConfigError(
+            f"config.data.{part}={getattr(config, part)!r}: names no data; write a file, folder or hub name"
+        )
+    options = {
+        "split": config.split,
+        "take": config.take or None,
+        "ignore_fields": tuple(field for fields in config.ignore_fields for field in fields.split(",")),
+        "fields": parse_mapping(config.fields),
+    }
+    return Asked(names, kind, part, options)
+
+
+@contextlib.contextmanager
+def _from_key(part: str) -> Iterator[None]:
+    """Adds the key of the config to errors about its sources."""
     try:
-        take = config.take or None
-        ignore = tuple(field for fields in config.ignore_fields for field in fields.split(","))
-        mapping = parse_mapping(config.fields)
-        options: Any = {"split": config.split, "take": take, "ignore_fields": ignore, "fields": mapping}
-        sources = [open_source(name, kind, part, **options) for name in names]
-        check_mapping(sources, mapping)
-        return sources
+        yield
     except DataError as error:
-        raise DataError(f"{error} (from {key})") from error
+        raise DataError(f"{error} (from config.data.{part})") from error
+
+
+def _read(
+    config: DataConfig, tokenizer: Tokenizer, kind: str, part: str, invalid: Invalid
+) -> tuple[list[Records], list[Encoded]]:
+    """The sources that `config.data.<part>` names, and their tokens."""
+    with _from_key(part):
+        asked = _asked(config, kind, part)
+        _check(config, kind, len(asked.names), config.weights if part == "train" else ())
+        return encode_sources(asked, _encoder(config, tokenizer, kind), invalid, Place(config.store))
 
 
 def dataset_from_records(
@@ -220,7 +244,10 @@ def dataset_from_records(
     """
     _check(config, kind, len(sources), config.weights if part == "train" else ())
     invalid = Invalid(config.invalid)
-    encoded = _encode(sources, config, tokenizer, kind, invalid)
+    encoder, encoded = _encoder(config, tokenizer, kind), list[Encoded]()
+    for source in sources:
+        encoded.append(encode_records_of(source, encoder, invalid, first_row=sum(map(len, encoded))))
+        note_bad(encoded[-1], source, invalid)
     invalid.check(sources, partial(advise, kind=kind))
     return _pack(sources, encoded, config, tokenizer, kind, part, invalid=invalid)
 
@@ -257,45 +284,49 @@ def find_template(config: DataConfig, tokenizer: Tokenizer) -> ChatTemplate | No
     return choose_template(tokenizer.template, *given)
 
 
-def _encode(
-    sources: Sequence[Records], config: DataConfig, tokenizer: Tokenizer, kind: str, invalid: Invalid
-) -> list[list[list[Item]]]:
-    template = find_template(config, tokenizer)
-    encoded: list[list[list[Item]]] = []
-    for source in sources:
-        records = encode_records(
-            source,
-            kind,
-            tokenizer,
-            template,
-            max_length=config.max_length or LONGEST,
-            overlong=config.overlong,
-            group_length=config.row_length or None,
-            first_row=sum(map(len, encoded)),
-            invalid=invalid,
-            reading=Reading(config.learn, config.control_tokens),
-        )
-        encoded.append(records)
-    return encoded
+def find_store(config: DataConfig, tokenizer: Tokenizer, kind: str) -> Store:
+    """The store of the training data, a single local source, be it there or not."""
+    asked = _asked(config, kind, "train")
+    files = files_of(asked.names[0], kind, "train", asked.options)
+    store = files and Place(config.store).find(files, _encoder(config, tokenizer, kind))
+    assert store, "a source that has no store"
+    return store
 
 
-def _with_row_length(config: DataConfig, kind: str, encoded: Sequence[Sequence[list[Item]]]) -> DataConfig:
+def _encoder(config: DataConfig, tokenizer: Tokenizer, kind: str) -> Encoder:
+    return Encoder(
+        kind,
+        tokenizer,
+        find_template(config, tokenizer),
+        max_length=config.max_length or LONGEST,
+        overlong=config.overlong,
+        group_length=config.row_length or None,
+        reading=Reading(config.learn, config.control_tokens),
+    )
+
+
+def _with_row_length(config: DataConfig, kind: str, encoded: Sequence[Encoded]) -> DataConfig:
     """A config that says how long rows are: where it left that open, so long that these records fill them well.
 
     That is as long as the longest record. Where most are much shorter, up to `FULL_ROW` mean ones share a row, but
     none is longer than the longest record could be, and there are at least `FEWEST_ROWS`.
     """
-    lengths = [len(item.ids) for records in encoded for items in records for item in items]
-    if config.row_length or not any(lengths):
+    lengths = [each.items.lengths for each in encoded]
+    count = sum(map(len, lengths))
+    if config.row_length or not count:
         return config
     found = KINDS[kind]
+    longest, total = (
+        max(int(each.max(initial=0)) for each in lengths),
+        sum(int(each.sum()) for each in lengths),
+    )
     if found.one_per_row:
-        return replace(config, row_length=max(2, *lengths))
+        return replace(config, row_length=max(2, longest))
     # A mismatched sequence will be beside each completion.
     copies = found.sequences if found.mismatched else 1
-    longest, total = copies * max(lengths), copies * sum(lengths)
+    longest, total = copies * longest, copies * total
     if config.packing:
-        mean = total / sum(length > 0 for length in lengths)
+        mean = total / count
         most = found.sequences * config.max_length if config.max_length else longest
         longest = max(longest, int(min(FULL_ROW * mean, total / FEWEST_ROWS, most)))
     unit = ROW_UNIT if longest > SHORT_ROW else SHORT_UNIT
@@ -303,46 +334,34 @@ def _with_row_length(config: DataConfig, kind: str, encoded: Sequence[Sequence[l
 
 
 def _keep_apart(
-    encoded: list[list[list[Item]]],
-    held: list[list[list[Item]]],
+    encoded: list[Encoded],
+    held: list[Encoded],
     sources: Sequence[Records],
     eval_sources: Sequence[Records],
     config: DataConfig,
-) -> list[list[list[Item]]]:
-    key = KEYS[config.overlap_by]
-    places = {
-        key(items): source.where(index)
-        for source, records in zip(eval_sources, held, strict=True)
-        for index, items in enumerate(records)
-        if len(items[0].ids)
-    }
+) -> list[Encoded]:
+    shared = find_shared(encoded, held, config.overlap_by)
     if config.overlap == "drop":
-        kept = [drop_shared(records, places, config.overlap_by) for records in encoded]
-        if config.overlap_by == "prompt" and not any(
-            len(items[0].ids) for records in kept for items in records
-        ):
+        kept = drop_shared(encoded, shared)
+        if config.overlap_by == "prompt" and not any(len(each.items) for each in kept):
             raise DataError(
                 f"every training record of {', '.join(s.name for s in sources)} has a prompt that is also in eval; "
                 "take other data, or set config.data.overlap_by='record' if they all share one instruction"
             )
         return kept
-    shared = [
-        (source.where(index), places[key(items)])
-        for source, records in zip(sources, encoded, strict=True)
-        for index, items in enumerate(records)
-        if len(items[0].ids) and key(items) in places
-    ]
-    if shared:
-        raise DataError(
-            f"{shared[0][0]}: the same {config.overlap_by} is in eval, at {shared[0][1]} ({len(shared)} train records "
-            "also in eval); remove them, or set config.data.overlap to 'drop' or 'allow'"
-        )
+    for source, found in zip(sources, shared, strict=True):
+        for index, (number, other) in found.items():
+            raise DataError(
+                f"{source.where(index)}: the same {config.overlap_by} is in eval, at "
+                f"{eval_sources[number].where(other)} ({sum(map(len, shared))} train records also in eval); remove "
+                "them, or set config.data.overlap to 'drop' or 'allow'"
+            )
     return encoded
 
 
 def _pack(
     sources: Sequence[Records],
-    encoded: Sequence[Sequence[list[Item]]],
+    encoded: Sequence[Encoded],
     config: DataConfig,
     tokenizer: Tokenizer,
     kind: str,
@@ -353,24 +372,23 @@ def _pack(
 ) -> Dataset:
     """`sparse`: sources of which nothing is there are left out. `invalid` has what was left out of them."""
     config = _with_row_length(config, kind, encoded)
-    collected = [
-        collect(records, kind, source.name)
-        for source, records in zip(sources, encoded, strict=True)
-        if records or not sparse
-    ]
-    items = [own for own, _ in collected]
+    present = [each for each in zip(sources, encoded, strict=True) if len(each[1].items) or not sparse]
+    collected = [collect(each, kind, source.name) for source, each in present]
+    encoded, items = [each for _, each in present], [own for own, _ in collected]
     if KINDS[kind].mismatched:
         if part == "train":
             _check_labels(items, sources)
         items = [add_mismatched(own, config.max_length or LONGEST) for own in items]
-    most = max(1 + len(item.cuts) for own in items for item in own)
+    most = max(int(own.segments.max()) for own in items)
     if config.packing and most > config.segments:
         raise ConfigError(
             f"config.data.max_segments={config.max_segments}: must be {most} or more, for so long a ranking"
         )
+    keepers = [_keeper(own, each, config, kind) for own, each in zip(items, encoded, strict=True)]
     rows = build_rows(
         items,
         kind,
+        keepers=keepers,
         row_length=config.slots(kind),
         max_segments=config.segments,
         packing=config.packing,
@@ -384,16 +402,28 @@ def _pack(
     )
     # By identity: records compare by all their rows.
     bad = [] if invalid is None else [row for row in invalid.rows if any(row.records is s for s in sources)]
-    return Dataset(rows, report, tuple(sources), tuple(bad))
+    stores = tuple(each.store for each in encoded if each.store is not None)
+    return Dataset(rows, report, tuple(sources), tuple(bad), stores)
 
 
-def _check_labels(items: Sequence[Sequence[Item]], sources: Sequence[Records]) -> None:
+def _keeper(items: Items, encoded: Encoded, config: DataConfig, kind: str) -> Keeper:
+    """Keeps the rows of a source that is in a store there."""
+    store = encoded.store
+    if store is None:
+        return lambda find: find()
+    more = items.max_length if KINDS[kind].mismatched else 0
+    name = rows_name(config.slots(kind), config.segments, config.seed, items.chosen, more)
+    return partial(store.rows, name)
+
+
+def _check_labels(items: Sequence[Items], sources: Sequence[Records]) -> None:
     """Raises DataError for training data of one label only, from which there is nothing to tell good and bad by."""
-    labels = [item.desirable for own in items for item in own]
+    labels = [own.column(lambda part: part.desirable) for own in items]
+    count = sum(map(len, labels))
     for label, name, other in ((1.0, "desirable", "undesirable"), (0.0, "undesirable", "desirable")):
-        if labels.count(label) == len(labels):
+        if all((each == label).all() for each in labels):
             raise DataError(
-                f"{', '.join(source.name for source in sources)}: {len(labels)} {name} completions (label "
+                f"{', '.join(source.name for source in sources)}: {count} {name} completions (label "
                 f"{'true' if label else 'false'}) and 0 {other} ones: training needs both; add rows with the other "
                 "label, or pairs of chosen and rejected"
             )

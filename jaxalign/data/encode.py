@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data.invalid import Invalid, MustFit
+from jaxalign.data.invalid import Invalid, MustFit, Noted
 from jaxalign.data.items import Item, dropped, join
 from jaxalign.data.records import (
     Chat,
@@ -66,7 +66,7 @@ def encode_records(
     overlong: str = "drop",
     group_length: int | None = None,
     first_row: int = 0,
-    invalid: Invalid | None = None,
+    invalid: Invalid | Noted | None = None,
     reading: Reading = DEFAULT,
 ) -> list[list[Item]]:
     """Check and encode every record of a source; of one that is dropped there is one item that says why.

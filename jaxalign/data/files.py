@@ -22,10 +22,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import datasets
-import pyarrow
+from typing import TYPE_CHECKING, Any
 
 from jaxalign.data.json_spans import (
     NotWhole,
@@ -38,6 +35,9 @@ from jaxalign.data.json_spans import (
 )
 from jaxalign.errors import DataError, shorten
 from jaxalign.storage import temporary_folder
+
+if TYPE_CHECKING:
+    import datasets
 
 LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*LINES, ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
@@ -85,6 +85,8 @@ def open_file(path: Path, name: str, take: int | None = None) -> "FileRows | Tab
         raise DataError(f"{name}: cannot read {found!r}; write one of {formats()}")
     plain = _unpacked(path, name)
     if kind in (".parquet", ".arrow"):
+        import datasets  # which takes a second, and files of text need nothing of it
+
         reader: Any = datasets.Dataset.from_parquet if kind == ".parquet" else datasets.Dataset.from_file
         try:
             table = reader(str(plain))
@@ -104,7 +106,7 @@ class TableRows(Sequence):
 
     blank = 0
 
-    def __init__(self, table: datasets.Dataset, name: str) -> None:
+    def __init__(self, table: "datasets.Dataset", name: str) -> None:
         self._table, self._name = table, name
 
     def __len__(self) -> int:
@@ -118,6 +120,10 @@ class TableRows(Sequence):
     def where(self, index: int) -> str:
         """`file:row`, counted from 1."""
         return f"{self._name}:{index + 1}"
+
+    def between(self, start: int, stop: int) -> "TableRows":
+        """Some of the rows, for another process; their numbers are forgotten."""
+        return TableRows(self._table.select(range(start, stop)), self._name)
 
 
 class FileRows(Sequence):
@@ -163,6 +169,13 @@ class FileRows(Sequence):
         """`file:line`, as an editor shows it; in an array `file:row`, counted from 1."""
         return f"{self._name}:{self._numbers[index]}"
 
+    def between(self, start: int, stop: int) -> "FileRows":
+        """Some of the rows, for another process."""
+        spans = zip(*(each[start:stop] for each in (self._starts, self._ends, self._numbers)), strict=True)
+        made = FileRows(self._path, self._name, spans, self._parse)
+        made._signature = self._signature
+        return made
+
     def _bytes(self, index: int) -> bytes:
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -199,6 +212,15 @@ class Shards(Sequence):
         """The place of a row in its own file."""
         part, inside = self._find(index)
         return part.where(inside)
+
+    def between(self, start: int, stop: int) -> "Shards":
+        """Some of the rows, for another process; of a table their numbers are forgotten."""
+        parts = []
+        for part, end in zip(self._parts, self._ends, strict=True):
+            begin = end - len(part)
+            if begin < stop and start < end:
+                parts.append(part.between(max(start - begin, 0), min(stop, end) - begin))
+        return Shards(parts)
 
     def _find(self, index: int) -> tuple[FileRows | TableRows, int]:
         if not 0 <= index < len(self):
@@ -240,6 +262,8 @@ def _once(path: Path, signature: tuple[int, int, int, int], make: Callable[..., 
 def _unpacked(path: Path, name: str) -> Path:
     if path.suffix.lower() not in COMPRESSIONS:
         return path
+    import pyarrow
+
     try:
         return _once(path, _signature(path), _unpack)
     except (OSError, EOFError, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
@@ -250,6 +274,8 @@ def _unpacked(path: Path, name: str) -> Path:
 
 
 def _unpack(path: Path, target: Path) -> None:
+    import pyarrow
+
     openers: dict[str, Callable[[Path], Any]] = {
         ".gz": gzip.open,
         ".bz2": bz2.open,

@@ -40,6 +40,26 @@ class BadRow:
         return self.records.where(self.index)
 
 
+class Noted:
+    """The bad rows among some records, for an `Invalid` to take over: (index, problem, whether it is a `MustFit`).
+
+    `first_only`: these are the first records of a source, which need not be read on when none can be used.
+    """
+
+    def __init__(self, *, first_only: bool = False) -> None:
+        self.rows: list[tuple[int, str, bool]] = []
+        self._first_only = first_only
+
+    def note(self, records: Records, index: int, error: DataError) -> str:
+        """As `Invalid.note`."""
+        self.rows.append((index, str(error), isinstance(error, MustFit)))
+        return _dropped_for(str(error))
+
+    def enough(self, records: Records, index: int) -> bool:
+        """As `Invalid.enough`."""
+        return self._first_only and index + 1 == _ENOUGH == len(self.rows)
+
+
 class Invalid:
     """The bad rows of some sources.
 
@@ -69,7 +89,12 @@ class Invalid:
             self._must_fit.append(row)
         if self.rule == "drop" or len(self.rows) < _SHOWN:
             self.rows.append(row)
-        return f"invalid: {reason}"
+        return _dropped_for(row.problem)
+
+    def take(self, records: Records, start: int, noted: Iterable[tuple[int, str, bool]]) -> None:
+        """Takes over what a `Noted` has of records `start` and following."""
+        for index, problem, must_fit in noted:
+            self.note(records, start + index, (MustFit if must_fit else DataError)(problem))
 
     def enough(self, records: Records, index: int) -> bool:
         """Whether row `index` ends the reading of a source: no row so far could be used, and none will be wanted."""
@@ -124,6 +149,10 @@ class Invalid:
             counts.append(f"and {len(self._reasons) - _REASONS} reasons more")
         by_reason = f": {', '.join(counts)}" if count > 1 else ""
         return f"{_listed(rows)}\n{count:,} of {amount(total, 'row')} cannot be used{by_reason}"
+
+
+def _dropped_for(problem: str) -> str:
+    return f"invalid: {reason_of(problem)}"
 
 
 def _listed(rows: Sequence[BadRow]) -> str:

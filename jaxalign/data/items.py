@@ -62,34 +62,10 @@ def dropped(row: int, reason: str) -> Item:
     return Item(np.zeros(0, np.int32), np.zeros(0, np.float32), row, note=reason)
 
 
-def add_mismatched(items: Sequence[Item], max_length: int) -> list[Item]:
-    """Completions judged alone, each with its prompt before the completion of another record behind it.
-
-    That is the next one, in the order of the data and from its end on to its beginning, of another record and with
-    another completion; where there is none, nothing is added. It is cut at `max_length` tokens. The mean of
-    log pi(y'|x) - log pi_ref(y'|x) over such pairs estimates the reference point z_0 of KTO (arXiv 2402.01306).
-    """
-    count = len(items)
-    starts = [item.prompt_length for item in items]
-    completions = [item.ids[start:].tobytes() for item, start in zip(items, starts, strict=True)]
-    # following[i]: the first index after i, on a second round if need be, with another completion than i.
-    following = [2 * count] * (2 * count)
-    for i in range(2 * count - 2, -1, -1):
-        same = completions[i % count] == completions[(i + 1) % count]
-        following[i] = following[i + 1] if same else i + 1
-    made = []
-    for i, item in enumerate(items):
-        j = following[i]
-        while j < i + count and (
-            items[j % count].row == item.row or completions[j % count] == completions[i]
-        ):
-            j = following[j] if completions[j % count] == completions[i] else j + 1
-        if j >= i + count:
-            made.append(item)
-            continue
-        other = items[j % count]
-        ids = np.concatenate([item.ids[: starts[i]], other.ids[starts[j % count] :]])[:max_length]
-        mask = np.concatenate([item.mask[: starts[i]], other.mask[starts[j % count] :]])[:max_length]
-        fields = {"row": item.row, "desirable": item.desirable, "note": item.note}
-        made.append(join([item, Item(ids, mask)], pairs=((0, 1),), **fields))
-    return made
+def join_mismatched(item: Item, other: Item, max_length: int) -> Item:
+    """A completion judged alone, behind it its prompt before the completion of `other`, cut at `max_length` tokens."""
+    begin, end = item.prompt_length, other.prompt_length
+    ids = np.concatenate([item.ids[:begin], other.ids[end:]])[:max_length]
+    mask = np.concatenate([item.mask[:begin], other.mask[end:]])[:max_length]
+    fields = {"row": item.row, "desirable": item.desirable, "note": item.note}
+    return join([item, Item(ids, mask)], pairs=((0, 1),), **fields)

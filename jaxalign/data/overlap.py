@@ -1,14 +1,15 @@
 """The same prompt on both sides of the line between training and evaluation: found, and kept apart.
 
 Records are compared by their prompt as the model sees it: the tokens before the first supervised one. Where there is
-no prompt, as in text, all tokens of the record count.
+no prompt, as in text, all tokens of the record count. Of each key 8 bytes are kept with the tokens; of records in which
+these are equal the keys are made again and compared whole.
 """
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
-from jaxalign.data.items import Item, dropped
+from jaxalign.data.items import Item
 
 ALSO_IN_EVAL = "also in eval"
 HELD_OUT = "held out for eval"
@@ -39,26 +40,9 @@ def by_record(items: Iterable[Item]) -> dict[int, list[Item]]:
 KEYS = {"prompt": prompt_key, "record": sequence_key}
 
 
-def drop_shared(encoded: Sequence[list[Item]], keys: Collection[bytes], by: str) -> list[list[Item]]:
-    """The records, those whose key (a name of `KEYS`) is among `keys` dropped as "also in eval"."""
-    return [
-        [dropped(items[0].row, ALSO_IN_EVAL)] if len(items[0].ids) and KEYS[by](items) in keys else items
-        for items in encoded
-    ]
-
-
-def hold_out(encoded: Sequence[list[Item]], fraction: float) -> tuple[list[list[Item]], list[list[Item]]]:
-    """(training, held-out) records: about `fraction` of all prompts is held out, by their hash alone.
-
-    So a prompt is on one side only, whatever source, order or number of records it comes with.
-    """
-    kept, held = [], []
-    for items in encoded:
-        if len(items[0].ids) and int.from_bytes(prompt_key(items)[:8]) < fraction * 2**64:
-            held.append(items)
-            items = [dropped(items[0].row, HELD_OUT)]
-        kept.append(items)
-    return kept, held
+def record_keys(items: Sequence[Item]) -> tuple[bytes, bytes]:
+    """A record's key by its prompt, and by itself."""
+    return prompt_key(items), sequence_key(items)
 
 
 def _digest(parts: Iterable) -> bytes:

@@ -1,11 +1,13 @@
 """What became of the records of a dataset, in numbers."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-from jaxalign.data.items import Item
+import numpy as np
+
+from jaxalign.data.encoded import Encoded
 from jaxalign.data.kinds import PROMPTS
+from jaxalign.data.parts import Items
 from jaxalign.errors import DataError, amount
 
 
@@ -51,8 +53,8 @@ class EncodingReport:
             self.unread.items(), key=lambda item: (item[0][0], -item[1], item[0][1])
         ):
             by_source.setdefault(source, []).append(f"{name} ({count:,} {'row' if count == 1 else 'rows'})")
-        # Nothing is supervised in prompts: a reward function takes the fields beside them.
-        words = "not read" if self.supervised else "left to reward functions"
+        # Nothing is supervised in prompts; a reward function, if there is one, takes the fields beside them.
+        words = "not read" if self.supervised else "no part of the prompts"
         several = len(by_source) > 1
         return [
             f"{words}{f' of {source}' if several else ''}: {', '.join(names)}"
@@ -60,29 +62,37 @@ class EncodingReport:
         ]
 
 
-def collect(encoded: Sequence[Sequence[Item]], kind: str, name: str) -> tuple[list[Item], EncodingReport]:
+def collect(encoded: Encoded, kind: str, name: str) -> tuple[Items, EncodingReport]:
     """All items of a source called `name`, and the report in which whatever was dropped, cut or split is counted.
-
-    Args:
-      encoded: the items of each record, see `encode_records`.
 
     Raises:
       DataError: no record is kept, or nothing is supervised; names the source.
     """
-    items = [item for record in encoded for item in record if len(item.ids)]
-    notes = Counter(record[0].note for record in encoded if len(record[0].ids))
+    items = encoded.items
+    notes, dropped = encoded.count("note", with_tokens=True), encoded.count("note", with_tokens=False)
+    if encoded.kept is not None and encoded.reason:
+        dropped[encoded.reason] += len(encoded) - int(encoded.kept.sum())
+    unread: Counter = Counter()
+    for with_tokens in (True, False):
+        for found, count in encoded.count("unread", with_tokens=with_tokens).items():
+            for each in found:
+                unread[name, each] += count
+    remarks: Counter = Counter()
+    for found, count in encoded.count_items("remarks").items():
+        for remark in found:
+            remarks[remark] += count
     report = EncodingReport(
-        read=len(encoded),
+        read=notes.total() + dropped.total(),
         kept=notes.total(),
-        dropped=Counter(record[0].note for record in encoded if not len(record[0].ids)),
+        dropped=dropped,
         truncated=notes["truncated"],
         split=notes["split"],
-        tokens=sum(len(item.ids) for item in items),
-        supervised=sum(int(item.mask.sum()) for item in items),
-        unread=Counter((name, field) for record in encoded for field in record[0].unread),
-        remarks=Counter(remark for item in items for remark in item.remarks),
+        tokens=int(items.lengths.sum(dtype=np.int64)),
+        supervised=int(items.column(lambda part: part.supervised).sum(dtype=np.int64)),
+        unread=unread,
+        remarks=remarks,
     )
-    if not items:
+    if not len(items):
         longer = "raise config.data.max_length or " if any("too long" in r for r in report.dropped) else ""
         raise DataError(f"{name}: no record is left ({report}); {longer}take other data")
     if kind != PROMPTS and report.supervised == 0:

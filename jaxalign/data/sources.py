@@ -5,19 +5,18 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import datasets
-import datasets.config
-import datasets.exceptions
+from typing import TYPE_CHECKING, Any
 
 from jaxalign.data.files import Shards, formats, kind_of, open_file
 from jaxalign.errors import DataError
 from jaxalign.hub import QUICKSTART, way_to
 from jaxalign.storage import Path as AnyPath
 from jaxalign.storage import is_remote, local_copy, to_path
+
+if TYPE_CHECKING:
+    import datasets
 
 HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first answer
 # The beginning of a file's name that says which split it is of, as the hub has them.
@@ -77,6 +76,17 @@ class Records(Sequence):
         except Unusable as reason:
             return Dropped(str(reason))
         return row
+
+    def between(self, start: int, stop: int) -> "Records":
+        """Some of the records, without their places, for another process to read."""
+        rows: Any = self.rows
+        if hasattr(rows, "between"):
+            rows = rows.between(start, stop)
+        elif is_table(rows):
+            rows = rows.select(range(start, stop))
+        else:
+            rows = rows[start:stop]
+        return replace(self, rows=rows, numbers=None, origin=None)
 
     def readable(self) -> Iterator[Any]:
         """The rows that can be read, before any adapter has seen them."""
@@ -140,7 +150,8 @@ def read_records(
     path = to_path(source)
     rows: Any
     if path.is_dir():
-        rows = _read_folder(path, source, split, take)
+        found = _in_folder(path, source, split)
+        rows = _read_files(*found, take) if isinstance(found[0], list) else _load_saved(*found, split)
     elif path.is_file():
         rows = open_file(local_copy(path), source, take)
     elif is_pattern(source):
@@ -151,11 +162,32 @@ def read_records(
         raise DataError(f"{source}: no such file or folder (looked from {Path.cwd()}); {way_to(source)}")
     else:
         rows = _read_hub(source, split, take, hub_options or {})
-    if take is not None and isinstance(rows, datasets.Dataset):
+    if take is not None and is_table(rows):
         rows = rows.select(range(min(take, len(rows))))
     if len(rows) == 0:
         raise DataError(f"{source}: holds no records; give a source with at least one")
     return Records(rows, source)
+
+
+def is_table(rows: Any) -> bool:
+    """Whether rows are a `datasets.Dataset`, told without that package, which takes a second to load."""
+    return hasattr(rows, "select")
+
+
+def find_files(source: str, split: str = "train") -> list[AnyPath]:
+    """The files that `read_records` would read, none of them opened; [] for a name on the hub.
+
+    Raises DataError for a folder or a pattern that it cannot read.
+    """
+    path = to_path(source)
+    if path.is_dir():
+        found, _ = _in_folder(path, source, split)
+        if isinstance(found, list):
+            return _in_order(found)
+        return sorted(file for file in found.glob("**/*") if file.is_file())
+    if path.is_file():
+        return [path]
+    return _in_order(_matching(source)) if is_pattern(source) else []
 
 
 def split_names(names: str) -> tuple[str, ...]:
@@ -204,7 +236,7 @@ def _read_files(paths: Sequence[AnyPath], name: str, take: int | None) -> Shards
         )
     parts = []
     left = take
-    for path in sorted(paths, key=lambda path: _natural(str(path))):
+    for path in _in_order(paths):
         if left == 0:
             break
         part = open_file(local_copy(path), str(path), left)
@@ -213,14 +245,19 @@ def _read_files(paths: Sequence[AnyPath], name: str, take: int | None) -> Shards
     return Shards(parts)
 
 
+def _in_order(paths: Sequence[AnyPath]) -> list[AnyPath]:
+    return sorted(paths, key=lambda path: _natural(str(path)))
+
+
 def _natural(name: str) -> list[tuple[int, str]]:
     """A key by which 2 comes before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _read_folder(path: AnyPath, name: str, split: str, take: int | None) -> Any:
+def _in_folder(path: AnyPath, name: str, split: str) -> tuple[Any, str]:
+    """The files of rows in a folder, or the folder itself where `Dataset.save_to_disk` wrote it; and its name."""
     if any((path / file).is_file() for file in ("state.json", "dataset_dict.json")):
-        return _load_saved(local_copy(path), name, split)
+        return path, name
     children = [child for child in path.iterdir() if not _NO_DATA.fullmatch(child.name)]
     files = [child for child in children if child.is_file()]
     folders = sorted(child.name for child in children if child.is_dir())
@@ -230,7 +267,7 @@ def _read_folder(path: AnyPath, name: str, split: str, take: int | None) -> Any:
             raise DataError(
                 f"{name}: holds folders and no data ({', '.join(folders[:10])}); name one of them"
             )
-        return _read_folder(path / inside, f"{name.rstrip('/')}/{inside}", split, take)
+        return _in_folder(path / inside, f"{name.rstrip('/')}/{inside}", split)
     strange = sorted(f"{folder}/" for folder in folders) + sorted(
         f.name for f in files if not kind_of(f.name)
     )
@@ -240,7 +277,7 @@ def _read_folder(path: AnyPath, name: str, split: str, take: int | None) -> Any:
             f"Dataset.save_to_disk; a folder of data has files of {formats()}, and nothing else; name the files, or "
             f"give a pattern such as {name.rstrip('/')}/*.jsonl"
         )
-    return _read_files(_of_split(files, name, split), name, take)
+    return _of_split(files, name, split), name
 
 
 def _of_split(files: list[AnyPath], name: str, split: str) -> list[AnyPath]:
@@ -259,9 +296,11 @@ def _of_split(files: list[AnyPath], name: str, split: str) -> list[AnyPath]:
     return mine
 
 
-def _load_saved(path: Path, name: str, split: str) -> datasets.Dataset:
+def _load_saved(path: AnyPath, name: str, split: str) -> "datasets.Dataset":
+    import datasets  # which takes a second, and files of text need nothing of it
+
     try:
-        loaded = datasets.load_from_disk(str(path))
+        loaded = datasets.load_from_disk(str(local_copy(path)))
     except Exception as error:  # pyarrow and datasets share no base class for a damaged folder
         raise DataError(f"{name}: not a folder that can be read ({error}); write it again") from None
     if isinstance(loaded, datasets.Dataset):
@@ -273,7 +312,11 @@ def _load_saved(path: Path, name: str, split: str) -> datasets.Dataset:
 
 def _read_hub(
     name: str, split: str, take: int | None, options: Mapping[str, str]
-) -> datasets.Dataset | list[dict[str, Any]]:
+) -> "datasets.Dataset | list[dict[str, Any]]":
+    import datasets
+    import datasets.config
+    import datasets.exceptions
+
     # `datasets` would try for 25 seconds; with HF_HUB_OFFLINE it looks into its cache alone, at once.
     if not datasets.config.HF_HUB_OFFLINE and not _answers(datasets.config.HF_ENDPOINT):
         raise DataError(

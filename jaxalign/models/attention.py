@@ -4,37 +4,26 @@ Rules say who may see whom, in training and in decoding alike: the same segment,
 query's, and in a layer with a window not too long before it. Padding is segment 0; it sees only padding, so
 that no row of the softmax is empty.
 
-Three implementations follow these rules: `attention` holds the whole matrix of scores; `blockwise_attention` in plain
-XLA and `splash_attention`, a kernel for TPUs, take memory that grows with the length and not its square.
+Five implementations follow these rules: `attention` holds the whole matrix of scores; `blockwise_attention` in plain
+XLA, `jaxalign.models.tpu_attention` and `jaxalign.models.gpu_attention`, kernels for TPUs and GPUs, and
+`jaxalign.models.block_sparse`, which is for CPUs, take memory that grows with the length and not its square.
 
 Shapes: B rows, T queries, S keys, H heads, K key/value heads (H = K * G), d head dimension.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as splash_kernel,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_mask as splash_mask,
-)
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from jaxalign.parallel.sharding import dividing, is_one_device, shards, spec
+from jaxalign.parallel.sharding import dividing, laid_out, shards, spec
 
 QUERY_BLOCK = 512
-# The kernel's blocks are multiples of it.
-_LANES = 128
 # What a rematerialisation policy may keep of the kernel.
 SAVED = "attention_residuals"
-
-
-def default_attention(platform: str) -> str:
-    """What `config.model.attention="auto"` means on a platform of `jax.Device.platform`."""
-    on_gpus = dict.fromkeys(("gpu", "cuda", "rocm"), "blockwise")
-    return ({"tpu": "splash"} | on_gpus).get(platform, "xla")
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -43,6 +32,33 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
     0 or None leaves them as they are.
     """
     return cap * jnp.tanh(x / cap) if cap else x
+
+
+@flax.struct.dataclass
+class View:
+    """Which keys every query sees: those of its row at the places `first` to `last`. Both int32 [B, T].
+
+    Neither falls along a row.
+    """
+
+    first: jax.Array
+    last: jax.Array
+
+
+def see(segment_ids: jax.Array, window: int | jax.Array = 0) -> View:
+    """Every token sees its own segment up to itself, and padding itself alone.
+
+    Args:
+      segment_ids: int32 [B, T]; the tokens of a segment are neighbours, in order.
+      window: as of `attention_mask`.
+    """
+    places = jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32), segment_ids.shape)
+    begins = (jnp.diff(segment_ids, axis=1, prepend=-1) != 0) | (segment_ids == 0)
+    first = jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
+    if not isinstance(window, int) or window:
+        # Before the sum: a window beyond all places may be the largest integer there is.
+        first = jnp.maximum(first, places - (jnp.minimum(window, places.shape[1]) - 1))
+    return View(first, places)
 
 
 def attention_mask(
@@ -63,6 +79,25 @@ def attention_mask(
     if not isinstance(window, int) or window:
         near &= distance < window
     return same & near
+
+
+def on_own_rows(
+    attend: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, view: View
+) -> jax.Array:
+    """attend(q, k, v, view) by every device on its own rows, heads and queries, and the keys of whole rows.
+
+    Args:
+      attend: takes q [B, T, H, d], k and v [B, S, K, d] and the view of the queries, and returns [B, T, H, d].
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if laid_out() or q.shape[0] % shards(mesh, "batch"):
+        return attend(q, k, v, view)
+    rows, tokens, heads, _ = spec(*dividing(mesh, q, ("batch", "length", "act_heads", None)))
+    queries, keys = PartitionSpec(rows, tokens, heads), PartitionSpec(rows, None, heads)
+    seen = PartitionSpec(rows, tokens)
+    both: Any = seen
+    layouts = (queries, keys, keys, View(both, both))
+    return jax.shard_map(attend, in_specs=layouts, out_specs=queries, check_vma=False)(q, k, v, view)
 
 
 def attention(
@@ -124,93 +159,3 @@ def blockwise_attention(
 
     out = jax.lax.map(one, (split(q), split(q_positions), split(q_segments)))
     return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], count * block, *q.shape[2:])[:, :T]
-
-
-def splash_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
-    *,
-    window: int,
-    scale: float,
-    softcap: float = 0.0,
-    interpret: bool = False,
-) -> jax.Array:
-    """JAX's splash attention for TPUs, each device on its own rows, heads and queries: [B, T, H, d].
-
-    Only for whole sequences: queries and keys are the same tokens, and the tokens of a segment are neighbours in
-    order, so that places in the row can stand for positions.
-
-    Args:
-      window: a token sees itself and the `window` - 1 before it; 0: all before it.
-      interpret: run the kernel's code without a TPU, for tests.
-    """
-    T, H = q.shape[1:3]
-    mesh = jax.sharding.get_abstract_mesh()
-    names = ("batch", "length", "act_heads", None)
-    names = names if is_one_device() else dividing(mesh, q, names)
-    parts = 1 if is_one_device() or names[1] is None else shards(mesh, "length")
-    length = -(-T // (_LANES * parts)) * _LANES * parts
-    widen = ((0, 0), (0, length - T), (0, 0), (0, 0))
-    q, k, v = (jnp.pad(x, widen).swapaxes(1, 2) for x in (q * scale, k, v))
-    segments = jnp.pad(segment_ids, widen[:2])
-    kernel = _kernel(
-        length, H, window, softcap, 1 if is_one_device() else shards(mesh, "act_heads"), parts, interpret
-    )
-    if is_one_device():
-        return _apply(kernel, q, k, v, segments, segments).swapaxes(1, 2)[:, :T]
-    rows, heads = spec("batch")[0], spec("act_heads")[0]
-    along = spec("length")[0] if names[1] else None
-    queries, keys = PartitionSpec(rows, heads, along, None), PartitionSpec(rows, heads, None, None)
-    places = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(heads, along)))
-    out = jax.shard_map(
-        _apply,
-        in_specs=(places, queries, keys, keys, PartitionSpec(rows, along), PartitionSpec(rows, None)),
-        out_specs=queries,
-        check_vma=False,
-    )(kernel, q, k, v, segments, segments)
-    return out.swapaxes(1, 2)[:, :T]
-
-
-def _apply(
-    kernel: splash_kernel.SplashAttentionKernel,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_segments: jax.Array,
-    k_segments: jax.Array,
-) -> jax.Array:
-    def row(q: jax.Array, k: jax.Array, v: jax.Array, mine: jax.Array, theirs: jax.Array) -> Any:
-        return kernel(q, k, v, splash_kernel.SegmentIds(mine, theirs))
-
-    return jax.vmap(row)(q, k, v, q_segments, k_segments).astype(q.dtype)
-
-
-def _kernel(
-    length: int, heads: int, window: int, softcap: float, head_shards: int, parts: int, interpret: bool
-) -> splash_kernel.SplashAttentionKernel:
-    shape = (length, length)
-    mask = (
-        splash_mask.LocalMask(shape, (window - 1, 0), 0, shard_count=parts)
-        if window
-        else splash_mask.CausalMask(shape, shard_count=parts)
-    )
-    block = next(size for size in (512, 384, 256, 128) if length // parts % size == 0)
-    sizes = splash_kernel.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_q_dq=block,
-        block_kv_dq=block,
-    )
-    return splash_kernel.make_splash_mha(
-        splash_mask.MultiHeadMask([mask] * heads),
-        block_sizes=sizes,
-        head_shards=head_shards,
-        q_seq_shards=parts,
-        attn_logits_soft_cap=softcap or None,
-        residual_checkpoint_name=SAVED,
-        interpret=interpret,
-    )

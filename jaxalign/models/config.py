@@ -8,7 +8,12 @@ from jaxalign.fields import Checked, field
 
 Params = dict[str, Any]  # a model's parameters: nested, by the names of its modules
 
-ATTENTION = ("xla", "blockwise", "splash")
+REMATS = ("none", "full", "attention", "dots", "dots_no_batch")
+ATTENTION = ("xla", "blockwise", "block_sparse", "splash", "flash")
+# Of "flash": what Triton's products take, and what the shared memory of an A100 holds.
+FLASH_HEAD_DIMS = (16, 32, 64, 128, 256)
+# At most so many layers are compiled one by one on a CPU: it takes longer with every layer.
+FEW_LAYERS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +89,18 @@ class ModelConfig(Checked, at="config.model"):
     # --- How it is computed, not what it is ---
     # Computation; master weights are always float32.
     dtype: str = field("float32", choices=("float32", "bfloat16", "float16"))
-    # Recomputed in backward: nothing; full: layers; dots, dots_no_batch: all but (weight) matmuls.
-    remat: str = field("none", choices=("none", "full", "dots", "dots_no_batch"))
-    # "xla": whole score matrices; "blockwise": some queries at a time; "splash": TPU kernel.
+    # Recomputed in backward: nothing; full: layers; attention: all but what the kernel of attention gives; dots,
+    # dots_no_batch: all but that and (weight) matmuls.
+    remat: str = field("none", choices=REMATS)
+    # "xla": whole score matrices; "blockwise": some queries at a time; "block_sparse": only blocks of scores in which
+    # a token sees another, made for CPUs; "splash": TPU kernel; "flash": GPU kernel.
     attention: str = field("xla", choices=ATTENTION)
+    # Tokens of a block of splash, at most: 512 skips most of packed rows; from 1,024 on its backward pass is one kernel
+    # of fewer products, for sequences of thousands of tokens.
+    attention_block: int = field(512, at_least=128)
+    # One program for all layers, run in a loop; False: each compiled by itself, where one device keeps all that the
+    # backward pass needs.
+    scan_layers: bool = True
     init_std: float = field(0.02, above=0)  # of new weights
 
     def __post_init__(self) -> None:
@@ -99,6 +112,11 @@ class ModelConfig(Checked, at="config.model"):
             raise ConfigError(
                 f"config.model.num_heads={self.num_heads} is not a multiple of "
                 f"config.model.num_kv_heads={self.num_kv_heads}; use one of {', '.join(works)} key/value heads"
+            )
+        if self.attention == "flash" and self.head_dim not in FLASH_HEAD_DIMS:
+            raise ConfigError(
+                f"config.model.attention='flash' cannot do config.model.head_dim={self.head_dim}, only "
+                f"{', '.join(map(str, FLASH_HEAD_DIMS))}; use 'auto' or 'blockwise'"
             )
         if self.positions == "rope":
             self._check_rotary()
@@ -177,8 +195,19 @@ class ModelConfig(Checked, at="config.model"):
         return tuple(pattern[i % len(pattern)] == "L" for i in range(self.num_layers))
 
 
+def best_on(platform: str, num_layers: int, head_dim: int) -> dict[str, Any]:
+    """What `config.model` leaves to the platform, a `jax.Device.platform`: `attention` and `scan_layers`."""
+    on_gpu = "flash" if head_dim in FLASH_HEAD_DIMS else "blockwise"
+    kernels = {"tpu": "splash", "gpu": on_gpu, "cuda": on_gpu, "rocm": "blockwise", "cpu": "block_sparse"}
+    few = platform == "cpu" and num_layers <= FEW_LAYERS
+    return {"attention": kernels.get(platform, "xla"), "scan_layers": not few}
+
+
 # What says how a model is computed or trained, and not what it is.
-RUNTIME_KEYS = ("dtype", "remat", "attention", "router_balance_coef", "router_z_coef")
+RUNTIME_KEYS = (
+    *("dtype", "remat", "attention", "attention_block", "scan_layers"),
+    *("router_balance_coef", "router_z_coef"),
+)
 # With which a model of rotary positions reads longer sequences than it was made for.
 SCALING_KEYS = tuple(
     field.name

@@ -26,12 +26,13 @@ class Work(NamedTuple):
     """What a pass reads, numbers of Python or of JAX: tokens, and pairs of one and another that it may see.
 
     Each pair is counted once, the token and itself included: `pairs` of layers that see everything before a token,
-    `near` of layers with a window.
+    `near` of layers with a window. `logits` are the tokens for which the head is computed.
     """
 
     tokens: Any
     pairs: Any
     near: Any
+    logits: Any
 
     def times(self, count: float) -> "Work":
         """The work of so many passes."""
@@ -46,7 +47,8 @@ def visible_pairs(length: int, window: int = 0) -> float:
 
 def full_work(config: ModelConfig, count: int, length: int) -> Work:
     """The work of `count` sequences of `length` tokens."""
-    return Work(count * length, count * visible_pairs(length), count * visible_pairs(length, config.window))
+    pairs, near = (count * visible_pairs(length, window) for window in (0, config.window))
+    return Work(count * length, pairs, near, count * length)
 
 
 def step_flops(config: ModelConfig, work: Work, *, scalar: bool = False, passes: float = 3) -> Any:
@@ -62,7 +64,10 @@ def step_flops(config: ModelConfig, work: Work, *, scalar: bool = False, passes:
     local = sum(config.local_layers)
     pairs = (config.num_layers - local) * work.pairs + local * work.near
     attention = config.num_heads * config.head_dim * pairs
-    return passes * (2.0 * active_params(config, scalar=scalar) * work.tokens + 4.0 * attention)
+    head = config.embed_dim * (1 if scalar else config.vocab_size)
+    matrices = float(active_params(config, scalar=scalar) - head) * work.tokens
+    matrices += float(head) * (work.tokens if scalar else work.logits)
+    return passes * (2.0 * matrices + 4.0 * attention)
 
 
 def sampling_flops(config: ModelConfig, prompts: Work, whole: Work, count: Any, samples: int) -> Any:
@@ -71,7 +76,8 @@ def sampling_flops(config: ModelConfig, prompts: Work, whole: Work, count: Any, 
     A prompt is read once for all its completions, and only what follows its last token needs logits.
 
     Args:
-      prompts: the work of reading each prompt once. whole: of reading each completion after its prompt.
+      prompts: the work of reading each prompt once, with all its logits. whole: of reading each completion after its
+        prompt.
       count: prompts.
       samples: completions of each.
     """

@@ -28,10 +28,25 @@ _SIZES = {
 
 def _init_boxed(key: jax.Array, config: ModelConfig) -> Params:
     one = jnp.zeros((1, 1), jnp.int32)
-    # Parameters do not depend on how attention is computed, and one token cannot be split over a mesh.
-    plain = dataclasses.replace(config, attention="xla")
-    variables: Any = Transformer(plain).init(key, one, one, one)
+    variables: Any = Transformer(config).init(key, one, one, one)
     return variables["params"]
+
+
+def _plain(config: ModelConfig) -> ModelConfig:
+    """The config of the same parameters, which do not depend on how attention is computed and what is kept of it."""
+    return dataclasses.replace(config, attention="xla", remat="none", scan_layers=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _trace_shapes(config: ModelConfig) -> Params:
+    boxed = jax.eval_shape(lambda: _init_boxed(jax.random.key(0), config))
+    # Without the layout that the mesh in force gave them.
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), boxed)
+
+
+def _shapes(config: ModelConfig) -> Params:
+    """Shapes and axis names of all parameters, traced once for all configs of the same."""
+    return _trace_shapes(_plain(config))
 
 
 # Compiled once for a config: flax traces and runs a whole forward pass otherwise, each time anew.
@@ -48,7 +63,7 @@ def init_params(
     The latter are {"transformer": ..., "head": {"kernel" [D], "bias" []}}. The head is normal with standard
     deviation 1/sqrt(D + 1) (Stiennon et al., arXiv 2009.01325), or zero, so that first values are 0.
     """
-    params = _init(key, config)
+    params = _init(key, _plain(config))
     if not scalar:
         return params
     return {"transformer": params, "head": init_head(jax.random.fold_in(key, 1), config, zero=zero_head)}
@@ -69,7 +84,7 @@ def abstract_params(config: ModelConfig, mesh: Mesh, *, scalar: bool = False) ->
     """
     for name, key in _SIZES.items():
         check_divides(mesh, f"model.{key}", getattr(config, key), name)
-    boxed = jax.eval_shape(lambda: _init_boxed(jax.random.key(0), config))
+    boxed = _shapes(config)
     for box in jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)):
         check_apart(mesh, *box.names)
     if (
@@ -91,7 +106,7 @@ def lay_out(params: Params, config: ModelConfig) -> Params:
 
     Done once before a loop that reads them at every turn, this gathers and converts them once.
     """
-    boxed = jax.eval_shape(lambda: _init_boxed(jax.random.key(0), config))
+    boxed = _shapes(config)
 
     def leaf(path: tuple, x: jax.Array, box: nn.Partitioned) -> jax.Array:
         # Norms multiply by their scales in float32; every other parameter is converted where it is used.
@@ -120,7 +135,7 @@ def add_tokens(params: Params, abstract: Params) -> Params:
 
 def count_parameters(config: ModelConfig) -> int:
     """Number of parameters of a language model of this architecture."""
-    return count_params(jax.eval_shape(lambda: _init_boxed(jax.random.key(0), config)))
+    return count_params(_shapes(config))
 
 
 def count_params(params: Params) -> int:

@@ -1,8 +1,8 @@
 """Log-probabilities of tokens from hidden states, without ever holding the [B, T, V] logits.
 
-The token axis is walked in chunks and the backward pass recomputes each chunk's logits. A vocabulary-sharded
-head (`PartitionSpec("tensor", None)`) is used in place: over V there are only reductions and an element-wise
-comparison.
+The token axis is walked in chunks and the backward pass recomputes each chunk's logits. Chunks of tokens that nobody
+reads are skipped, see `token_chunks`. A vocabulary-sharded head (`PartitionSpec("tensor", None)`) is used in place:
+over V there are only reductions and an element-wise comparison.
 
 On a mesh with data parallelism, call these functions inside `jax.shard_map` over the batch axes, with
 `head = jax.lax.pcast(head, batch_axes, to="varying")`. Left to the partitioner they are as correct, but the
@@ -11,7 +11,6 @@ the global batch.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,11 +19,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxalign.models.forward import readout
+from jaxalign.models.token_chunks import (
+    CHUNKS,
+    LEAST_CHUNK,
+    Front,
+    bring_to_front,
+    default_chunk_size,
+    scan_tokens,
+)
+from jaxalign.parallel.sharding import laid_out, tokens_are_whole
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
-
-_CHUNK_BYTES = 64 * 2**20
-_CHUNK_TOKENS = 1024
 
 
 class TokenStatistics(NamedTuple):
@@ -44,15 +49,6 @@ class TokenLogprobs(NamedTuple):
     statistics: TokenStatistics | None = None
 
 
-def default_chunk_size(batch: int, vocab: int) -> int:
-    """Tokens per row and chunk: as many as fill 64 MiB with float32 logits, or 1024 in all rows if those are more.
-
-    Every chunk adds a matrix as large as the head to the head's gradient: with fewer tokens, that sum would cost
-    more than the products that it is of.
-    """
-    return max(1, _CHUNK_BYTES // (4 * batch * vocab), -(-_CHUNK_TOKENS // batch))
-
-
 def token_logprobs(
     hidden: jax.Array,
     head: jax.Array,
@@ -62,14 +58,16 @@ def token_logprobs(
     softcap: float | None = None,
     with_entropy: bool = False,
     with_statistics: bool = False,
+    mask: jax.Array | None = None,
     chunk_size: int | None = None,
 ) -> TokenLogprobs:
     """log softmax(softcap(hidden @ headᵀ) / temperature) at `targets`.
 
     Args: `hidden` [B, T, D] and `head` [V, D] of any float dtype; `targets` integer [B, T]; `softcap` c maps
     logits to c · tanh(logits / c) (Gemma 2, arXiv 2408.00118 §2); `with_entropy` an entropy with a gradient,
-    `with_statistics` what costs next to nothing beside it and has none; `chunk_size` tokens per row handled at
-    once, None for `default_chunk_size`. Logits and everything after them are float32. The head's gradient is
+    `with_statistics` what costs next to nothing beside it and has none; `mask` [B, T] is nonzero where the result is
+    read, elsewhere it is 0, without gradient; `chunk_size` tokens per row handled at once, None for
+    `default_chunk_size`. Logits and everything after them are float32. The head's gradient is
     summed in float32; the logits' gradient is rounded to the inputs' dtype before its two matrix products.
     A target outside [0, V) gives NaN. Raises TypeError or ValueError for wrong dtypes, shapes or settings.
     """
@@ -78,10 +76,18 @@ def token_logprobs(
         raise TypeError(f"targets is {targets.dtype}; give int32 token ids")
     if targets.shape != hidden.shape[:2]:
         raise ValueError(f"targets has shape {targets.shape}; hidden {hidden.shape} needs {hidden.shape[:2]}")
+    if mask is not None and mask.shape != targets.shape:
+        raise ValueError(f"mask has shape {mask.shape}, and targets {targets.shape}")
+    asked = chunk_size
     chunk_size = _checked_chunk_size(chunk_size, hidden, head, temperature, softcap)
-    return _token_logprobs(
-        hidden, head, targets, temperature, softcap, with_entropy, with_statistics, chunk_size
-    )
+    settings = (temperature, softcap, with_entropy, with_statistics)
+    # All in one chunk, the compiler keeps the logits for the backward pass, which costs less than to leave some out.
+    # Tokens that lie on several devices are not brought into another order.
+    if mask is not None and laid_out() and chunk_size < targets.shape[1]:
+        size = asked or min(default_chunk_size(1, head.shape[0]), max(LEAST_CHUNK, targets.size // CHUNKS))
+        return _token_logprobs(hidden, head, targets, bring_to_front(mask != 0), *settings, size)
+    out: Any = _token_logprobs(hidden, head, targets, None, *settings, chunk_size)
+    return out if mask is None else jax.tree.map(lambda x: jnp.where(mask != 0, x, 0.0), out)
 
 
 def token_kl(
@@ -152,6 +158,7 @@ def _read_tokens(
     hidden: jax.Array,
     head: jax.Array,
     targets: jax.Array,
+    front: Front | None,
     temperature: float,
     softcap: float | None,
     with_entropy: bool,
@@ -178,14 +185,15 @@ def _read_tokens(
         out = TokenLogprobs(logp, largest + log_sum, entropy if with_entropy else None, statistics)
         return None, (out, (largest, log_sum))
 
-    return _scan_tokens(step, None, (hidden, targets), chunk_size)[1]
+    return scan_tokens(step, None, (hidden, targets), chunk_size, front)[1]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6, 7))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
 def _token_logprobs(
     hidden: jax.Array,
     head: jax.Array,
     targets: jax.Array,
+    front: Front | None,
     temperature: float,
     softcap: float | None,
     with_entropy: bool,
@@ -193,14 +201,14 @@ def _token_logprobs(
     chunk_size: int,
 ) -> TokenLogprobs:
     settings = (temperature, softcap, with_entropy, with_statistics, chunk_size)
-    return _read_tokens(hidden, head, targets, *settings)[0]
+    return _read_tokens(hidden, head, targets, front, *settings)[0]
 
 
 def _token_logprobs_forward(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, *settings: Any
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, front: Front | None, *settings: Any
 ) -> tuple[TokenLogprobs, tuple]:
-    out, sums = _read_tokens(hidden, head, targets, *settings)
-    return out, (hidden, head, targets, sums, out.entropy)
+    out, sums = _read_tokens(hidden, head, targets, front, *settings)
+    return out, (hidden, head, targets, front, sums, out.entropy)
 
 
 def _token_logprobs_backward(
@@ -211,8 +219,10 @@ def _token_logprobs_backward(
     chunk_size: int,
     residuals: tuple,
     cotangents: TokenLogprobs,
-) -> tuple[jax.Array, jax.Array, None]:
-    hidden, head, targets, sums, entropy = residuals
+) -> tuple[jax.Array, jax.Array, None, None]:
+    hidden, head, targets, front, sums, entropy = residuals
+    if front is not None:
+        cotangents = jax.tree.map(lambda x: jnp.where(front.read, x, 0.0), cotangents)
 
     def step(d_head, chunk):
         hidden_c, targets_c, (largest_c, log_sum_c), entropy_c, d_out = chunk
@@ -228,8 +238,8 @@ def _token_logprobs_backward(
         return d_head + d_head_c, d_hidden_c
 
     chunked = (hidden, targets, sums, entropy, cotangents._replace(statistics=None))
-    d_head, d_hidden = _scan_tokens(step, jnp.zeros_like(head, jnp.float32), chunked, chunk_size)
-    return d_hidden, d_head.astype(head.dtype), None
+    d_head, d_hidden = scan_tokens(step, jnp.zeros_like(head, jnp.float32), chunked, chunk_size, front)
+    return d_hidden, d_head.astype(head.dtype), None, None
 
 
 _token_logprobs.defvjp(_token_logprobs_forward, _token_logprobs_backward)
@@ -257,7 +267,7 @@ def _token_divergence(
         log_q = jax.nn.log_softmax(_logits(chunk[1], ref_head, settings.temperature, settings.ref_softcap))
         return None, _divergence(log_p, log_q, settings)
 
-    return _scan_tokens(step, None, (hidden, ref_hidden), settings.chunk_size)[1]
+    return scan_tokens(step, None, (hidden, ref_hidden), settings.chunk_size)[1]
 
 
 def _token_divergence_forward(*arrays_and_settings: Any) -> tuple[jax.Array, tuple]:
@@ -283,7 +293,7 @@ def _token_divergence_backward(
         return d_head + d_head_c, d_hidden_c
 
     chunked = (hidden, ref_hidden, divergence, d_divergence)
-    d_head, d_hidden = _scan_tokens(step, jnp.zeros_like(head, jnp.float32), chunked, settings.chunk_size)
+    d_head, d_hidden = scan_tokens(step, jnp.zeros_like(head, jnp.float32), chunked, settings.chunk_size)
     return d_hidden, d_head.astype(head.dtype), None, None
 
 
@@ -339,12 +349,16 @@ def _logits_backward(
     softcap: float | None,
 ) -> tuple[jax.Array, jax.Array]:
     """(d_hidden in hidden's dtype, d_head in float32) from the gradient at the output of `_logits`."""
+    shape = hidden.shape
     if softcap is not None:
         d_logits = d_logits * (1.0 - jnp.square(logits * (temperature / softcap)))
     d_logits = (d_logits / temperature).astype(jnp.result_type(hidden, head))
+    if tokens_are_whole():
+        # One dimension of tokens, as in `Projection`.
+        d_logits, hidden = (x.reshape(1, -1, x.shape[-1]) for x in (d_logits, hidden))
     d_hidden = jnp.einsum("btv,vd->btd", d_logits, head, preferred_element_type=jnp.float32)
     d_head = jnp.einsum("btv,btd->vd", d_logits, hidden, preferred_element_type=jnp.float32)
-    return d_hidden.astype(hidden.dtype), d_head
+    return d_hidden.astype(hidden.dtype).reshape(shape), d_head
 
 
 def _is_target(targets: jax.Array, logits: jax.Array) -> jax.Array:
@@ -364,31 +378,6 @@ def _shift(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def _entropy(log_probs: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
-
-
-def _scan_tokens(step: Callable, carry: Any, arrays: Any, chunk_size: int) -> tuple[Any, Any]:
-    """`lax.scan` of step(carry, chunk) -> (carry, outputs) over the token axis of arrays [B, T, ...].
-
-    Chunk k of n holds tokens k, k + n, k + 2n, …: a token axis that is sharded stays sharded inside every
-    chunk.
-    """
-    length = jax.tree.leaves(arrays)[0].shape[1]
-    if chunk_size >= length:
-        return step(carry, arrays)
-    count = -(-length // chunk_size)
-    chunk_size = -(-length // count)
-    padding = count * chunk_size - length
-
-    def split(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], chunk_size, count, *x.shape[2:]), 2, 0)
-
-    def join(x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(x, 0, 2)
-        return x.reshape(x.shape[0], count * chunk_size, *x.shape[3:])[:, :length]
-
-    carry, outputs = lax.scan(step, carry, jax.tree.map(split, arrays))
-    return carry, jax.tree.map(join, outputs)
 
 
 def _check_readout(hidden_name: str, hidden: jax.Array, head_name: str, head: jax.Array) -> None:

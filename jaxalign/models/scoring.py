@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxalign.models.config import ModelConfig, Params
 from jaxalign.models.embedding import TABLE
 from jaxalign.models.forward import hidden_states_and_router, scalar_head, unembedding
-from jaxalign.models.logprobs import TokenStatistics, token_divergence, token_logprobs
+from jaxalign.models.logprobs import TokenLogprobs, TokenStatistics, token_divergence, token_logprobs
+from jaxalign.models.packed import Layout
 from jaxalign.parallel.sharding import split_rows
 
 
@@ -45,6 +46,7 @@ class Readout:
     hidden: jax.Array  # [B, T, D]
     head: jax.Array  # [V, D]
     softcap: float | None = flax.struct.field(pytree_node=False)
+    layout: Layout | None = None  # by which the hidden states are packed
 
 
 def predicted(segment_ids: jax.Array) -> jax.Array:
@@ -67,14 +69,21 @@ def score_batch(
     temperature: float = 1.0,
     with_entropy: bool = False,
     with_statistics: bool = False,
+    mask: jax.Array | None = None,
 ) -> Scores:
-    """Scores of any batch that has tokens, positions and segment_ids [B, T], and rows [B, S] where it is packed."""
-    arrays = (batch.tokens, batch.positions, batch.segment_ids)
+    """Scores of any batch that has tokens, positions and segment_ids [B, T], and rows [B, S] where it is packed.
+
+    One that has a `layout` is read by it.
+    """
+    arrays, layout = (batch.tokens, batch.positions, batch.segment_ids), getattr(batch, "layout", None)
     if not scalar:
-        settings = {"with_entropy": with_entropy, "with_statistics": with_statistics}
-        return score_tokens(params, config, *arrays, temperature=temperature, **settings)
+        settings: dict[str, Any] = {"with_entropy": with_entropy, "with_statistics": with_statistics}
+        return score_tokens(
+            params, config, *arrays, temperature=temperature, mask=mask, layout=layout, **settings
+        )
     rows = getattr(batch, "rows", None)
-    return score_scalar(params, config, *arrays, num_segments=1 if rows is None else rows.shape[-1])
+    count = 1 if rows is None else rows.shape[-1]
+    return score_scalar(params, config, *arrays, num_segments=count, layout=layout)
 
 
 def score_tokens(
@@ -87,31 +96,47 @@ def score_tokens(
     temperature: float = 1.0,
     with_entropy: bool = False,
     with_statistics: bool = False,
+    mask: jax.Array | None = None,
+    layout: Layout | None = None,
 ) -> Scores:
     """Log-probabilities (log-sum-exp, and entropy and statistics when asked) of every token by a language model.
 
     Args:
       tokens, positions, segment_ids: int32 [B, T]; segment 0 is padding.
       temperature: logits are divided by it, as they were when the tokens were sampled.
+      mask: [B, T], nonzero at the tokens whose scores are read; those of all others are 0, and no logits are computed
+        for them. None: all are read.
+      layout: packs the sequences of the batch, one a row, into fewer rows for the model.
     """
-    hidden, router = hidden_states_and_router(params, config, tokens, positions, segment_ids)
+    hidden, router = _read(params, config, tokens, positions, segment_ids, layout)
     head, softcap = unembedding(params, config), config.final_softcap or None
-    read = functools.partial(
-        token_logprobs,
-        temperature=temperature,
-        softcap=softcap,
-        with_entropy=with_entropy,
-        with_statistics=with_statistics,
-    )
-    following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-    scored = split_rows(read, None, TABLE, None)(hidden, head, following)
+
+    def read(hidden: jax.Array, head: jax.Array, targets: jax.Array, *mask: jax.Array) -> TokenLogprobs:
+        return token_logprobs(
+            hidden,
+            head,
+            targets,
+            temperature=temperature,
+            softcap=softcap,
+            with_entropy=with_entropy,
+            with_statistics=with_statistics,
+            mask=mask[0] if mask else None,
+        )
+
+    # What is said of a token is read off the position before it.
+    following = [jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (tokens, mask) if x is not None]
+    if layout is not None:
+        following = [layout.pack(x) for x in following]
+    scored = split_rows(read, None, TABLE, *[None] * len(following))(hidden, head, *following)
+    if layout is not None:
+        scored = jax.tree.map(layout.unpack, scored)
     aligned = jax.tree.map(lambda x: align(x, segment_ids), scored)
     return Scores(
         aligned.logp,
         aligned.logsumexp,
         aligned.entropy,
         router=router,
-        readout=Readout(hidden, head, softcap),
+        readout=Readout(hidden, head, softcap, layout),
         statistics=aligned.statistics,
     )
 
@@ -124,10 +149,12 @@ def score_scalar(
     segment_ids: jax.Array,
     *,
     num_segments: int = 1,
+    layout: Layout | None = None,
 ) -> Scores:
     """Values of all states, and rewards of segments 1..S, by a scalar model; arguments as for `score_tokens`."""
-    hidden, router = hidden_states_and_router(params["transformer"], config, tokens, positions, segment_ids)
+    hidden, router = _read(params["transformer"], config, tokens, positions, segment_ids, layout)
     numbers = scalar_head(params["head"], hidden)
+    numbers = numbers if layout is None else layout.unpack(numbers)
     rewards = _at_last_token(numbers, segment_ids, num_segments)
     return Scores(values=align(numbers, segment_ids), rewards=rewards, router=router)
 
@@ -156,7 +183,8 @@ def divergence(
         ref_softcap=other.softcap,
     )
     split = split_rows(read, None, TABLE, None, TABLE)
-    return align(split(mine.hidden, mine.head, other.hidden, other.head), segment_ids)
+    each = split(mine.hidden, mine.head, other.hidden, other.head)
+    return align(each if mine.layout is None else mine.layout.unpack(each), segment_ids)
 
 
 def exact_kl(
@@ -176,13 +204,6 @@ def exact_kl(
     return divergence(policy, reference, segment_ids, temperature=temperature)
 
 
-def token_values(
-    params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
-) -> jax.Array:
-    """A scalar model's value of the state before every token: float32 [B, T]."""
-    return score_scalar(params, config, tokens, positions, segment_ids).values
-
-
 def segment_rewards(
     params: Params,
     config: ModelConfig,
@@ -193,6 +214,20 @@ def segment_rewards(
 ) -> jax.Array:
     """A scalar model's score at the last token of segments 1..S: float32 [B, S], 0 for absent segments."""
     return score_scalar(params, config, tokens, positions, segment_ids, num_segments=num_segments).rewards
+
+
+def _read(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    layout: Layout | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Hidden states [B, T, D], or [R, T, D] by a layout, and what `hidden_states_and_router` says of the router."""
+    if layout is not None:
+        tokens, positions, segment_ids = layout.pack(tokens), layout.pack(positions), layout.segment_ids
+    return hidden_states_and_router(params, config, tokens, positions, segment_ids)
 
 
 def _at_last_token(numbers: jax.Array, segment_ids: jax.Array, num_segments: int) -> jax.Array:

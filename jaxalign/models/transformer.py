@@ -12,23 +12,28 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxalign.models.attention import (
+    SAVED,
     attention,
     attention_mask,
     blockwise_attention,
-    splash_attention,
+    see,
 )
-from jaxalign.models.cache import Cache
+from jaxalign.models.block_sparse import block_sparse_attention
+from jaxalign.models.cache import Cache, is_unrolled
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.embedding import TABLE, embed
 from jaxalign.models.experts import ROUTER, Experts
 from jaxalign.models.frozen import weight
+from jaxalign.models.gpu_attention import flash_attention
 from jaxalign.models.rope import rotary, rotate
+from jaxalign.models.tpu_attention import splash_attention
 from jaxalign.parallel.sharding import (
     constrain,
     gather_parameter,
     is_one_device,
     partitioned,
     saved_without_gathered,
+    tokens_are_whole,
 )
 
 ACTIVATIONS = {
@@ -38,11 +43,15 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
 }
 
+# What a kernel of attention needs for its backward pass: to compute it again is to run the kernel once more.
+_ATTENTION = jax.checkpoint_policies.save_only_these_names(SAVED)
+_BOTH = jax.checkpoint_policies.save_from_both_policies
 REMAT_POLICIES = {
     "none": saved_without_gathered,
     "full": None,
-    "dots": jax.checkpoint_policies.checkpoint_dots,
-    "dots_no_batch": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "attention": _ATTENTION,
+    "dots": _BOTH(jax.checkpoint_policies.checkpoint_dots, _ATTENTION),
+    "dots_no_batch": _BOTH(jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims, _ATTENTION),
 }
 
 
@@ -87,14 +96,19 @@ class Projection(nn.Module):
         normal = partitioned(nn.initializers.normal(self.std), self.axes)
         kernel = weight(self.param("kernel", normal, self.shape, jnp.float32), x.dtype)
         kernel = gather_parameter(kernel, *self.axes)
-        y = jax.lax.dot_general(
-            x, kernel, ((tuple(range(x.ndim - self.num_in, x.ndim)), tuple(range(self.num_in))), ((), ()))
-        )
+        places = x.shape[: x.ndim - self.num_in]
+        if tokens_are_whole():
+            # The kernel's gradient sums over rows and tokens: of one dimension that is a product, of two the CPU's
+            # compiler would write a transposed copy of what it multiplies first.
+            x = x.reshape(-1, *x.shape[len(places) :])
+        first = x.ndim - self.num_in
+        contracted = (tuple(range(first, x.ndim)), tuple(range(self.num_in)))
+        y = jax.lax.dot_general(x, kernel, (contracted, ((), ())))
         if self.use_bias:
             zeros = partitioned(nn.initializers.zeros, self.axes[self.num_in :])
             bias = self.param("bias", zeros, self.shape[self.num_in :], jnp.float32).astype(x.dtype)
-            y = y + jax.lax.broadcast_in_dim(bias, y.shape, tuple(range(x.ndim - self.num_in, y.ndim)))
-        return y
+            y = y + jax.lax.broadcast_in_dim(bias, y.shape, tuple(range(first, y.ndim)))
+        return y.reshape(*places, *y.shape[first:])
 
 
 class Attention(nn.Module):
@@ -131,14 +145,7 @@ class Attention(nn.Module):
         k = constrain(k, "batch", None, "act_kv_heads", None)
         v = constrain(v, "batch", None, "act_kv_heads", None)
         if cache is not None:
-            at = (layer, 0, cache.index, 0, 0)
-            cache = dataclasses.replace(
-                cache,
-                k=jax.lax.dynamic_update_slice(cache.k, k[None], at),
-                v=jax.lax.dynamic_update_slice(cache.v, v[None], at),
-            )
-            k = jax.lax.dynamic_index_in_dim(cache.k, layer, keepdims=False)
-            v = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
+            cache, k, v = cache.write(layer, k, v)
         y = self.attend(q, k, v, context, local, cached=cache is not None)
         out = Projection(
             (c.num_heads, c.head_dim, c.embed_dim),
@@ -160,13 +167,17 @@ class Attention(nn.Module):
         *,
         cached: bool,
     ) -> jax.Array:
-        """The implementation that the config names; a cache has keys without queries, which the TPU kernel cannot."""
+        """The implementation that the config names; a cache has keys without queries, which the kernels cannot."""
         c = self.config
         settings = {"scale": c.query_scale or c.head_dim**-0.5, "softcap": c.attention_softcap}
-        if c.attention == "xla":
+        if c.attention == "block_sparse" and not cached:
+            return block_sparse_attention(q, k, v, _of_layer(context["view"], local), **settings)
+        if c.attention in ("xla", "block_sparse"):
             return attention(q, k, v, _of_layer(context["mask"], local), **settings)
+        if c.attention == "flash" and not cached:
+            return flash_attention(q, k, v, _of_layer(context["view"], local), **settings)
         if c.attention == "splash" and not cached:
-            splash = functools.partial(splash_attention, **settings)
+            splash = functools.partial(splash_attention, block=c.attention_block, **settings)
             segments = context["segment_ids"]
             near, all_ = (functools.partial(splash, window=window) for window in (c.window, 0))
             if local is None:
@@ -240,7 +251,7 @@ class Transformer(nn.Module):
 
     Hidden states are after the last norm; `unembedding` gives the matrix that turns them into logits. With a
     cache, the T tokens are written at its index and see what it holds. Layers are scanned, their parameters
-    stacked on a leading axis, so compile time does not grow with depth.
+    stacked on a leading axis, so compile time does not grow with depth where `scan_layers` holds.
     """
 
     config: ModelConfig
@@ -278,10 +289,11 @@ class Transformer(nn.Module):
             k_positions, k_segments = cache.positions, cache.segment_ids
         kinds = (False, True) if len(set(c.local_layers)) == 2 else c.local_layers[:1]
         context["places"] = (positions, segment_ids, k_positions, k_segments)
-        if c.attention == "xla":
-            context["mask"] = tuple(
-                attention_mask(*context["places"], c.window if local else 0) for local in kinds
-            )
+        windows = [c.window if local else 0 for local in kinds]
+        if c.attention in ("block_sparse", "flash") and cache is None:
+            context["view"] = tuple(see(segment_ids, window) for window in windows)
+        elif c.attention in ("xla", "block_sparse"):
+            context["mask"] = tuple(attention_mask(*context["places"], window) for window in windows)
         if c.positions == "rope":
             context["rotary"] = tuple(rotary(c, positions, segment_ids, local=local) for local in kinds)
         local = jnp.array(c.local_layers) if len(kinds) == 2 else None
@@ -297,6 +309,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0 if len(kinds) == 2 else nn.broadcast),
             length=c.num_layers,
+            unroll=c.num_layers if is_unrolled(c) else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, name="layers")
         (x, cache, _), _ = layers((x, cache, jnp.zeros((), jnp.int32)), context, local)

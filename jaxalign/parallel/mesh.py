@@ -30,7 +30,7 @@ class MeshConfig(Checked, at="config.mesh"):
     tensor: int = _size(1)  # heads, MLP width and vocabulary split
     context: int = _size(1)  # tokens of a row split; every device sees the keys of whole rows
     expert: int = _size(1)  # batch split as well, experts split
-    # Which axis crosses the network between TPU slices, where there are several.
+    # Which axis crosses the network between TPU slices, or hosts of GPUs, where there are several.
     slice_axis: str = field("data", choices=AXES)
     rules: tuple[str, ...] | str = ""  # changes to the sharding table: "embed=fsdp+data,act_embed=tensor"
 
@@ -62,10 +62,15 @@ def platform() -> str:
     return jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) -> Mesh:
+def make_mesh(
+    config: MeshConfig = MeshConfig(), devices: list | None = None, *, by_process: bool = False
+) -> Mesh:
     """A mesh with the axes of `AXES` over `devices` (all of them when None).
 
-    Devices of several TPU slices are arranged so that only `slice_axis` crosses between them.
+    Devices of several TPU slices, or hosts of GPUs, are arranged so that only `slice_axis` crosses between them.
+
+    Args:
+      by_process: the devices of a process are a slice, as of GPUs that are only described.
 
     Raises:
       ConfigError: sizes that do not fit the devices, or a size of the slice axis that the slices do not divide.
@@ -75,23 +80,29 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) ->
     kinds = (AxisType.Auto,) * len(AXES)
     if len(devices) == 1:
         return Mesh(np.array(devices).reshape(shape), AXES, axis_types=kinds)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    place = "process_index" if by_process else "slice_index"
+    slices = len({getattr(device, place, 0) for device in devices})
     across = [slices if axis == config.slice_axis else 1 for axis in AXES]
     if shape[AXES.index(config.slice_axis)] % slices:
+        kind = "hosts of GPUs" if devices[0].platform == "gpu" else "slices"
         raise ConfigError(
-            f"config.mesh.{config.slice_axis}={shape[AXES.index(config.slice_axis)]} is split over {slices} slices; "
+            f"config.mesh.{config.slice_axis}={shape[AXES.index(config.slice_axis)]} is split over {slices} {kind}; "
             f"make it a multiple of {slices}, or name another config.mesh.slice_axis"
         )
     within = [size // count for size, count in zip(shape, across, strict=True)]
-    return Mesh(_arranged(within, across, devices), AXES, axis_types=kinds)
+    return Mesh(_arranged(within, across, devices, by_process), AXES, axis_types=kinds)
 
 
-def _arranged(within: list[int], across: list[int], devices: list) -> np.ndarray:
+def _arranged(within: list[int], across: list[int], devices: list, by_process: bool) -> np.ndarray:
     def arrange(split: bool) -> np.ndarray:
         if math.prod(across) == 1:
             return mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=split)
         return mesh_utils.create_hybrid_device_mesh(
-            within, across, devices=devices, allow_split_physical_axes=split
+            within,
+            across,
+            devices=devices,
+            process_is_granule=by_process,
+            allow_split_physical_axes=split,
         )
 
     try:

@@ -60,15 +60,16 @@ def initialize() -> None:
         check = f"all processes have been started, and their hosts reach each other; or set {ADDRESS}, {COUNT}, {INDEX}"
     else:
         if _cpu_devices() > 1:
-            _prepare_cpu()
+            prepare_cpu()
         return
     # Its handler of SIGTERM would take the signal that the loop answers itself, see `make_vote`.
     jax.config.update("jax_enable_preemption_service", False)
-    _prepare_cpu()
+    prepare_cpu()
     _connect(timeout, who, check, known | {"heartbeat_timeout_seconds": heartbeat})
 
 
-def _prepare_cpu() -> None:
+def prepare_cpu() -> None:
+    """Has several devices of one CPU, or CPUs of several processes, wait for each other without a deadlock."""
     # Gloo matches messages by their order alone, so programs must run one after the other; see also `place`.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     # And a program blocks a thread of XLA's pool for each device until its collectives are done, as does the next

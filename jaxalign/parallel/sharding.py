@@ -46,6 +46,11 @@ def spec(*names: str | None) -> PartitionSpec:
     return PartitionSpec(*(None if name is None else rules[name] for name in names))
 
 
+def rules_in_force() -> tuple[tuple[str, Any], ...]:
+    """The table as it is while tracing, to compare."""
+    return tuple(sorted(_rules.get().items()))
+
+
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[Mesh]:
     """Makes `mesh` and `rules` the ones that `constrain` and `spec` see while tracing."""
@@ -112,7 +117,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
     A length that the context axis does not divide, as in decoding one token, stays whole.
     """
-    if _laid_out():
+    if laid_out():
         return x
     return jax.lax.with_sharding_constraint(x, spec(*dividing(jax.sharding.get_abstract_mesh(), x, names)))
 
@@ -122,7 +127,7 @@ def gather_parameter(x: jax.Array, *names: str | None) -> jax.Array:
 
     Said outright, since the compiler left to itself gathers some matrices once more than it needs.
     """
-    if _laid_out():
+    if laid_out():
         return x
     tokens = mesh_axes("batch") + mesh_axes("length")
     keep = (tuple(axis for axis in mesh_axes(name) if axis not in tokens) if name else () for name in names)
@@ -140,8 +145,13 @@ def is_one_device() -> bool:
     return mesh.empty or mesh.size == 1
 
 
-def _laid_out() -> bool:
-    """True where no layout is to be asked for: without a mesh, on one device, or inside of a shard_map."""
+def tokens_are_whole() -> bool:
+    """True where no mesh axis splits the tokens of a row, so that rows and tokens can be one dimension."""
+    return laid_out() or shards(jax.sharding.get_abstract_mesh(), "length") == 1
+
+
+def laid_out() -> bool:
+    """True where arrays lie as they shall: without a mesh, on one device, or inside of a shard_map."""
     kinds = jax.sharding.get_abstract_mesh().axis_types
     return is_one_device() or any(kind == AxisType.Manual for kind in kinds)
 

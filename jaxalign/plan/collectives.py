@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ class Collective:
     axes: tuple[str, ...]  # or (SLICES,); ("?",) where the groups are along no axes of the mesh
     group: int
     payload: float  # bytes of the whole array of one group: gathered, reduced or exchanged
-    times: int
+    times: float
     op_name: str
     of_zeros: bool = False  # an all-reduce that gathers: each device's part, written into zeros, is summed
+    arrays: tuple[float, ...] = ()  # bytes of each array, where a gather is of several
 
     @property
     def sent(self) -> float:
@@ -37,10 +38,15 @@ class Collective:
         return self.times * self.payload * share * (2 if self.kind == "all-reduce" else 1)
 
 
-def find_collectives(program: Program, mesh: Mesh, *, unknown_trips: int = 1) -> list[Collective]:
-    """The collectives of a program that was compiled for `mesh`; those within one device are left out."""
+def find_collectives(
+    program: Program, mesh: Mesh, *, unknown_trips: int = 1, local_layers: float | None = None
+) -> list[Collective]:
+    """The collectives of a program that was compiled for `mesh`; those within one device are left out.
+
+    See `schedules` for the other arguments.
+    """
     out: dict[str | int, Collective] = {}
-    for computation, times in schedules(program, unknown_trips=unknown_trips):
+    for computation, times in schedules(program, unknown_trips=unknown_trips, local_layers=local_layers):
         for x, owner in with_fusions(program, computation):
             kind = x.opcode.removesuffix("-start")
             if kind == "send" and (between := _between_slices(x, owner, times)):
@@ -52,8 +58,11 @@ def find_collectives(program: Program, mesh: Mesh, *, unknown_trips: int = 1) ->
                 continue
             operands = sum(a.bytes for name in x.operands if name in owner for a in owner[name].results)
             results = sum(a.bytes for a in x.results)
+            arrays: tuple[float, ...] = ()
             if kind == "all-gather":
                 payload = operands * groups.shape[1]
+                joined = [a.bytes for name in x.operands if name in owner for a in owner[name].results]
+                arrays = tuple(size * groups.shape[1] for size in joined) if len(joined) > 1 else ()
             elif x.opcode != kind and kind != "all-reduce":
                 payload = operands  # the result of a start holds the operand, too
             else:
@@ -69,11 +78,13 @@ def find_collectives(program: Program, mesh: Mesh, *, unknown_trips: int = 1) ->
             chain = re.search(r'chain_id="?(\d+)', x.attributes)
             key = chain[1] if chain else len(out)
             if key not in out or times < out[key].times:
-                out[key] = Collective(kind, axes, groups.shape[1], payload, times, x.op_name, of_zeros)
+                out[key] = Collective(
+                    kind, axes, groups.shape[1], payload, times, x.op_name, of_zeros, arrays
+                )
     return list(out.values())
 
 
-def _between_slices(x: Instruction, owner: Computation, times: int) -> Collective | None:
+def _between_slices(x: Instruction, owner: Computation, times: float) -> Collective | None:
     """What the TPU compiler leaves to the hosts' network: a send to them that names the collective and the slices."""
     kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', x.attributes)
     slices = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', x.attributes)
@@ -197,8 +208,11 @@ def needless_gathers(
     for x in collectives:
         if x.kind != "all-gather" or x.axes == ("context",):  # whose devices gather the keys of their rows
             continue
+        joined = _joined_parameters(x, parameters, layers)
+        for name in joined:
+            gathered[name] = gathered.get(name, 0.0) + parameters[name] / layers * x.times
         name = parameter_of(x, parameters, layers)
-        if name == SOME_LAYER:
+        if name == SOME_LAYER or joined:
             continue
         if name:
             gathered[name] = gathered.get(name, 0.0) + x.payload * x.times
@@ -226,6 +240,42 @@ def needless_gathers(
     return out
 
 
+def whole_sums(collectives: Sequence[Collective], axes: Set[str], *, least: float = 2**20) -> list[str]:
+    """Warnings about all-reduces along axes that split parameters, where reduce-scatters would do.
+
+    Of a gradient that is summed along such an axis a device keeps its part only. The gradients of norms and biases,
+    which are on every device, and metrics are small.
+
+    Args:
+      axes: those that split some parameter at rest, and rows or tokens.
+      least: sums of fewer bytes are left alone.
+    """
+    sums: dict[str, float] = {}
+    for x in collectives:
+        if x.kind == "all-reduce" and not x.of_zeros and axes & set(x.axes) and x.payload > least:
+            key = "+".join(x.axes)
+            sums[key] = sums.get(key, 0.0) + x.payload * x.times
+    return [
+        f"{size / 2**20:,.0f} MiB a step are summed by all-reduces along {names}, of which a device keeps its part "
+        f"along {'+'.join(axis for axis in names.split('+') if axis in axes)}: reduce-scatters would send half as much"
+        for names, size in sums.items()
+    ]
+
+
+def _joined_parameters(x: Collective, parameters: Mapping[str, float], layers: int) -> list[str]:
+    """The parameters of a layer that one gather is of, as the compiler for GPUs joins several; [] of other gathers.
+
+    Their names stand in one, as in layers/attention/(key/dot_general:value/dot_general).
+    """
+    listed = re.fullmatch(r"(.*)\(([^()]*:[^()]*)\)(.*)", x.op_name)
+    if not listed:
+        return []
+    names = [f"{listed[1]}{part}{listed[3]}" for part in listed[2].split(":")]
+    found = {parameter_of(dataclasses.replace(x, op_name=name), parameters, layers) for name in names}
+    known = [name for name in found if name in parameters]
+    return known if sum(parameters[name] for name in known) / layers == x.payload else []
+
+
 def parameter_of(x: Collective, parameters: Mapping[str, float], layers: int) -> str:
     """The parameter that a gather is of: by the module in its name, or a table by its size; "" for none.
 
@@ -244,6 +294,6 @@ def parameter_of(x: Collective, parameters: Mapping[str, float], layers: int) ->
         if x.payload in (parameters[name], 2 * parameters[name]):  # in the compute type, or in float32
             return name
     sizes = {size / layers for path, size in parameters.items() if path.startswith("layers/")}
-    if (not x.op_name or "/while/body/" in x.op_name) and x.payload in sizes:
+    if (not x.op_name or "/while/body/" in x.op_name) and sizes.issuperset(x.arrays or (x.payload,)):
         return SOME_LAYER
     return ""

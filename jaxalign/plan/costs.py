@@ -3,16 +3,21 @@
 XLA's own `cost_analysis` counts the body of a loop once, and a Pallas kernel not at all.
 """
 
+import dataclasses
+import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from jaxalign.models.flops import visible_pairs
 from jaxalign.plan.hlo import COLLECTIVES, Array, Computation, Instruction, Program, schedules, with_fusions
 
-# Matrix products of T x T x d that each of splash attention's kernels does: scores and output forward; backward the
-# scores again, dP and dQ in one kernel, and the scores again, dP, dV and dK in another.
-_SPLASH = {"fwd": 2, "dq": 3, "dkv": 4}
+# Matrix products of T x T x d that each kernel of attention does: scores and output forward; backward the scores again,
+# dP and dQ in one kernel, and the scores again, dP, dV and dK in another, or dQ as well where there is only that one.
+_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4, "bwd": 5}
+# Kernels, by how their names begin, that leave out blocks of keys none of which is of a query's segment.
+SKIPPING: tuple[str, ...] = ("flash_attention", "splash_mha", "splash_mqa")
 _FREE = {
     "parameter",
     "constant",
@@ -29,22 +34,57 @@ _FREE = {
 }
 
 
-def count_flops(program: Program, *, window: int = 0, unknown_trips: int = 1) -> dict[str, float]:
-    """FLOPs that one device does: `matmul` in products of matrices, `attention` in splash attention's kernels.
+@dataclasses.dataclass(frozen=True)
+class Visible:
+    """What a program's text does not say of its attention: which pairs of tokens its kernels have to compute.
+
+    `local` is the share of layers with the `window`; `rows` are the lengths of the sequences in each of some rows that
+    stand for all, none for rows of one sequence.
+    """
+
+    window: int = 0
+    local: float = 0.0
+    rows: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def local_layers(self) -> float | None:
+        """As `schedules` takes it: None where all layers are alike."""
+        return self.local if 0 < self.local < 1 else None
+
+    def pairs(self, length: int, *, near: float, skips: bool) -> float:
+        """Pairs of a row of `length` tokens, a share `near` of it in layers with the window.
+
+        Args:
+          skips: only pairs within a sequence are computed; else the row is one. What no sequence fills is one more.
+        """
+        rows = self.rows if skips and self.rows else ((),)
+        total = 0.0
+        for lengths in rows:
+            known = [min(n, length) for n in lengths] + [max(0, length - sum(lengths))]
+            far, close = (sum(visible_pairs(n, window) for n in known) for window in (0, self.window))
+            total += (1 - near) * far + near * close
+        return total / len(rows)
+
+
+def count_flops(
+    program: Program, *, visible: Visible = Visible(), unknown_trips: int = 1
+) -> dict[str, float]:
+    """FLOPs that one device does: `matmul` in products of matrices, `attention` in attention's kernels.
 
     A multiplication and an addition are two; all else (norms, softmax, the optimizer) is not counted: it is bound by
-    memory. Attention is counted causal, a pair of tokens once, and within `window` when all layers have one.
+    memory. Attention is counted causal, a pair of tokens once.
     """
     total = {"matmul": 0.0, "attention": 0.0}
-    for computation, times in schedules(program, unknown_trips=unknown_trips):
+    walk = schedules(program, unknown_trips=unknown_trips, local_layers=visible.local_layers)
+    for computation, times in walk:
         for x, owner in with_fusions(program, computation):
             if x.opcode == "dot":
                 total["matmul"] += times * dot_flops(x, owner)
             elif x.opcode == "convolution":
                 total["matmul"] += times * convolution_flops(x, owner)
             elif x.opcode == "custom-call":
-                total["attention"] += times * splash_flops(x, owner, window)
-                total["matmul"] += times * grouped_flops(x, owner)
+                total["attention"] += times * attention_flops(x, owner, visible)
+                total["matmul"] += times * (grouped_flops(x, owner) + blas_flops(x, owner))
     return total
 
 
@@ -114,19 +154,41 @@ def _meetings(size: int, kernel: int, out: int, window: dict[str, list], at: int
     return count
 
 
-def splash_flops(x: Instruction, owner: Computation, window: int) -> float:
-    """Of one of splash attention's kernels, by its operands q [B, H, T, d] and k [B, K, S, d]; 0 of other calls.
-
-    The compiler leaves B out where it is 1.
+def attention_flops(x: Instruction, owner: Computation, visible: Visible) -> float:
+    """Of a kernel of attention, by its operands: splash attention's q [B, H, T, d] and k [B, K, S, d], of which the TPU
+    compiler leaves B out if it is 1, or those of `models.gpu_attention`, [B, T, ...] and [B, S, ...]; 0 of other calls.
     """
-    found = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", x.name)
-    if not found or "tpu_custom_call" not in x.attributes:
+    kernel = re.search(r'\bname = "(\w+)"', x.attributes) if "gpu.triton" in x.attributes else None
+    name = kernel[1] if kernel else ""
+    if "tpu_custom_call" in x.attributes:
+        # Where it runs row by row, the instruction has the name of the loop's body.
+        whole = re.search(r"/(splash_\w+)/(?:.*/)?pallas_call$", x.op_name)
+        name = whole[1] if whole else x.name
+    found = re.match(r"(splash_m[hq]a|flash_attention)_(fwd|dq|dkv)", name)
+    if not found:
         return 0.0
-    operands = [owner[name].results[0] for name in x.operands]
+    operands = [owner[operand].results[0] for operand in x.operands]
     q, k = [operand.shape for operand in operands if operand.dtype in ("bf16", "f16", "f32")][:2]
-    T, S = q[-2], k[-2]
+    S = k[1] if kernel else k[-2]
+    part = found[2]
+    if part == "dkv" and any(len(array.shape) > len(q) for array in x.results):
+        part = "bwd"  # it also gives dQ, a part for each block of keys
+    # The branch that the kernel stands in says whether it is of layers with the window, where not all are alike.
+    branch = re.search(r"attention/.*\bbranch_([01])_fun", x.op_name)
+    near = float(branch[1]) if branch and visible.local_layers is not None else visible.local
+    pairs = visible.pairs(S, near=near, skips=name.startswith(SKIPPING))
     # With the context axis a device has T of the S queries; over all devices the pairs are those of S x S.
-    return 2.0 * _SPLASH[found[1]] * math.prod(q[:-2]) * q[-1] * visible_pairs(S, window) * T / S
+    return 2.0 * _PRODUCTS[part] * math.prod(q) * pairs / S
+
+
+def blas_flops(x: Instruction, owner: Computation) -> float:
+    """Of a product that XLA for GPUs leaves to cuBLAS; 0 of other calls."""
+    if not re.search(r'custom_call_target="__cublas\$(gemm|lt\$matmul)', x.attributes):
+        return 0.0
+    listed = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', x.attributes)
+    left = owner[x.operands[0]].results[0].shape
+    contracted = json.loads(listed[1]) if listed else []
+    return 2.0 * math.prod(x.results[0].shape) * math.prod(left[int(n)] for n in contracted)
 
 
 def grouped_flops(x: Instruction, owner: Computation) -> float:
@@ -143,19 +205,31 @@ def grouped_flops(x: Instruction, owner: Computation) -> float:
     return 2.0 * math.prod(first) * x.results[0].shape[-1]  # [m, k] and [g, k, n] -> [m, n]
 
 
-def count_bytes(program: Program, *, unknown_trips: int = 1) -> float:
+def count_bytes(program: Program, *, visible: Visible = Visible(), unknown_trips: int = 1) -> float:
     """Bytes that one device moves to and from its main memory: what each kernel reads and writes there.
 
     An approximation: operands and results of every fusion, product, copy and collective, by their sizes without
     padding. A slice of a larger array, such as one layer of stacked parameters, counts as the slice.
     """
-    total = 0.0
-    for computation, times in schedules(program, unknown_trips=unknown_trips):
+    walk = _kernels(program, unknown_trips, visible)
+    return sum(times * _instruction_bytes(program, x, owner) for x, owner, times in walk)
+
+
+def count_kernels(program: Program, *, visible: Visible = Visible(), unknown_trips: int = 1) -> float:
+    """How many kernels, copies and collectives a step starts, each of which takes a GPU some microseconds."""
+    return sum(times for _, _, times in _kernels(program, unknown_trips, visible))
+
+
+def _kernels(
+    program: Program, unknown_trips: int, visible: Visible
+) -> Iterator[tuple[Instruction, Computation, float]]:
+    """Every instruction that is work, with the computation it stands in and how often it runs."""
+    walk = schedules(program, unknown_trips=unknown_trips, local_layers=visible.local_layers)
+    for computation, times in walk:
         for x in computation.values():
             if x.opcode in _FREE or x.opcode.endswith("-done") or 'AllocateBuffer"' in x.attributes:
                 continue
-            total += times * _instruction_bytes(program, x, computation)
-    return total
+            yield x, computation, times
 
 
 def _hbm(arrays: list[Array]) -> float:
@@ -169,8 +243,10 @@ def _instruction_bytes(program: Program, x: Instruction, owner: Computation) -> 
     if x.opcode in ("dynamic-update-slice", "scatter"):
         return 2 * _hbm(operands[1 if x.opcode == "dynamic-update-slice" else -1].results)
     if x.opcode != "fusion":
-        results = x.results[:1] if x.opcode.endswith("-start") else x.results
-        return _hbm(results) + sum(_hbm(operand.results) for operand in operands)
+        read, written = sum(_hbm(operand.results) for operand in operands), _hbm(x.results)
+        if x.opcode.endswith("-start") and x.opcode != "all-reduce-start":
+            written = max(0.0, written - read)  # the result of a start holds the operands, too
+        return read + written
     inner = program.computations[x.attribute("calls")]
     parameters = {int(p.inside): p for p in inner.values() if p.opcode == "parameter"}
     if "AsyncCollective" in "".join(y.attributes for y in inner.values() if y.opcode == "custom-call"):

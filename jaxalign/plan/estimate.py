@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxalign import parallel
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig
+from jaxalign.models.activations import count_activations
 from jaxalign.parallel.chips import Chip
 from jaxalign.parallel.sharding import shards
 from jaxalign.plan.collectives import SLICES
@@ -26,10 +27,11 @@ MARGIN = 0.1
 _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
 
-def room(chip: Chip) -> dict[str, float]:
-    """Bytes of a GPU: `all`, the `pool` that JAX takes of it, and up to what an estimate `fits`.
+def room(chip: Chip, *, compiled: bool = False) -> dict[str, float]:
+    """Bytes of a GPU: `all`, the `pool` that JAX takes of it, and up to what a step `fits`.
 
-    A TPU's are all of one kind: its compiler has the last word.
+    That is the pool, or less by a margin where nothing was compiled. A TPU's are all of one kind: its compiler has the
+    last word.
 
     Raises:
       ConfigError: XLA_PYTHON_CLIENT_MEM_FRACTION is no share.
@@ -44,7 +46,7 @@ def room(chip: Chip) -> dict[str, float]:
     if not 0 < share <= 1:
         raise ConfigError(f"{_FRACTION}={said} must be a share above 0 and at most 1, such as 0.9")
     pool = share * chip.hbm
-    return {"all": chip.hbm, "pool": pool, "fits": (1 - MARGIN) * pool}
+    return {"all": chip.hbm, "pool": pool, "fits": pool if compiled else (1 - MARGIN) * pool}
 
 
 def estimate(
@@ -73,9 +75,10 @@ def estimate(
     memory["elsewhere"] = known[ELSEWHERE]
     memory["total"] = sum(memory.values())
 
-    again = 4 / 3 if trains and model.remat == "full" else 1.0
+    recomputed = trains and model.remat in ("full", "attention")
+    again = 4 / 3 if recomputed else 1.0
     flops = step.model_flops / mesh.size * again
-    passes = step.passes * (1.5 if trains and model.remat == "full" else 1.0)
+    passes = step.passes * (1.5 if recomputed else 1.0)
     traffic = weights * passes + read + 2 * memory[OPTIMIZER] + 2 * saved * parts
     traffic += cache * step.loop_trips if read else 0.0
     sent = {"fsdp": weights * (passes + (parts if trains else 0)) * _share(mesh.shape["fsdp"])}
@@ -124,7 +127,7 @@ def estimate_memory(
     held: dict[str, float] = {
         kind: float(bytes_per_device(step.kinds.get(kind))) for kind in (PARAMETERS, OPTIMIZER, FROZEN)
     }
-    layer, kept = _activations(model, tensor)
+    layer, kept = count_activations(model, tensor)
     samples = step.loop_trips > 1
     # Sampling holds the parameters gathered, in the compute type.
     gathered = samples and not parallel.parse_rules(config.mesh.rules)["decode_embed"]
@@ -146,23 +149,14 @@ def _share(n: int) -> float:
     return (n - 1) / n
 
 
-def _activations(model: ModelConfig, tensor: int) -> tuple[float, float]:
-    """Numbers a token of one layer that exist while it runs, and that are kept for the backward pass."""
-    width = model.mlp_dim * (model.experts_per_token if model.num_experts else 1) / tensor
-    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim / tensor
-    layer = 8 * model.embed_dim + heads + 4 * width
-    products = 2 * model.embed_dim + heads + 2 * width
-    return layer, {"full": model.embed_dim, "none": layer}.get(model.remat, model.embed_dim + products)
-
-
 def _bandwidth(topology: Topology, size: int) -> float:
     chip = topology.chip
     if not chip.torus:
         return chip.link
     # The dimensions that an axis of this size would fill, largest first, a whole one being a ring.
-    links, left = 0, size
+    links, left = 0, -(-size // chip.devices)
     for side in sorted(topology.shape, reverse=True):
         if left > 1:
             links += 2 if left >= side and side % chip.ring == 0 else 1
             left = -(-left // side)
-    return chip.link * max(links, 1)
+    return chip.link * max(links, 1) * min(size, chip.devices)

@@ -165,11 +165,20 @@ def trips(program: Program, loop: Instruction, owner: Computation, unknown: int)
 
 
 def schedules(
-    program: Program, *, unknown_trips: int = 1, name: str = "", times: int = 1
-) -> Iterator[tuple[Computation, int]]:
+    program: Program,
+    *,
+    unknown_trips: int = 1,
+    local_layers: float | None = None,
+    name: str = "",
+    times: float = 1,
+) -> Iterator[tuple[Computation, float]]:
     """The entry, loop bodies, branches and calls, each with how often it runs. Fusions belong to their caller.
 
     Of the branches of a condition all are given: counts are then upper bounds.
+
+    Args:
+      local_layers: the share of a model's layers that have a window, where some have: the second branch of the
+        attention's condition runs so often, the first in the other layers.
     """
     computation = program.computations[name or program.entry]
     yield computation, times
@@ -180,14 +189,23 @@ def schedules(
         elif x.opcode == "conditional":
             listed = re.search(r"branch_computations=\{([^}]*)\}", x.attributes)
             names = listed[1].replace("%", "").split(", ") if listed else []
-            names += [x.attribute(f"{kind}_computation") for kind in ("true", "false") if not listed]
-            called = [(branch, times) for branch in names]
+            names += [x.attribute(f"{kind}_computation") for kind in ("false", "true") if not listed]
+            shares = [1.0] * len(names)
+            if local_layers is not None and len(names) == 2 and "attention/" in x.op_name:
+                shares = [1 - local_layers, local_layers]
+            called = [(branch, times * share) for branch, share in zip(names, shares, strict=True)]
         elif x.opcode in ("call", "async-start"):
             called = [(x.attribute("to_apply") or x.attribute("calls"), times)]
         else:
             continue
         for inner_name, inner_times in called:
-            yield from schedules(program, unknown_trips=unknown_trips, name=inner_name, times=inner_times)
+            yield from schedules(
+                program,
+                unknown_trips=unknown_trips,
+                local_layers=local_layers,
+                name=inner_name,
+                times=inner_times,
+            )
 
 
 def with_fusions(program: Program, computation: Computation) -> Iterator[tuple[Instruction, Computation]]:

@@ -12,9 +12,10 @@ from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig
 from jaxalign.parallel.sharding import Rules
 from jaxalign.plan import hlo
-from jaxalign.plan.collectives import find_collectives, needless_gathers, sent_by
-from jaxalign.plan.costs import count_bytes, count_flops
-from jaxalign.plan.programs import bytes_per_device, gather_bytes
+from jaxalign.plan.collectives import find_collectives, needless_gathers, sent_by, whole_sums
+from jaxalign.plan.costs import Visible, count_bytes, count_flops, count_kernels
+from jaxalign.plan.estimate import room
+from jaxalign.plan.programs import bytes_per_device, gather_bytes, splitting_axes
 from jaxalign.plan.roofline import axis_bandwidth, bounds, mfu_bound
 from jaxalign.plan.topology import Topology
 from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS, Program
@@ -26,12 +27,24 @@ OUT_OF_MEMORY = (
 )
 
 
+# As JAX's lowering names the platforms of `Topology.platform`.
+_LOWERED_FOR = {"tpu": "tpu", "gpu": "cuda"}
+
+
 def measure(
-    step: Program, model: ModelConfig, mesh: Mesh, rules: Rules, topology: Topology
+    step: Program,
+    model: ModelConfig,
+    mesh: Mesh,
+    rules: Rules,
+    topology: Topology,
+    lengths: tuple[tuple[int, ...], ...] = (),
 ) -> dict[str, Any]:
-    """What `jaxalign plan` reports of one step, all numbers of one chip unless they say otherwise; JSON-able.
+    """What `jaxalign plan` reports of one step, all numbers of one device unless they say otherwise; JSON-able.
 
     A step that does not fit is reported as such, with what the compiler says of it.
+
+    Args:
+      lengths: of the sequences in each of some rows that stand for all; see `costs.Visible`.
 
     Raises:
       ConfigError: the compiler refuses the step for another reason; names both.
@@ -39,28 +52,35 @@ def measure(
     begin = time.perf_counter()
     try:
         with parallel.use_mesh(mesh, rules):
-            compiled = step.function.lower(*step.arguments, **step.keywords).compile()
+            traced = step.function.trace(*step.arguments, **step.keywords)
+            compiled = traced.lower(lowering_platforms=(_LOWERED_FOR[topology.platform],)).compile()
     except jax.errors.JaxRuntimeError as error:
         return _failed(step, topology, error)
     seconds = time.perf_counter() - begin
     program = hlo.parse(compiled.as_text())
-    window = model.window if all(model.local_layers) else 0
-    flops = count_flops(program, window=window, unknown_trips=step.loop_trips)
-    traffic = count_bytes(program, unknown_trips=step.loop_trips)
-    collectives = find_collectives(program, mesh, unknown_trips=step.loop_trips)
+    visible = Visible(model.window, sum(model.local_layers) / model.num_layers, lengths)
+    flops = count_flops(program, visible=visible, unknown_trips=step.loop_trips)
+    traffic = count_bytes(program, visible=visible, unknown_trips=step.loop_trips)
+    collectives = find_collectives(
+        program, mesh, unknown_trips=step.loop_trips, local_layers=visible.local_layers
+    )
     sent = sent_by(collectives, "axes")
     bandwidth = {axes: axis_bandwidth(mesh, tuple(axes.split("+")), topology) for axes in sent}
     times = bounds(topology.chip, sum(flops.values()), traffic, sent, bandwidth)
-    memory = split_memory(step, compiled.memory_analysis())
-    over = memory["total"] - topology.chip.hbm
+    analysis = compiled.memory_analysis()
+    memory = split_memory(step, analysis)
+    over = memory["total"] - room(topology.chip, compiled=True)["fits"]
     return {
         "name": step.name,
         "fits": over <= 0,
         "over_bytes": max(0.0, over),
         "memory": memory,
+        # What the compiler's own schedule holds at most, which its allocations, the temporaries, round up.
+        "peak": analysis.peak_memory_in_bytes + memory["elsewhere"],
         "flops": flops,
         "model_flops": step.model_flops / mesh.size,
         "hbm_bytes": traffic,
+        "kernels": count_kernels(program, visible=visible, unknown_trips=step.loop_trips),
         "sent_by_kind": sent_by(collectives, "kind"),
         "sent_by_axes": sent,
         "axes_bandwidth": bandwidth,
@@ -74,7 +94,8 @@ def measure(
             gather_bytes(step.parameters, model.dtype),
             passes=step.passes,
             layers=model.num_layers,
-        ),
+        )
+        + whole_sums(collectives, splitting_axes(step.parameters)),
         "compile_seconds": seconds,
     }
 
@@ -90,7 +111,7 @@ def uncounted_flops(counted: float, model_flops: float) -> list[str]:
 
 
 def split_memory(step: Program, analysis: Any) -> dict[str, float]:
-    """Bytes of HBM on one chip, from the compiler's own analysis, the arguments split by what they are.
+    """Bytes of HBM on one device, from the compiler's own analysis, the arguments split by what they are.
 
     `batch and padding` is what is left of the arguments; `temporaries` are activations, gradients and scratch space;
     `elsewhere` what the run keeps in memory beside this program. `total` is the sum of all others.

@@ -99,6 +99,27 @@ def stage_steps(
         return run.model, config.stage.programs(run)
 
 
+def full_rows(config: Config) -> tuple[tuple[int, ...], ...]:
+    """The lengths of the sequences in the rows that a plan takes: one row, full of the longest sequences.
+
+    Of a stage that samples the row is a prompt with what is sampled after it.
+    """
+    sampling = getattr(config.options, "sampling", None)
+    if sampling is not None:
+        return ((config.data.max_length + sampling.max_new_tokens,),)
+    slots = config.data.slots(config.stage.data)
+    return ((config.data.max_length,) * (slots // config.data.max_length),)
+
+
+def rows_in_words(config: Config) -> str:
+    """What the rows are that a plan counts with, for its reader."""
+    longest, slots = config.data.max_length, config.data.slots(config.stage.data)
+    if hasattr(config.options, "sampling"):
+        ((whole,),) = full_rows(config)
+        return f"a prompt of {longest:,} tokens and the longest answer, {whole:,} together; no data are read"
+    return f"{slots:,} tokens, full of sequences of {longest:,}; no data are read"
+
+
 def _here() -> Mesh:
     # Shapes are computed on a device that is here: some libraries make small arrays outright, which those of a
     # mesh that is only described cannot hold.
@@ -112,6 +133,13 @@ def bytes_per_device(tree: Any) -> int:
         for x in jax.tree.leaves(tree)
         if x.sharding.memory_kind != "pinned_host"
     )
+
+
+def splitting_axes(parameters: Params) -> frozenset[str]:
+    """The mesh axes that split both tokens and some parameter at rest."""
+    entries = [entry for x in jax.tree.leaves(parameters) for entry in x.sharding.spec if entry]
+    axes = {axis for entry in entries for axis in (entry if isinstance(entry, tuple) else (entry,))}
+    return frozenset(axes.intersection(GATHERED))
 
 
 def gather_bytes(parameters: Params, dtype: str) -> dict[str, float]:

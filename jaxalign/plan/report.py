@@ -8,6 +8,7 @@ from rich.table import Table
 
 from jaxalign.errors import amount
 from jaxalign.parallel.chips import GIB
+from jaxalign.plan.gpus import INSTALL
 from jaxalign.plan.measure import OUT_OF_MEMORY
 
 
@@ -16,16 +17,16 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1) or "one device"
     console.print(
         f"{plan['stage']}, {_large(plan['parameters'])} parameters, on {plan['topology']} "
-        f"({amount(plan['chips'], 'chip')}: {mesh}), remat {plan['remat']}, "
+        f"({amount(plan['chips'], plan['unit'])}: {mesh}), remat {plan['remat']}, "
         f"{amount(plan['num_microbatches'], 'microbatch', 'microbatches')}",
         soft_wrap=True,
         highlight=False,
     )
-    if not plan["compiled"]:
-        console.print(estimate_line(plan["room"]), highlight=False, soft_wrap=True)
+    for line in basis_lines(plan):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     whole = [step for step in plan["steps"] if "memory" in step]
     table = Table(show_edge=False)
-    table.add_column("of one chip")
+    table.add_column(f"of one {plan['unit']}")
     for step in whole:
         table.add_column(step["name"], justify="right")
     for label, cells in _rows(whole, plan["room"]["fits"]):
@@ -36,16 +37,26 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def estimate_line(room: Mapping[str, float]) -> str:
-    """What an estimate is, and how much memory it takes for granted."""
-    line = "estimated from shapes; nothing was compiled"
-    if room["pool"] == room["fits"]:
-        return line
-    return (
-        f"{line}: of {room['all'] / GIB:.2f} GiB JAX takes {room['pool'] / GIB:.2f} "
-        f"(XLA_PYTHON_CLIENT_MEM_FRACTION={room['pool'] / room['all']:g}), and a tenth of these is left free for what "
-        f"shapes do not show, so that a step fits up to {room['fits'] / GIB:.2f}"
+def basis_lines(plan: Mapping[str, Any]) -> Iterator[str]:
+    """What the numbers rest on: an estimate or a compiler, the memory that JAX takes, and the rows."""
+    room = plan["room"]
+    pool = (
+        f"of {room['all'] / GIB:.2f} GiB JAX takes {room['pool'] / GIB:.2f} "
+        f"(XLA_PYTHON_CLIENT_MEM_FRACTION={room['pool'] / room['all']:g})"
     )
+    if not plan["compiled"]:
+        line = "estimated from shapes; nothing was compiled"
+        if room["pool"] != room["fits"]:
+            line += (
+                f": {pool}, and a tenth of these is left free for what shapes do not show, so that a step fits up to "
+                f"{room['fits'] / GIB:.2f}"
+            )
+        yield line
+        if plan["unit"] == "GPU":
+            yield f"to compile it for this GPU, without one: {INSTALL}"
+    elif room["pool"] != room["all"]:
+        yield f"compiled for this GPU without one, so that no kernel was tuned: {pool}"
+    yield f"rows: {plan['rows']}"
 
 
 def _large(count: int) -> str:
@@ -63,9 +74,13 @@ def _rows(steps: list[dict[str, Any]], room: float) -> Iterator[tuple[str, list[
 
     yield from listed("memory", "{}, GiB", GIB, 2)
     yield f"of {room / GIB:.4g} GiB", ["fits" if step["fits"] else "DOES NOT FIT" for step in steps]
+    if all("peak" in step for step in steps):
+        yield "in use at most, GiB", [f"{step['peak'] / GIB:.2f}" for step in steps]
     yield from listed("flops", "TFLOP, {}", 1e12, 2)
     yield "TFLOP of the model", [f"{step['model_flops'] / 1e12:.2f}" for step in steps]
     yield "HBM traffic, GB", [f"{step['hbm_bytes'] / 1e9:.1f}" for step in steps]
+    if all("kernels" in step for step in steps):
+        yield "kernels started", [f"{step['kernels']:,.0f}" for step in steps]
     yield from listed("sent_by_kind", "sent by {}, GB", 1e9, 2)
     yield from listed("sent_by_axes", "sent along {}, GB", 1e9, 2)
     yield from listed("seconds", "least time by {}, s", 1, 3)
@@ -80,7 +95,7 @@ def problem_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     for step in plan["steps"]:
         if not step["fits"]:
             yield (
-                f"PROBLEM: {step['name']} needs {step['over_bytes'] / GIB:.2f} GiB more than a chip of "
+                f"PROBLEM: {step['name']} needs {step['over_bytes'] / GIB:.2f} GiB more than a {plan['unit']} of "
                 f"{plan['topology']} has for it; try {OUT_OF_MEMORY}"
             )
         for warning in step.get("warnings", ()):

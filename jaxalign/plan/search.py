@@ -9,7 +9,7 @@ from jaxalign.plan.topology import Topology
 from jaxalign.training.config import Config
 
 SLACK = 1.15  # An estimate this much above the memory may still fit: it knows nothing of fusion.
-REMAT = ("none", "dots_no_batch", "full")
+REMAT = ("none", "dots_no_batch", "attention", "full")
 
 
 def candidates(config: Config, topology: Topology) -> Iterator[Config]:

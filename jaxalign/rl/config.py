@@ -27,6 +27,9 @@ class OnPolicyConfig(Checked):
 
     sampling: RolloutSampling = dataclasses.field(default_factory=RolloutSampling)
     num_minibatches: int = field(1, at_least=1)  # updates a pass over a rollout
+    # Models read short completions packed into rows, where these are at most half as many. False: each in a row that
+    # holds the longest.
+    pack_completions: bool = True
     # The reference moves towards the policy by this share a rollout (arXiv 2404.10719).
     reference_rate: float = field(0.0, at_least=0, at_most=1)
     # No more updates on a rollout once policy/approxkl_avg exceeds it; 0: never.

@@ -15,7 +15,9 @@ from jaxalign.losses.metrics import Mean, Metrics, finalize, merge
 from jaxalign.losses.nll import nll_loss
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.scoring import score_batch
+from jaxalign.parallel import processes
 from jaxalign.rl.config import OnPolicyConfig
+from jaxalign.rl.layout import Packer
 from jaxalign.rl.rollout import OnPolicyState, Rollout
 from jaxalign.training.flops import FLOPS
 from jaxalign.training.open import Run
@@ -33,7 +35,7 @@ def mix_text(objective: Objective, model: ModelConfig, coef: float) -> Objective
         value, metrics = objective(params, episodes, total, frozen)
         if text is None:
             return value, metrics
-        scored = score_batch(params, model, text)
+        scored = score_batch(params, model, text, mask=text.loss_mask)
         ptx, found = nll_loss(scored.logp, text.loss_mask, normalizer=total["text"])
         whole = {"real_tokens": total["text_real_tokens"]}
         ptx, _ = add_router_losses(ptx, {}, scored.router, text, whole, model)
@@ -66,18 +68,7 @@ def make_learner(
 ) -> Callable[[OnPolicyState, Any], tuple[OnPolicyState, Metrics]]:
     """The update phase: every minibatch of the rollout in the state through one jitted update a model."""
     options: OnPolicyConfig = run.config.options
-    E, M = run.config.batch_size, options.num_minibatches
-
-    @jax.jit
-    def minibatch(rollout: Rollout, key: jax.Array, epoch: jax.Array, index: jax.Array) -> Rollout:
-        # `key` is this rollout's, from which nothing else is drawn or derived.
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), E)
-        rows = jax.lax.dynamic_slice_in_dim(order, index * (E // M), E // M)
-        return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), rollout)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def drift(reference: Params, params: Params, decay: float | jax.Array) -> Params:
-        return moving_average(reference, params, decay)
+    M, packer = options.num_minibatches, Packer(run)
 
     def update(state: OnPolicyState, batch: Any) -> tuple[OnPolicyState, Metrics]:
         policy, critic = state.policy, state.critic
@@ -85,8 +76,10 @@ def make_learner(
         order, following = jax.random.split(state.key)
         seen: list[Metrics] = []
         updates, stopped = 0, False
-        for i in range(options.passes * M):
-            part = minibatch(state.rollout, order, i // M, i % M)
+        choices = minibatch_rows(order, len(state.rollout.tokens), options.passes, M)
+        layouts = packer.several(state.rollout.segment_ids, choices, parts=run.config.num_microbatches)
+        for i, (rows, layout) in enumerate(zip(choices, layouts, strict=True)):
+            part = dataclasses.replace(take_rows(state.rollout, rows), layout=layout)
             metrics: Metrics = {}
             if not stopped:
                 text = text_batch(step + i) if text_batch else None
@@ -128,6 +121,32 @@ def make_learner(
         return state, merged
 
     return update
+
+
+@functools.partial(jax.jit, static_argnames=("count", "passes"))
+def _orders(key: jax.Array, count: int, passes: int) -> jax.Array:
+    keys = jax.vmap(lambda epoch: jax.random.fold_in(key, epoch))(jnp.arange(passes))
+    return jax.vmap(lambda key: jax.random.permutation(key, count))(keys)
+
+
+def minibatch_rows(key: jax.Array, count: int, passes: int, parts: int) -> np.ndarray:
+    """The rows of every minibatch: int [passes * parts, count / parts], shuffled anew for every pass.
+
+    Args:
+      key: this rollout's, from which nothing else is drawn or derived.
+      count: completions of the rollout.
+      parts: minibatches of a pass.
+    """
+    return processes.fetch_whole(_orders(key, count, passes)).reshape(passes * parts, count // parts)
+
+
+@jax.jit
+def take_rows(rollout: Rollout, rows: jax.Array) -> Rollout:
+    """Some of the completions of a rollout."""
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), rollout)
+
+
+drift = jax.jit(moving_average, donate_argnums=0)
 
 
 def merge_ragged(seen: list[Metrics]) -> Metrics:

@@ -80,7 +80,7 @@ def load_models(stage: Any, run: Run) -> RolloutModels:
     check_length(run.model, longest, asked)
     if judge:
         # It also reads what the chat format writes after the token that stops the policy.
-        more = max(len(item.ending) for item in run.train.rows.items) - 1
+        more = run.train.rows.longest_ending - 1
         check_length(judge.config, longest + more, asked, f"{path}.reward")
     for name, model in frozen.configs.items():
         check_length(model, longest, asked, stage.frozen(options)[name].key)

@@ -3,6 +3,7 @@
 Shapes: E completions, k of each prompt, P prompt slots, N new tokens, T = P + N.
 """
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -15,7 +16,8 @@ from jaxalign.losses.metrics import Max, Mean, Metrics, masked_mean
 from jaxalign.losses.running_moments import RunningMoments
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.flops import sampling_flops, step_flops
-from jaxalign.models.scoring import divergence, score_tokens, segment_rewards, token_values
+from jaxalign.models.packed import Layout
+from jaxalign.models.scoring import divergence, score_scalar, score_tokens
 from jaxalign.rl.config import RewardedConfig
 from jaxalign.sampling.answers import answer_text
 from jaxalign.sampling.generate import Completions, close, join
@@ -38,6 +40,7 @@ class Rollout:
     old_values: jax.Array | Any = None  # float32, as the critic put them out
     returns: jax.Array | Any = None  # float32, on the scale that the critic is trained on
     ref_logp: jax.Array | None = None  # float32, of the reference
+    layout: Layout | None = None  # of a minibatch: how models read it
 
 
 @flax.struct.dataclass
@@ -72,6 +75,7 @@ def score_completions(
     reward_model: Params | None,
     prompts: PromptBatch,
     completions: Completions,
+    layouts: tuple[Layout | None, Layout | None] = (None, None),
     *,
     model: ModelConfig,
     critic_model: ModelConfig | None = None,
@@ -81,32 +85,49 @@ def score_completions(
 ) -> dict[str, jax.Array]:
     """What models say of the sampled completions, of which each prompt may have several.
 
+    Args:
+      layouts: by which completions are packed into fewer rows, and by which for the reward model.
+
     Returns:
       tokens, positions, segment_ids, mask [E, T]; old_logp, entropy float32 [E, T]; with a critic old_values [E, T];
       with a reference ref_logp, kl (by the estimator) and kl1 (log π / π_ref) [E, T]; scores [E] with a reward model,
       which reads a completion to the end that sequences had when it was trained.
     """
-    prompts = repeat_rows(prompts, len(completions.tokens) // len(prompts.tokens))
+    layout, closed_layout = layouts
     tokens: Any
-    *tokens, mask = join(prompts.tokens, prompts.positions, prompts.segment_ids, completions)
-    mine = score_tokens(policy, model, *tokens, temperature=temperature, with_entropy=True)
+    *tokens, mask = join_prompts(prompts, completions)
+    read = functools.partial(score_tokens, temperature=temperature, mask=mask, layout=layout)
+    mine = read(policy, model, *tokens, with_entropy=True)
     out = {"tokens": tokens[0], "positions": tokens[1], "segment_ids": tokens[2], "mask": mask}
     out |= {"old_logp": mine.logp, "entropy": mine.entropy}
     if reference is not None:
-        theirs = score_tokens(reference, model, *tokens, temperature=temperature)
+        theirs = read(reference, model, *tokens)
         out |= {"ref_logp": theirs.logp, "kl1": kl_estimate(mine.logp, theirs.logp, "k1")}
         if kl_estimator == "exact":
             out["kl"] = divergence(mine, theirs, tokens[2], temperature=temperature)
         else:
             out["kl"] = kl_estimate(mine.logp, theirs.logp, kl_estimator)
     if critic is not None and critic_model is not None:
-        out["old_values"] = token_values(critic, critic_model, *tokens)
+        out["old_values"] = score_scalar(critic, critic_model, *tokens, layout=layout).values
     if reward_model is not None and reward_config is not None:
-        if prompts.ending is not None:
-            completions = close(completions, prompts.ending)
-        *tokens, _ = join(prompts.tokens, prompts.positions, prompts.segment_ids, completions)
-        out["scores"] = segment_rewards(reward_model, reward_config, *tokens, num_segments=1)[:, 0]
+        *tokens, _ = join_prompts(prompts, completions, closed=True)
+        judged = score_scalar(reward_model, reward_config, *tokens, layout=closed_layout)
+        out["scores"] = judged.rewards[:, 0]
     return out
+
+
+def join_prompts(
+    prompts: PromptBatch, completions: Completions, *, closed: bool = False
+) -> tuple[jax.Array, ...]:
+    """Tokens, positions, segment ids and mask [E, T] of completions behind their prompts.
+
+    Args:
+      closed: they end as in training, see `close`.
+    """
+    prompts = repeat_rows(prompts, len(completions.tokens) // len(prompts.tokens))
+    if closed and prompts.ending is not None:
+        completions = close(completions, prompts.ending)
+    return join(prompts.tokens, prompts.positions, prompts.segment_ids, completions)
 
 
 def rollout_work(
@@ -128,7 +149,8 @@ def rollout_work(
     whole = count_work(model, scored["segment_ids"], scored["positions"])
     count = jnp.sum(jnp.any(prompts.segment_ids > 0, axis=1))
     flops = sampling_flops(model, read, whole, count, samples)
-    flops += step_flops(model, whole, passes=1 + with_reference)
+    scored_work = whole._replace(logits=scored["mask"].sum())
+    flops += step_flops(model, scored_work, passes=1 + with_reference)
     for judge in judges:
         work = count_work(judge, scored["segment_ids"], scored["positions"])
         flops += step_flops(judge, work, scalar=True, passes=1)
@@ -184,7 +206,8 @@ def rollout_metrics(
     return metrics
 
 
-def plain_rollout(scored: dict[str, jax.Array], **more: jax.Array) -> Rollout:
+def plain_rollout(scored: dict[str, jax.Array], **more: Any) -> Rollout:
     """The parts of a rollout that are as the models put them out."""
     kept = ("tokens", "positions", "segment_ids", "mask", "old_logp", "old_values", "ref_logp")
-    return Rollout(**({name: scored[name] for name in kept if name in scored} | more))
+    found: dict[str, Any] = {name: scored[name] for name in kept if name in scored}
+    return Rollout(**found, **more)

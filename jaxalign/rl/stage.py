@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,14 @@ import numpy as np
 
 from jaxalign.data import Dataset, PromptBatch
 from jaxalign.errors import StepZeroError
-from jaxalign.losses.metrics import Metrics, finalize
+from jaxalign.losses.metrics import Mean, Metrics, finalize
 from jaxalign.models import ModelConfig
 from jaxalign.parallel import processes
 from jaxalign.rewards import Rewards, TrainerState, reward_metrics
 from jaxalign.rl.abstract import abstract_state, check_run, critic_rates, make_critic_optimizer
-from jaxalign.rl.learner import make_learner, merge_ragged, mix_text, mixed_totals
+from jaxalign.rl.jitted import make_credit, make_measure, make_scorer, make_updates
+from jaxalign.rl.layout import SIZES, Packer
+from jaxalign.rl.learner import make_learner, merge_ragged
 from jaxalign.rl.models import (
     RolloutModels,
     critic_architecture,
@@ -29,22 +32,21 @@ from jaxalign.rl.rollout import (
     OnPolicyState,
     Rollout,
     completion_texts,
+    join_prompts,
     plain_rollout,
     repeat_rows,
     rollout_metrics,
-    rollout_work,
-    score_completions,
 )
 from jaxalign.sampling.answers import answer_text
 from jaxalign.sampling.generate import Completions, generate
-from jaxalign.training.flops import flops_metric, update_flops
 from jaxalign.training.open import Run, local_rows
-from jaxalign.training.optimizer import make_schedule
 from jaxalign.training.samples import Samples, count_samples, describe_prompt, make_sample, shares
 from jaxalign.training.stage import LossFn, Stage
-from jaxalign.training.state import Update, make_state, make_update
+from jaxalign.training.state import Update, make_state
 from jaxalign.training.supervised import check_frozen, name_sets
 from jaxalign.training.trainer import Program, Trainer
+
+SCORE_TIME = "perf/score_time"
 
 Credit = Callable[..., tuple[Rollout, dict[str, Any], Metrics]]
 
@@ -63,6 +65,11 @@ def no_credit(
 def no_control(options: Any) -> dict[str, Any]:
     """Of a stage whose credit remembers nothing."""
     return {}
+
+
+def sampled_tokens(rollout: Rollout, options: Any) -> jax.Array:
+    """Of a stage that reads nothing but the tokens which were sampled."""
+    return rollout.mask
 
 
 def never(options: Any) -> bool:
@@ -92,6 +99,10 @@ class OnPolicyStage(Stage):
         """The policy's, or their average where there is one."""
         return "average" if options.average_decay else "policy/params"
 
+    def shapes(self, options: Any) -> int:
+        """Completions take as many rows as they need."""
+        return len(SIZES) if options.pack_completions else 1
+
     def check(self, run: Run) -> None:
         """Raises, as `build` would, for what can be known without loading a model."""
         check_run(self, run)
@@ -116,55 +127,20 @@ class OnPolicyStage(Stage):
 
         The policy's takes (rollout, text) as its batch, the critic's a rollout.
         """
-        config, options = run.config, run.config.options
+        config = run.config
+        halt = config.on_nonfinite == "stop"
+        models = (run.model, others or {}, critic_config or run.model)
+        rates = (config.optimizer, config.optimizer if self.critic_loss is None else critic_rates(run))
         parts = config.num_microbatches
-        shared = {"num_microbatches": parts, "halt": config.on_nonfinite == "stop"}
-        objective = self.objective(run.model, options, others, whole=parts == 1)
-        totals = self.total(run.model, options, others, num_microbatches=parts)
-        read = tuple((others or {}).get(name, run.model) for name in self.frozen(options))
-
-        def measure(batch: tuple[Any, Any]) -> Metrics:
-            episodes, text = batch
-            more = 0.0 if text is None else update_flops(run.model, text)
-            return flops_metric(update_flops(run.model, episodes, read) + more, "/policy")
-
-        policy = make_update(
-            mix_text(objective, run.model, options.ptx_coef),
-            mixed_totals(totals),
-            run.optimizer,
-            run.schedule,
-            **shared,
-            measure=measure,
-        )
-        if self.critic_loss is None:
-            return policy, None
-        critic = Stage(self.name, self.data, self.options, self.critic_loss, self.totals, scalar=True)
-        architecture = critic_config or run.model
-        value = make_update(
-            critic.objective(architecture, options),
-            critic.total(architecture, options),
-            make_critic_optimizer(run),
-            make_schedule(critic_rates(run), run.updates),
-            **shared,
-            measure=lambda batch: flops_metric(update_flops(architecture, batch, scalar=True), "/critic"),
-        )
-        return policy, value
+        return make_updates(self, config.options, *models, *rates, run.updates, parts, halt)
 
     def scorer(
         self, run: Run, critic_config: ModelConfig | None, reward_config: ModelConfig | None
     ) -> Callable[..., dict[str, jax.Array]]:
         """The jitted `score_completions` of a run."""
         options = run.config.options
-        return jax.jit(
-            functools.partial(
-                score_completions,
-                model=run.model,
-                critic_model=critic_config,
-                reward_config=reward_config,
-                temperature=options.sampling.temperature,
-                kl_estimator=options.kl_estimator,
-            )
-        )
+        models = (run.model, critic_config, reward_config)
+        return make_scorer(*models, options.sampling.temperature, options.kl_estimator)
 
 
 def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
@@ -184,7 +160,7 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
         if abstract.critic is not None:
             critic = first_critic(options, run, params, models.judge)
             critic = make_state(critic, make_critic_optimizer(run), abstract.critic)
-        policy = make_state(params, run.optimizer, abstract.policy)
+        policy = make_state(params, run.optimizer, abstract.policy, donate=True)
 
         def make(policy: Any, critic: Any) -> OnPolicyState:
             control = stage.control(options)
@@ -294,14 +270,11 @@ def make_rollout(
     options = run.config.options
     k = options.samples_per_row
     score = stage.scorer(run, critic_config, models.reward_config)
-    credit = jax.jit(functools.partial(stage.credit, options=options))
+    credit = make_credit(stage, options)
     judges = tuple(x for x in (critic_config, models.reward_config) if x is not None)
-    measure = jax.jit(
-        functools.partial(
-            rollout_work, model=run.model, judges=judges, samples=k, with_reference=stage.reference(options)
-        )
-    )
+    measure = make_measure(run.model, judges, k, stage.reference(options))
     exact = run.model.dtype == run.config.frozen.dtype == "float32"
+    packer = Packer(run)
 
     def rollout(
         state: OnPolicyState,
@@ -321,12 +294,21 @@ def make_rollout(
             stop_ids=run.tokenizer.eos_ids,
             samples=k,
         )
+        jax.block_until_ready(completions)
+        began = time.monotonic()
         # The empty rows that fill up a last batch of held-out prompts have sampled nothing that counts.
         rows = repeat_rows(prompts.rows, k)
         completions = dataclasses.replace(completions, mask=completions.mask * (rows >= 0)[:, None])
         reference = models.reference if state.reference is None else state.reference
         critic = None if state.critic is None else state.critic.params
-        scored = score(state.policy.params, critic, reference, models.reward, prompts, completions)
+        layouts = (None, None)
+        if options.pack_completions:
+            judged = models.reward is not None
+            layouts = (
+                packer(segment_ids(prompts, completions)),
+                packer(segment_ids(prompts, completions, closed=True)) if judged else None,
+            )
+        scored = score(state.policy.params, critic, reference, models.reward, prompts, completions, layouts)
         scores, more = scored.pop("scores", None), measure(prompts, scored)
         if scores is not None:
             scores = options.weights[options.reward_model] * scores
@@ -335,6 +317,8 @@ def make_rollout(
                 models.functions, scores, run, dataset, rows, completions, step=int(state.policy.step)
             )
             more |= found
+        jax.block_until_ready(scored)
+        more[SCORE_TIME] = Mean(time.monotonic() - began, 1.0)
         if reader is not None:
             reader.read(rows, completions, scores)
         control = {"kl_coef": state.kl_coef, "moments": state.moments}
@@ -345,6 +329,12 @@ def make_rollout(
         return dataclasses.replace(state, rollout=episodes, key=key, **control), metrics | more
 
     return rollout
+
+
+@functools.partial(jax.jit, static_argnames="closed")
+def segment_ids(prompts: PromptBatch, completions: Completions, *, closed: bool = False) -> jax.Array:
+    """Of completions behind their prompts; see `join_prompts`."""
+    return join_prompts(prompts, completions, closed=closed)[2]
 
 
 def call_functions(

@@ -141,6 +141,22 @@ def gumbel_noise(keys: jax.Array, size: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.gumbel(key, (size,), mode="high"))(keys)
 
 
+def draw(logits: jax.Array, keys: jax.Array) -> jax.Array:
+    """Tokens [B] of the distributions with float32 logits [B, V], by one key a row.
+
+    First a group of neighbours by its share of the probability, then one of the group: two choices by Gumbel noise for
+    some 2 √V numbers, where one among all tokens would take V of them.
+    """
+    B, V = logits.shape
+    size = 1 << (V - 1).bit_length() // 2
+    groups = jnp.pad(logits, ((0, 0), (0, -V % size)), constant_values=-jnp.inf).reshape(B, -1, size)
+    count = groups.shape[1]
+    noise = gumbel_noise(keys, count + size)
+    group = jnp.argmax(jax.nn.logsumexp(groups, axis=-1) + noise[:, :count], axis=-1)
+    within = jnp.take_along_axis(groups, group[:, None, None], axis=1)[:, 0]
+    return (group * size + jnp.argmax(within + noise[:, count:], axis=-1)).astype(jnp.int32)
+
+
 def first_seen(config: ModelConfig, sampling: SamplingConfig, tokens: jax.Array, segments: jax.Array) -> Any:
     """Bool [B, V]: which tokens stand in the prompts [B, P]; None where nothing asks for it."""
     if sampling.repetition_penalty == 1:
@@ -197,7 +213,7 @@ def choose(
     else:
         logits = logits / sampling.temperature
         allowed = truncate_logits(allowed / sampling.temperature, sampling)
-        token = jnp.argmax(allowed + gumbel_noise(keys, logits.shape[-1]), axis=-1).astype(jnp.int32)
+        token = draw(allowed, keys)
     logp = jax.nn.log_softmax(logits, axis=-1)
     return token, jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0]
 
@@ -276,9 +292,16 @@ def _decode(
         assert after is not None  # since there was one before
         return last_logits(params, config, hidden), after
 
-    cache = init_cache(config, B, P + N)
-    layout = (None, "batch", None, "act_kv_heads", None)
-    cache = dataclasses.replace(cache, k=constrain(cache.k, *layout), v=constrain(cache.v, *layout))
+    def lay_cache(cache: Cache, samples: int = 1) -> Cache:
+        """With a row for each of `samples` completions of a prompt."""
+
+        def stack(x: jax.Array) -> jax.Array:
+            layout = (*[None] * (x.ndim - 4), "batch", None, "act_kv_heads", None)
+            return constrain(jnp.repeat(x, samples, axis=x.ndim - 4) if samples > 1 else x, *layout)
+
+        return dataclasses.replace(cache, k=jax.tree.map(stack, cache.k), v=jax.tree.map(stack, cache.v))
+
+    cache = lay_cache(init_cache(config, B, P + N))
     logits, cache = step(tokens, positions, segment_ids, cache)
     seen = first_seen(config, sampling, tokens, segment_ids)
     if samples > 1:
@@ -287,9 +310,7 @@ def _decode(
         logits, positions, segment_ids = (repeat(x, axis=0) for x in (logits, positions, segment_ids))
         seen = None if seen is None else repeat(seen, axis=0)
         cache = dataclasses.replace(
-            cache,
-            k=constrain(repeat(cache.k, axis=1), *layout),
-            v=constrain(repeat(cache.v, axis=1), *layout),
+            lay_cache(cache, samples),
             positions=repeat(cache.positions, axis=0),
             segment_ids=repeat(cache.segment_ids, axis=0),
         )

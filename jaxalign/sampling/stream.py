@@ -54,25 +54,26 @@ def stream(
 ) -> Iterator[int]:
     """Yields the ids that `generate` would sample for row 0, each as soon as it is known, the stop id included.
 
-    Prompts are padded to a power of two, so that the turns of a conversation share a few compilations.
+    Prompts are padded to a power of two, so that the turns of a conversation share a few compilations. The sequence
+    ends where the positions that the model is made for do, if `sampling.max_new_tokens` would go past them.
 
     Raises:
-      ConfigError: prompt and completion are longer than what the model is made for.
+      ConfigError: the prompt leaves no position for a token.
     """
     slots = max(16, 1 << (len(prompt) - 1).bit_length())
     N = sampling.max_new_tokens
     _, longest = config.sampling_limit
-    if len(prompt) + N > longest:
+    if len(prompt) >= longest:
         raise ConfigError(
-            f"a prompt of {len(prompt)} tokens and sampling.max_new_tokens={N} need more positions than the model's "
-            f"{longest}; lower max_new_tokens, or begin a new conversation"
+            f"the conversation, of {len(prompt)} tokens, leaves nothing of the model's {longest} positions for a "
+            "reply; begin a new one"
         )
     tokens, segments = np.zeros((1, slots), np.int32), np.zeros((1, slots), np.int32)
     tokens[0, slots - len(prompt) :], segments[0, slots - len(prompt) :] = prompt, 1
     row = jax.random.fold_in(key, 0)
     logits, cache = _prefill(params, config, tokens, segments, slots + N)
     seen = first_seen(config, sampling, jnp.asarray(tokens), jnp.asarray(segments))
-    for i in range(N):
+    for i in range(min(N, longest - len(prompt))):
         position, own = jnp.int32(len(prompt) + i), jax.random.fold_in(row, i)
         token, logits, cache, seen = _next(
             params, config, logits, cache, position, own, sampling, jnp.int32(i), stop_ids, seen

@@ -18,6 +18,7 @@ from jaxalign.storage import to_path
 from jaxalign.training import config as settings
 from jaxalign.training import loop
 from jaxalign.training.open import open_run
+from jaxalign.training.profile import Steps
 from jaxalign.training.stage import Stage
 from jaxalign.training.trackers import check_trackers
 
@@ -72,16 +73,19 @@ def train(
     devices: list | None = None,
     stop_at: loop.StopAt | None = None,
     probe: loop.Probe | None = None,
+    profile: str = "",
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Runs a stage in `workdir` to its end and returns its summary; see `training.loop.train`.
 
     Args:
       devices: to run on; all of them when None.
+      profile: "START:STOP", the first and the last step to trace.
 
     Raises:
       ConfigError: another process trains in `workdir`.
     """
+    steps = Steps.parse(profile) if profile else None
     if isinstance(config, ConfigDict):
         config = parse_config(config)
     with contextlib.ExitStack() as stack:
@@ -104,4 +108,4 @@ def train(
         with processes.fail_together():
             if not existed:
                 lock()
-        return loop.train(config.stage.build(run), stop_at=stop_at, probe=probe, quiet=quiet)
+        return loop.train(config.stage.build(run), stop_at=stop_at, probe=probe, profile=steps, quiet=quiet)

@@ -20,7 +20,7 @@ from jaxalign.models.scoring import Scores
 from jaxalign.stages import published
 from jaxalign.training.open import Run
 from jaxalign.training.reference import verify_reference
-from jaxalign.training.stage import FrozenModel, Stage, Totals
+from jaxalign.training.stage import FrozenModel, Stage, Totals, supervised_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,7 @@ STAGE = Stage(
     options=DPOConfig,
     loss=loss,
     totals=pair_totals,
+    reads=supervised_tokens,
     frozen=reference_unless_free,
     step_zero=verify,
     headlines=HEADLINES,

@@ -26,7 +26,7 @@ from jaxalign.losses.metrics import Metrics
 from jaxalign.models.scoring import Scores
 from jaxalign.rl.config import GroupConfig
 from jaxalign.rl.rollout import Rollout, plain_rollout, rollout_metrics, shape
-from jaxalign.rl.stage import OnPolicyStage
+from jaxalign.rl.stage import OnPolicyStage, sampled_tokens
 from jaxalign.sampling.generate import Completions
 from jaxalign.stages import published
 from jaxalign.training.stage import Totals
@@ -105,6 +105,7 @@ STAGE = OnPolicyStage(
     options=GRPOConfig,
     loss=loss,
     totals=totals,
+    reads=sampled_tokens,
     reading=reading,
     credit=credit,
     reference=lambda options: options.beta > 0,

@@ -20,7 +20,7 @@ from jaxalign.losses.metrics import Metrics, masked_mean
 from jaxalign.models.scoring import Scores
 from jaxalign.stages import published
 from jaxalign.training.reference import verify_reference
-from jaxalign.training.stage import FrozenModel, Stage, Totals
+from jaxalign.training.stage import FrozenModel, Stage, Totals, supervised_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,7 @@ STAGE = Stage(
     options=KTOConfig,
     loss=loss,
     totals=totals,
+    reads=supervised_tokens,
     frozen=lambda options: {"reference": FrozenModel(precompute=options.precompute_reference)},
     statistics=log_ratio_of_mismatched,
     step_zero=verify_reference,

@@ -36,6 +36,11 @@ def nll_mask(batch: PairBatch, options: ORPOConfig) -> jax.Array:
     return batch.loss_mask
 
 
+def tokens_read(batch: PairBatch, options: ORPOConfig) -> jax.Array:
+    """[B, T]: nonzero at the tokens that either term reads."""
+    return jnp.maximum(batch.loss_mask, nll_mask(batch, options))
+
+
 def compared(batch: PairBatch) -> jax.Array:
     """[B, P] float32: the weight of each pair, 0 for a demonstration."""
     return batch.weight * (batch.rejected > 0)
@@ -69,6 +74,7 @@ STAGE = Stage(
     options=ORPOConfig,
     loss=loss,
     totals=totals,
+    reads=tokens_read,
     headlines=(
         *("loss", "nll_loss", "log_odds_ratio", "rewards/accuracies", "rewards/margins"),
         *("grad_norm", "learning_rate", "skipped_steps"),

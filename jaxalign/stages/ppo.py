@@ -27,7 +27,7 @@ from jaxalign.losses.ppo import PPOObjective, adaptive_kl, policy_loss, value_lo
 from jaxalign.models.scoring import Scores
 from jaxalign.rl.config import RewardedConfig
 from jaxalign.rl.rollout import Rollout, plain_rollout, rollout_metrics, shape
-from jaxalign.rl.stage import OnPolicyStage
+from jaxalign.rl.stage import OnPolicyStage, sampled_tokens
 from jaxalign.sampling.generate import Completions
 from jaxalign.stages import published
 from jaxalign.training.stage import Totals
@@ -214,6 +214,7 @@ STAGE = OnPolicyStage(
     options=PPOConfig,
     loss=loss,
     totals=totals,
+    reads=sampled_tokens,
     reading=lambda options: {
         "temperature": options.sampling.temperature,
         "with_entropy": options.entropy_coef > 0,

@@ -11,7 +11,7 @@ from jaxalign.data.kinds import DEMONSTRATIONS
 from jaxalign.fields import Checked, field
 from jaxalign.stages import published
 from jaxalign.stages.pretrain import HEADLINES, loss, token_totals
-from jaxalign.training.stage import Stage
+from jaxalign.training.stage import Stage, supervised_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ STAGE = Stage(
     options=SFTConfig,
     loss=loss,
     totals=token_totals,
+    reads=supervised_tokens,
     headlines=HEADLINES,
     afterwards=(
         "jaxalign train --config=dpo --workdir={beside}/dpo --config.model.init_from={run} "

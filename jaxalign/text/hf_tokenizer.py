@@ -88,6 +88,12 @@ class HFTokenizer:
         self._prefix = _prefix_scheme(tokenizer)
         self._unprefixed = _without_prefix(tokenizer) if self._prefix else tokenizer
 
+    @property
+    def serialized(self) -> bytes:
+        rules = [self._prefix, sorted(self._strips_before), sorted(self._strips_after)]
+        models = (self._tokenizer.to_str(), self._unprefixed.to_str(), json.dumps(rules))
+        return "\n".join(models).encode()
+
     def encode(self, text: str) -> list[int]:
         return self._encode(self._tokenizer, text)
 

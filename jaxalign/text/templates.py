@@ -14,6 +14,7 @@ import re
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import jinja2
@@ -47,6 +48,13 @@ class ChatTemplate(jinja2.Template):
     source: str
     args: Mapping[str, Any]  # such as {"enable_thinking": False}
     answer_tokens: tuple[str, ...]  # control tokens that answers may hold beside those that it writes in them
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What Jinja has compiled cannot go to another process.
+        return partial(compile_template, args=self.args, answer_tokens=self.answer_tokens), (
+            self.source,
+            self.filename or "<template>",
+        )
 
     @functools.cached_property
     def words(self) -> frozenset[str]:
@@ -222,7 +230,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["tojson"] = _to_json
     environment.globals |= {
         "raise_exception": _raise_exception,
-        "strftime_now": lambda pattern: _now().strftime(pattern),
+        "strftime_now": lambda pattern: clock().strftime(pattern),
         "dict": lambda *args, **kwargs: dict(*args, **kwargs),  # the type itself would be a way out
         "namespace": _Namespace,
     }
@@ -281,7 +289,17 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-@functools.cache
-def _now() -> datetime:
-    seconds = os.environ.get("SOURCE_DATE_EPOCH")
-    return datetime.fromtimestamp(int(seconds), UTC) if seconds else datetime.now()
+_clock: list[datetime] = []  # one, once it has been read
+
+
+def clock() -> datetime:
+    """What templates take for the time, from the first of them on."""
+    if not _clock:
+        seconds = os.environ.get("SOURCE_DATE_EPOCH")
+        _clock.append(datetime.fromtimestamp(int(seconds), UTC) if seconds else datetime.now())
+    return _clock[0]
+
+
+def set_clock(now: datetime) -> None:
+    """Has templates take `now` for the time, as in the process that this one works for."""
+    _clock[:] = [now]

@@ -61,6 +61,11 @@ class Tokenizer(Protocol):
         """Control tokens that answers may hold; see `token_roles.answer_tokens`."""
         ...
 
+    @property
+    def serialized(self) -> bytes:
+        """The model behind it, as its library writes it: what other bytes are, encodes otherwise."""
+        ...
+
     def encode(self, text: str) -> list[int]: ...
     def encode_pieces(self, pieces: Sequence[str | int]) -> list[list[int]]:
         """The ids of each piece of one text, cut where the caller likes; an int is a control token."""
@@ -131,6 +136,10 @@ class SentencePieceTokenizer:
                     "train one with normalization_rule_name=identity and remove_extra_whitespaces=false, as `jaxalign "
                     "tokenizer` does"
                 )
+
+    @property
+    def serialized(self) -> bytes:
+        return self._model.serialized_model_proto()
 
     @cached_property
     def vocab_size(self) -> int:

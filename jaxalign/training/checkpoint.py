@@ -13,6 +13,7 @@ import dataclasses
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ Index = dict[str, dict[str, Any]]  # Array name -> {"shape", "dtype"} and, for P
 
 CHECKPOINTS = "checkpoints"  # Where, inside a run directory, the steps lie.
 _FILES = "files.json"
+_WRITERS = ("async_save", "save_finalize")  # Orbax's threads
 
 
 def _no_orbax_chatter(record: logging.LogRecord) -> bool:
@@ -52,9 +54,10 @@ class _ListedArrays(ocp.PyTreeCheckpointHandler):
 class Checkpointer:
     """Saves and restores the steps of one run, keeping the newest `keep`, every `keep_every`-th, and `best`.
 
-    With `async_save` a save returns once the arrays are copied to host memory and is committed in the
-    background; `wait` blocks until then. Every process of a multi-process run must make the same calls.
-    Use as a context manager, or call `close`.
+    With `async_save` a save returns once the arrays are copied to host memory, and the caller may donate them; a thread
+    writes them, commits the step, and only then removes those that are not kept. What goes wrong in it is raised by the
+    next call of `check`, `wait`, `save` or `close`. Every process of a multi-process run must make the same calls. Use
+    as a context manager, or call `close`.
     """
 
     def __init__(
@@ -77,6 +80,9 @@ class Checkpointer:
                 cleanup_tmp_directories=True,
             ),
         )
+        self._async_save = async_save
+        self._under_way: int | None = None  # the step that a thread may be writing
+        self.newest = self._manager.latest_step()  # also one that is under way
 
     def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
         """Saves a pytree of jax arrays (typed PRNG keys included) and a JSON-able dict as checkpoint `step`.
@@ -84,6 +90,7 @@ class Checkpointer:
         Tuples in `meta` come back as lists. Raises CheckpointError when `step` exists, a leaf is not an array
         or `meta` is not JSON.
         """
+        self.wait()
         if step in self._manager.all_steps():
             raise CheckpointError(f"{self.directory / str(step)} exists: resume from it, or delete it first")
         leaves = _named_leaves(state)
@@ -96,12 +103,14 @@ class Checkpointer:
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"meta of step {step} cannot be written as JSON: {error}") from error
         arrays = {name: _raw(leaf) for name, leaf in leaves.items()}
-        with self._told_in_a_line(f"the checkpoint of step {step}"):
+        with self._told_in_a_line(step):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(record)),
                 force=True,
             )
+        self.newest = step
+        self._under_way = step if self._async_save else None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Of Orbax's checkpoints, oldest first, which to keep: Orbax asks after each save."""
@@ -113,8 +122,8 @@ class Checkpointer:
         ]
 
     @contextlib.contextmanager
-    def _told_in_a_line(self, what: str) -> Iterator[None]:
-        """Raises CheckpointError for what a disk refuses; those who save know no other reason to fail."""
+    def _told_in_a_line(self, step: int) -> Iterator[None]:
+        """Raises CheckpointError for what a disk refuses; those who save `step` know no other reason to fail."""
         try:
             yield
         except jax.errors.JaxRuntimeError:
@@ -123,11 +132,12 @@ class Checkpointer:
             reason = _disk_reason(error)
             if reason is None:
                 raise
-            earlier = self._manager.all_steps()
+            # As they lie on the disk: Orbax has forgotten those that this step was to replace.
+            earlier = [other for other in _steps(self.directory) if other != step]
             left = f"step {max(earlier)} is there" if earlier else "none is there yet"
             raise CheckpointError(
-                f"{self.directory}: {what} could not be written ({reason}); of the earlier ones, {left}. Make room, "
-                "then run the same command"
+                f"{self.directory}: the checkpoint of step {step} could not be written ({reason}); of the earlier "
+                f"ones, {left}. Make room, then run the same command"
             ) from error
 
     def latest(self) -> int | None:
@@ -154,18 +164,33 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Blocks until a save under way is committed; raises what went wrong in it."""
-        with self._told_in_a_line("a checkpoint"):
-            self._manager.wait_until_finished()
+        step, self._under_way = self._under_way, None
+        if step is not None:
+            with self._told_in_a_line(step):
+                self._manager.wait_until_finished()
+
+    def check(self) -> None:
+        """Raises what went wrong in a save under way, if it has ended; waits for nothing."""
+        if self._under_way is not None and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def close(self) -> None:
         """Waits, then releases the threads."""
+        self.wait()
         self._manager.close()
 
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Who interrupts does not want to wait; what is under way is going to be whole, or not there.
+        if not (self._under_way is not None and kind is not None and issubclass(kind, KeyboardInterrupt)):
+            self.close()
+
+
+def is_writing() -> bool:
+    """Whether a thread of this process still writes a checkpoint: Python would wait for it before it ends."""
+    return any(thread.name in _WRITERS for thread in threading.enumerate())
 
 
 def save_params(directory: epath.PathLike, params: PyTree, meta: dict[str, Any]) -> None:

@@ -12,8 +12,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, check, field, nearest_hint
 from jaxalign.keys import Key, list_keys
 from jaxalign.models import ModelConfig
-from jaxalign.models.attention import default_attention
-from jaxalign.models.config import ARCHITECTURE_KEYS, ATTENTION, RUNTIME_KEYS, SCALING_KEYS
+from jaxalign.models.config import ARCHITECTURE_KEYS, ATTENTION, REMATS, RUNTIME_KEYS, SCALING_KEYS, best_on
 from jaxalign.models.frozen import FrozenConfig
 from jaxalign.parallel import MeshConfig
 from jaxalign.training.optimizer import OptimizerConfig
@@ -31,8 +30,14 @@ class ModelSettings(ModelConfig):
     max_length: int = field(0, at_least=0)
     # "auto": bfloat16, and float32 on a CPU, which has no faster way.
     dtype: str = field("float32", choices=("auto", "float32", "bfloat16", "float16"))
-    # "auto": splash on TPU, blockwise on GPU, else xla.
+    # Recomputed in backward: nothing; full: layers; attention: all but what the kernel of attention gives; dots,
+    # dots_no_batch: all but that and (weight) matmuls; auto: nothing where all that it reads takes at most a quarter of
+    # a device's memory, else layers.
+    remat: str = field("auto", choices=("auto", *REMATS))
+    # "auto": splash on TPU; on GPU flash, or blockwise where that cannot; block_sparse on CPU.
     attention: str = field("auto", choices=("auto", *ATTENTION))
+    # None: True, but on a CPU where the layers are at most 12.
+    scan_layers: bool | None = None
     # None: that of init_from, which has it from its config.json; from scratch 0.
     router_balance_coef: float | None = field(None, at_least=0)
     init_from: str = ""  # a run's folder; its architecture, weights and tokenizer are taken over
@@ -44,6 +49,14 @@ class ModelSettings(ModelConfig):
     def architecture(self, vocab_size: int, platform: str, saved: ModelConfig | None = None) -> ModelConfig:
         """The ModelConfig of these settings, for a platform of JAX; what is not set is the `saved` model's."""
         saved = saved or ModelConfig()
+        # Where config.model leaves a size at the default it is the saved model's.
+        sizes = {
+            name: mine
+            if (mine := getattr(self, name)) != getattr(ModelConfig, name)
+            else getattr(saved, name)
+            for name in ("num_layers", "head_dim")
+        }
+        best = best_on(platform, **sizes)
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelConfig)}
         values |= {
             "vocab_size": self.vocab_size or vocab_size,
@@ -53,13 +66,18 @@ class ModelSettings(ModelConfig):
             values["router_balance_coef"] = saved.router_balance_coef
         if self.dtype == "auto":
             values["dtype"] = "float32" if platform == "cpu" else "bfloat16"
+        if self.scan_layers is None:
+            values["scan_layers"] = best["scan_layers"]
+        if self.remat == "auto":
+            values["remat"] = "full"  # until the sizes of a step are known, see `training.recipe`
         if self.attention == "auto":
-            values["attention"] = default_attention(platform)
-        elif self.attention == "splash" and platform != "tpu":
-            raise ConfigError(
-                f"config.model.attention='splash' is a kernel for TPUs, and this is {platform}; use 'auto', "
-                "'blockwise' or 'xla'"
-            )
+            values["attention"] = best["attention"]
+        for kernel, runs_on in (("splash", ("tpu",)), ("flash", ("gpu", "cuda", "rocm"))):
+            if self.attention == kernel and platform not in runs_on:
+                raise ConfigError(
+                    f"config.model.attention={kernel!r} is a kernel for {runs_on[0].upper()}s, and this is "
+                    f"{platform}; use 'auto', 'blockwise' or 'xla'"
+                )
         return ModelConfig(**values)
 
 
@@ -91,6 +109,8 @@ class Config(Checked, at="config"):
     checkpoint_every: int = field(0, at_least=0)  # steps; 0: at the end only
     keep_checkpoints: int = field(1, at_least=1)  # the newest ones; the best one is kept beside them
     keep_every: int = field(0, at_least=0)  # steps whose checkpoint is made and kept for good; 0: none
+    # Write a checkpoint while training goes on, from a copy in host memory; False: training waits for it.
+    async_save: bool = True
     # RUN or RUN@STEP, whose state (weights, optimizer) this run begins with, under its own settings.
     resume_from: str = ""
     # Seconds without a finished step after which a run ends itself; 0: never.

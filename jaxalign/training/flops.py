@@ -13,22 +13,37 @@ from jaxalign.models.flops import Work, step_flops
 TOKENS, FLOPS = "perf/tokens", "perf/flops"
 
 
-def count_work(config: ModelConfig, segment_ids: jax.Array, positions: jax.Array) -> Work:
+def count_work(
+    config: ModelConfig, segment_ids: jax.Array, positions: jax.Array, mask: jax.Array | None = None
+) -> Work:
     """The work of a pass of a model over a packed batch, int32 [B, T]: its real tokens, seen within segments only.
 
     Position p of a segment sees p + 1 tokens. Float32, as a large batch has more pairs than int32 can count.
+
+    Args:
+      mask: [B, T], nonzero at the tokens whose scores are read; None: all are.
     """
     real = (segment_ids > 0).astype(jnp.float32)
     seen = real * (positions + 1)
     near = jnp.minimum(seen, config.window) if config.window else seen
-    return Work(real.sum(), seen.sum(), near.sum())
+    read = real if mask is None else (mask != 0).astype(jnp.float32)
+    return Work(real.sum(), seen.sum(), near.sum(), read.sum())
 
 
 def update_flops(
-    config: ModelConfig, batch: Any, frozen: tuple[ModelConfig, ...] = (), *, scalar: bool = False
+    config: ModelConfig,
+    batch: Any,
+    frozen: tuple[ModelConfig, ...] = (),
+    *,
+    scalar: bool = False,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
-    """FLOPs of an update on a batch: forward and backward of the trained model, forward of those that are frozen."""
-    arrays = (batch.segment_ids, batch.positions)
+    """FLOPs of an update on a batch: forward and backward of the trained model, forward of those that are frozen.
+
+    Args:
+      mask: see `count_work`.
+    """
+    arrays = (batch.segment_ids, batch.positions, mask)
     total = step_flops(config, count_work(config, *arrays), scalar=scalar)
     for other in frozen:
         total += step_flops(other, count_work(other, *arrays), scalar=scalar, passes=1)

@@ -1,13 +1,16 @@
 """The first lines of a run: what will be trained on what and how long, what was found for it, and what looks wrong."""
 
 import math
+from typing import Any
+
+import numpy as np
 
 from jaxalign.data.invalid import DROPPED_FILE
 from jaxalign.data.loader import rows_of_epochs
 from jaxalign.data.records import KINDS
 from jaxalign.errors import amount
 from jaxalign.models import count_params
-from jaxalign.training.open import Run
+from jaxalign.training.open import Run, count_updates, default_settings, settings
 from jaxalign.training.recipe import LEAST_STEPS
 
 FULL = 0.8  # of a row: below it a fifth of all computing is for nothing
@@ -19,16 +22,21 @@ def introduce(run: Run, step: int, *, scalar: bool) -> list[str]:
     Args:
       scalar: the trained model is a reward model.
     """
+    if step >= run.steps:
+        return [f"{run.workdir}: all of its {amount(run.steps, 'step')} are done; nothing is trained"]
     size = count_params(run.abstract_params(scalar=scalar))
     devices = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items() if n > 1) or "1 device"
     rows, batch_size, config = run.train.rows, run.rows_per_step, run.config
     lines = [
         f"{config.stage.name}: {size:,} parameters on {devices}; data: {run.train.report}; packed into "
         f"{amount(len(rows), 'row')} of {rows.row_length:,} tokens, {rows.efficiency:.0%} full",
-        f"{run.steps - step:,} of {amount(run.steps, 'step')} to go = {run.epochs:.3g} epochs in all; "
-        f"a step is {_step(run)}; the learning rate {_rate(run)}",
+        f"{_ahead(run, step)} = {run.epochs:.3g} epochs in all; a step is {_step(run)}; "
+        f"the learning rate {_rate(run, step)}",
+        _programs(run),
     ]
     lines += run.model_changes
+    if own := _own_settings(config):
+        lines.append(f"config.{config.stage.name}: {own}; the rest as in docs/config.md")
     if run.found:
         lines.append("chosen where the config leaves it open: " + ", ".join(run.found))
     if run.epochs_to_fill and (left := rows_of_epochs(rows, run.epochs_to_fill) % batch_size):
@@ -39,9 +47,25 @@ def introduce(run: Run, step: int, *, scalar: bool) -> list[str]:
     return lines + [f"warning: {line}" for line in warnings(run)]
 
 
+def _ahead(run: Run, step: int) -> str:
+    of = f"{run.steps - step:,} of {amount(run.steps, 'step')} to go"
+    return f"goes on after step {step:,}: {of}" if step else of
+
+
+def _own_settings(config: Any) -> str:
+    """What a stage's own settings are that are not at their defaults: a file of configs may have set them."""
+    section = f"config.{config.stage.name}."
+    usual, values = default_settings(config), settings(config)
+    return ", ".join(
+        f"{key.removeprefix(section)}={value}"
+        for key, value in values.items()
+        if key.startswith(section) and value != usual.get(key)
+    )
+
+
 def _step(run: Run) -> str:
     rows, config = run.train.rows, run.config
-    tokens = sum(len(item.ids) for item in rows.items) / len(rows) * run.rows_per_step
+    tokens = rows.tokens / len(rows) * run.rows_per_step
     sampling = getattr(config.options, "sampling", None)
     if sampling is not None:
         return (
@@ -52,12 +76,24 @@ def _step(run: Run) -> str:
     return f"{amount(run.rows_per_step, 'row')}, about {tokens:,.0f} tokens in {slots:,} slots"
 
 
-def _rate(run: Run) -> str:
+def _programs(run: Run) -> str:
+    """Shapes are those of full batches, also of the last one: most programs are compiled once."""
+    names = [program.name for program in run.config.stage.programs(run)]
+    evaluation = "" if run.held_out is None else ", and more for the first evaluation"
+    most = run.config.stage.shapes(run.config.options)
+    later = f"for other numbers of rows some again, at most {most} times each" if most > 1 else "none"
+    compiled = f"{amount(len(names), 'program')} ({', '.join(names)}){evaluation}"
+    return f"the first step compiles {compiled}; later ones {later}"
+
+
+def _rate(run: Run, step: int) -> str:
     optimizer = run.config.optimizer
     warmup = optimizer.warmup_steps or int(optimizer.warmup * run.updates + 1e-9)
     of = "update" if run.updates != run.steps else "step"
     rise = f"rises for {amount(warmup, of)} to" if warmup else "begins at"
-    return f"{rise} {optimizer.learning_rate:g}, {optimizer.schedule}"
+    done = count_updates(run.config, step)
+    now = f", now {float(np.asarray(run.schedule(done))):.3g}" if done else ""
+    return f"{rise} {optimizer.learning_rate:g}, {optimizer.schedule}{now}"
 
 
 def warnings(run: Run) -> list[str]:
@@ -96,5 +132,4 @@ def warnings(run: Run) -> list[str]:
 
 
 def _mean(run: Run) -> float:
-    items = run.train.rows.items
-    return sum(len(item.ids) for item in items) / len(items)
+    return run.train.rows.tokens / len(run.train.rows.items)

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -19,9 +19,10 @@ from jaxalign.storage import Path, write_whole
 from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer, load_params
 from jaxalign.training.introduction import introduce
 from jaxalign.training.open import Run, describe, settings
+from jaxalign.training.profile import Profiler, Steps
 from jaxalign.training.progress import Progress
 from jaxalign.training.recipe import SETTINGS
-from jaxalign.training.recorder import Recorder
+from jaxalign.training.recorder import EVALUATE_TIME, Recorder
 from jaxalign.training.resume import begin
 from jaxalign.training.saved_model import save_model, save_tokenizer
 from jaxalign.training.selection import Selection
@@ -39,20 +40,33 @@ Probe = Callable[[int, Any], dict[str, float]]  # (step, params) -> metrics
 
 
 class Stopped(Exception):
-    """The run was asked to stop; its state is saved and the same command goes on from there."""
+    """The run was asked to stop; its state is saved, and the same command goes on, unless the run is `finished`."""
+
+    def __init__(self, message: str, *, finished: bool = False) -> None:
+        super().__init__(message)
+        self.finished = finished
 
 
 def train(
-    trainer: Trainer, *, stop_at: StopAt | None = None, probe: Probe | None = None, quiet: bool = False
+    trainer: Trainer,
+    *,
+    stop_at: StopAt | None = None,
+    probe: Probe | None = None,
+    profile: Steps | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Runs a stage to its end, from the latest checkpoint in its folder if there is one.
 
     Leaves in the run's folder: `checkpoints/`, `metrics.jsonl` and TensorBoard files, `model/` (what other
     stages start from) and `summary.json`.
 
+    With config.async_save a thread writes the checkpoints while training goes on. An evaluation, the model and every
+    end wait until it is done.
+
     Args:
       stop_at: called after every phase; True saves and stops there.
       probe: measures the trained weights at every evaluation; what it returns joins the evaluation's metrics.
+      profile: the steps to trace, into `profile/`.
       quiet: show nothing.
 
     Returns:
@@ -62,7 +76,9 @@ def train(
     Raises:
       Stopped: by `stop_at`, or by SIGTERM, SIGINT or SIGHUP to any of the processes, once the state is saved.
       NonFiniteError: NaN or infinity in loss or gradient, and config.on_nonfinite is "stop".
-      CheckpointError: the latest checkpoint is damaged or belongs to another model, data or reference.
+      CheckpointError: the latest checkpoint is damaged or belongs to another model, data or reference; or one
+        could not be written.
+      ConfigError: `profile` is not within the steps to be done.
     """
     run = trainer.run
     config = run.config
@@ -75,6 +91,7 @@ def train(
                 run.workdir / CHECKPOINTS,
                 keep=config.keep_checkpoints,
                 keep_every=config.keep_every * phases,
+                async_save=config.async_save,
             )
         )
         loader = run.loader()
@@ -89,6 +106,8 @@ def train(
                 f"{run.workdir} has done {step} steps, and {_length(run)} are asked for; ask for more, or start in "
                 "another --workdir"
             )
+        if profile is not None:
+            profile.check(step, run.steps)
         if jax.process_index() == 0:
             text = json.dumps(settings(config), indent=1) + "\n"
             write_whole(run.workdir / SETTINGS, text.encode())
@@ -105,6 +124,7 @@ def train(
                 mode="silent" if quiet else "auto",
             )
         )
+        profiler = stack.enter_context(Profiler(profile, run.workdir))
         asked = stack.enter_context(_signals())
         vote = processes.make_vote(run.mesh)
         recorder = Recorder(run, writer, progress, meta.get("metrics", {}))
@@ -115,7 +135,7 @@ def train(
 
         def save() -> None:
             position = step * phases + phase
-            if checkpointer.latest() == position:
+            if checkpointer.newest == position:
                 return
             watchdog.at(f"saving step {step}", patient=True)
             meta = describe(run) | {
@@ -128,23 +148,37 @@ def train(
                 "selection": selection.state(),
             }
             writer.flush()  # a run that goes on from here does not write these lines again
-            checkpointer.save(position, state, meta)
+            with recorder.saving(), jax.profiler.TraceAnnotation("checkpoint"):
+                checkpointer.save(position, state, meta)
+
+        def finish_saving() -> None:
+            watchdog.at(f"writing the checkpoint of step {step}", patient=True)
+            checkpointer.wait()
+
+        def stop(where: str) -> NoReturn:
+            recorder.flush(state)
+            save()
+            finish_saving()
+            raise Stopped(f"stopped {where}; state saved")
 
         def go_on() -> bool:
             watchdog.at(f"the evaluation after step {step}", patient=True)
             if vote(bool(asked)):
-                save()
-                raise Stopped(f"stopped in the evaluation after step {step}; state saved")
+                stop(f"in the evaluation after step {step}")
             return True
 
         def evaluate() -> dict[str, float]:
+            finish_saving()
             watchdog.at(f"the evaluation after step {step}", patient=True)
-            values = trainer.evaluate(state, go_on) if run.held_out is not None else {}
-            values |= probe(step, trainer.params(state)) if probe else {}
-            samples = trainer.samples(state)  # by every process
+            evaluation_began = time.monotonic()
+            with jax.profiler.TraceAnnotation("evaluation"):
+                values = trainer.evaluate(state, go_on) if run.held_out is not None else {}
+                values |= probe(step, trainer.params(state)) if probe else {}
+                samples = trainer.samples(state)  # by every process
             # Once for each step, whatever was stopped or killed since.
             if values and (step > first or not _evaluated(run.workdir, step)):
-                writer.write(step, values, kind=EVAL)
+                took = {EVALUATE_TIME: time.monotonic() - evaluation_began}
+                writer.write(step, values | took, kind=EVAL)
                 writer.write_samples(step, samples)
             if values:
                 progress.evaluation(step, values)
@@ -174,46 +208,61 @@ def train(
             # A name that is wrong is told now, not after hours: one batch says what there is.
             config.best.pick(trainer.evaluate(state, iter((True, False)).__next__))
         while step < run.steps and not selection.exhausted:
+            checkpointer.check()
+            if profiler.begins(step + 1):
+                recorder.flush(state)
+                profiler.start(state)
+                recorder.restart_clock()
             # The host waits for a step after it has sent the next: two steps pass until all is compiled.
             watchdog.at(f"step {step + 1}", patient=step < first + 2)
-            batch = run.put(next(loader)) if phase == 0 else None
-            if step == 0 and phase == 0:
-                trainer.verify(state, batch)
-            recorder.begin(batch)
-            while phase < phases:
-                name, function = trainer.phases[phase]
-                watchdog.at(f"step {step + 1}, {name} phase", patient=step < first + 2)
-                state, metrics = function(state, batch)
-                recorder.phase(name, metrics, wait=phases > 1)
-                phase += 1
-                if phase < phases and stop_here():
-                    recorder.flush(state)
-                    save()
-                    raise Stopped(f"stopped in step {step + 1}, after its {name} phase; state saved")
-            phase, step = 0, step + 1
-            recorder.end(step, state)
+            with jax.profiler.StepTraceAnnotation("step", step_num=step + 1):
+                recorder.begin()
+                batch = None
+                if phase == 0:
+                    with jax.profiler.TraceAnnotation("data"):
+                        batch = run.put(next(loader))
+                    recorder.batch(batch)
+                    if step == 0:
+                        trainer.verify(state, batch)
+                while phase < phases:
+                    name, function = trainer.phases[phase]
+                    watchdog.at(f"step {step + 1}, {name} phase", patient=step < first + 2)
+                    with jax.profiler.TraceAnnotation(name):
+                        state, metrics = function(state, batch)
+                        recorder.phase(name, metrics, wait=phases > 1)
+                    phase += 1
+                    if phase < phases and stop_here():
+                        stop(f"in step {step + 1}, after its {name} phase")
+                phase, step = 0, step + 1
+                recorder.end(step, state)
+            if profiler.ends(step):
+                recorder.flush(state)
+                profiler.stop(state)
+                recorder.restart_clock()
             if evaluation_due():
                 evaluate_on_the_way()
-            stop = stop_here()
-            if stop or _checkpoint_due(config, step):
+            asked_to_stop = stop_here()
+            if asked_to_stop and step < run.steps:
+                stop(f"after step {step}")
+            if asked_to_stop or _checkpoint_due(config, step):
                 recorder.flush(state)
                 save()
                 recorder.restart_clock()
-            if stop and step < run.steps:
-                raise Stopped(f"stopped after step {step}; state saved")
         recorder.flush(state)
         save()
         # A run that has just ended for want of a better evaluation has made its last one.
         final = selection.last if selection.evaluated == step and selection.last is not None else evaluate()
         if selection.exhausted and step < run.steps:
             _tell_early_end(run, selection, step)
+        finish_saving()  # the best one may have been the last
         watchdog.at("writing the model", patient=True)
         best = selection.best if config.best.export else None
         _export(trainer, trainer.params(state) if best is None else _load_best(trainer, best["position"]))
+        # A finished run that is started again has taken no longer for that.
         summary = {
             "stage": config.stage.name,
             "steps": step,
-            "seconds": round(time.monotonic() - began, 2),
+            "seconds": _finished_in(run, step) or round(time.monotonic() - began, 2),
             "train": recorder.last,
             "eval": {
                 plain_name(name, EVAL): x for name, x in (final if best is None else best["values"]).items()
@@ -226,7 +275,7 @@ def train(
             write_whole(run.workdir / SUMMARY, json.dumps(summary, indent=1).encode())
         processes.barrier()  # what is returned to any process is there for all
         if asked and jax.process_count() == 1:  # too late for this run, but more may be meant to follow it
-            raise Stopped("stopped after the last step, with the model written")
+            raise Stopped("stopped after the last step, with the model written", finished=True)
     return summary
 
 
@@ -277,6 +326,13 @@ def _length(run: Run) -> str:
     if config.num_steps:
         return f"config.num_steps={config.num_steps}"
     return f"config.num_epochs={config.num_epochs}, {run.steps} steps,"
+
+
+def _finished_in(run: Run, step: int) -> float | None:
+    """The seconds that a run took which had ended with this step before; None: it had not."""
+    file = run.workdir / SUMMARY
+    before = json.loads(file.read_bytes()) if file.is_file() else {}
+    return before["seconds"] if before.get("steps") == step else None
 
 
 def _evaluated(workdir: Path, step: int) -> bool:

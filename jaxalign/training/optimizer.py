@@ -52,6 +52,8 @@ class OptimizerConfig(Checked, at="config.optimizer"):
     decay_fraction: float = field(0.1, above=0, at_most=1)
     b1: float = field(0.9, at_least=0, below=1)  # AdamW and Lion.
     b2: float = field(0.95, at_least=0, below=1)  # AdamW and Lion; Lion's paper uses 0.99.
+    # First moments of AdamW and Lion as they are kept: bfloat16 halves their memory and rounds them after each update.
+    mu_dtype: str = field("float32", choices=("float32", "bfloat16"))
     eps: float = field(1e-8, above=0)  # AdamW and RMSprop, added outside the square root.
     decay: float = field(0.99, at_least=0, below=1)  # RMSprop's average of squares.
     momentum: float = field(0.0, at_least=0, below=1)  # RMSprop.
@@ -118,7 +120,8 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """Returns clip by global norm -> direction -> decoupled weight decay -> -learning rate, all in float32.
 
-    Gradients and parameters of another type are cast first, so moments and updates are float32.
+    Gradients and parameters of another type are cast first, so moments and updates are float32; but first moments are
+    kept as config.mu_dtype says.
     AdamW: arXiv 1711.05101, algorithm 2. RMSprop: Hinton's lecture 6e, with a momentum buffer, not centred.
     Lion: arXiv 2302.06675, algorithm 2. Adafactor: arXiv 1804.04235, algorithms 4 and 5, without momentum;
     its update clipping and parameter scale are taken over a leaf, hence over all layers that are stacked.
@@ -164,9 +167,9 @@ def opt_state_shardings(
 def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
     match config.name:
         case "adamw":
-            return optax.scale_by_adam(config.b1, config.b2, config.eps)
+            return _with_moments(optax.scale_by_adam(config.b1, config.b2, config.eps), config.mu_dtype)
         case "lion":
-            return optax.scale_by_lion(config.b1, config.b2)
+            return _with_moments(optax.scale_by_lion(config.b1, config.b2), config.mu_dtype)
         case "rmsprop":
             rms = optax.scale_by_rms(config.decay, config.eps, eps_in_sqrt=False)
             return optax.chain(rms, optax.trace(config.momentum)) if config.momentum else rms
@@ -203,6 +206,26 @@ def _of_matrices(inner: optax.GradientTransformation) -> optax.GradientTransform
     def update(grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         updates, state = inner.update(merge(grads), state, merge(params))
         return jax.tree.map(lambda u, g: u.reshape(g.shape), updates, grads), state
+
+    out: Any = update
+    return optax.GradientTransformation(init, out)
+
+
+def _with_moments(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+    """Keeps first moments in a dtype from one update to the next; they are computed in float32.
+
+    optax's own mu_dtype also multiplies them in that dtype.
+    """
+
+    def kept(state: Any, dtype: Any) -> Any:
+        return state._replace(mu=jax.tree.map(lambda x: x.astype(dtype), state.mu))
+
+    def init(params: PyTree) -> PyTree:
+        return kept(inner.init(params), dtype)
+
+    def update(grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        updates, state = inner.update(grads, kept(state, jnp.float32), params)
+        return updates, kept(state, dtype)
 
     out: Any = update
     return optax.GradientTransformation(init, out)

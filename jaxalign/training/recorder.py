@@ -1,15 +1,18 @@
 """From the metrics of steps to log lines, and the check that they are numbers."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from jaxalign.errors import NonFiniteError
-from jaxalign.losses.metrics import Mean, Metrics
-from jaxalign.parallel.chips import peak_flops
+from jaxalign.losses.metrics import Last, Mean, Metrics
+from jaxalign.parallel.chips import GIB, peak_flops, peak_host_memory, peak_memory
 from jaxalign.parallel.processes import fetch_whole
 from jaxalign.training.checkpoint import Checkpointer
+from jaxalign.training.compilations import count_compilations
 from jaxalign.training.flops import FLOPS, TOKENS
 from jaxalign.training.open import Run, describe
 from jaxalign.training.progress import Progress
@@ -21,6 +24,10 @@ NONFINITE = "nonfinite"  # where, in a run's folder, the state before an update 
 EPOCH, NUM_TOKENS = "epoch", "num_tokens"
 STEP_TIME, FIRST_STEP_TIME = "perf/step_time", "perf/first_step_time"
 TOKENS_PER_SECOND, MFU = "perf/tokens_per_second", "perf/mfu"
+DATA_TIME, CHECKPOINT_TIME, EVALUATE_TIME = "perf/data_time", "perf/checkpoint_time", "perf/evaluate_time"
+RECOMPILES = "perf/recompiles"
+HOST_MEMORY, DEVICE_MEMORY = "perf/peak_host_memory", "perf/peak_device_memory"
+FIRST_STEPS = 2  # of a start, that may compile: the second gets what the first one made
 
 
 class Recorder:
@@ -45,8 +52,10 @@ class Recorder:
         self._tokens = float(before.get("tokens", 0))  # read by the steps that have been logged
         self._shown = Window()  # since `progress` last showed something
         self._metrics: Metrics = {}
-        self._pending: tuple[int, Metrics, Metrics, Any] | None = None
+        self._done: float | None = None  # when the step was done, where the host has waited for it
+        self._pending: tuple[int, Metrics, Metrics, Any, float | None] | None = None
         self._first = True
+        self._steps, self._recompiles = 0, 0  # of this start
         self._flops = peak_flops(run.mesh)
         self.restart_clock()
 
@@ -63,29 +72,50 @@ class Recorder:
             "tokens": repr(self._tokens),
         }
 
-    def begin(self, batch: Any) -> None:
-        """Starts a step; `batch` is None when it goes on after its first phase."""
+    def begin(self) -> None:
+        """Starts a step, or the rest of one that goes on after its first phase."""
         self._metrics = {}
         self._times: Metrics = {}
-        self._rows = None if batch is None else batch.rows
+        self._rows, self._done = None, None
+        self._compiled = count_compilations()
         self._phase_clock = time.monotonic()
+
+    def batch(self, batch: Any) -> None:
+        """Takes the batch of the step, for which the loop has waited since `begin`."""
+        now = time.monotonic()
+        self._times[DATA_TIME] = _per(now - self._phase_clock)
+        self._rows, self._phase_clock = batch.rows, now
 
     def phase(self, name: str, metrics: Metrics, *, wait: bool) -> None:
         """Takes the metrics of a phase of the step."""
-        self._metrics |= metrics
+        self._times |= {
+            key: metrics[key] for key in metrics if key.startswith("perf/") and key.endswith("_time")
+        }
+        self._metrics |= {key: metrics[key] for key in metrics if key not in self._times}
         if wait:  # phases are timed apart, and a rollout has made the host wait anyway
             jax.block_until_ready(metrics)
             now = time.monotonic()
             self._times[f"perf/{name}_time"] = _per(now - self._phase_clock)
-            self._phase_clock = now
+            self._phase_clock = self._done = now
 
     def end(self, step: int, state: Any) -> None:
         """Ends step number `step`, and logs the one before it; raises NonFiniteError."""
         done = self._pending
-        self._pending = (step, self._earlier | self._metrics, self._times, self._rows)
+        self._steps += 1
+        if self._steps > FIRST_STEPS:
+            self._recompiles += count_compilations() - self._compiled
+        self._times[RECOMPILES] = Last(self._recompiles)
+        self._pending = (step, self._earlier | self._metrics, self._times, self._rows, self._done)
         self._metrics, self._earlier = {}, {}
         if done is not None:
             self._log(*done, state)
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around a save between two steps: takes the time that the loop waits for it."""
+        began = time.monotonic()
+        yield
+        self._window.add({CHECKPOINT_TIME: _per(time.monotonic() - began)})
 
     def flush(self, state: Any) -> None:
         """Logs the step that is still waiting."""
@@ -93,10 +123,13 @@ class Recorder:
             done, self._pending = self._pending, None
             self._log(*done, state)
 
-    def _log(self, step: int, metrics: Metrics, times: Metrics, rows: Any, state: Any) -> None:
+    def _log(
+        self, step: int, metrics: Metrics, times: Metrics, rows: Any, done: float | None, state: Any
+    ) -> None:
         metrics = jax.device_get(metrics)
-        # From the end of one step to the end of the next: when a step is sent says nothing of when it is done.
-        now = time.monotonic()
+        # From the end of one step to the end of the next: when a step is sent says nothing of when it is done, unless
+        # the host has waited for its phases.
+        now = time.monotonic() if done is None else done
         elapsed, self._clock = now - self._clock, now
         tokens: Any = metrics.pop(TOKENS, None)
         computed: list[Any] = [metrics.pop(name) for name in list(metrics) if name.startswith(FLOPS)]
@@ -118,9 +151,14 @@ class Recorder:
         if self.progress.update(step, totals | self._shown.values()):
             self._shown.clear()
         if step % self.run.config.log_every == 0 or step in (1, self.run.steps):
-            self.last = totals | self._window.values()
+            self.last = totals | self._window.values() | self._memory()
             self._window.clear()
             self.writer.write(step, self.last, kind="train")
+
+    def _memory(self) -> dict[str, float]:
+        device = peak_memory(self.run.mesh)
+        found = {HOST_MEMORY: peak_host_memory() / GIB}
+        return found if device is None else found | {DEVICE_MEMORY: device / GIB}
 
     def _check_finite(self, step: int, metrics: Metrics, rows: Any, state: Any) -> None:
         # Of every model that a stage trains: critic/skipped_steps, for instance.

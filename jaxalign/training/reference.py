@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jaxalign.models.scoring import score_batch
 from jaxalign.parallel import processes
 from jaxalign.storage import write_whole
 from jaxalign.training.open import Run
+from jaxalign.training.programs import made_once
 from jaxalign.training.saved_model import fingerprint
 
 FOLDER = "reference_logp"
@@ -27,7 +29,7 @@ _UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 
 
 def sequence_logprobs(params: Params, batch: Any, model: ModelConfig) -> jax.Array:
     """Log-probability of the supervised tokens of every segment: float32 [B, S]."""
-    logp = score_batch(params, model, batch).logp
+    logp = score_batch(params, model, batch, mask=batch.loss_mask).logp
     return segment_sums(logp * batch.loss_mask, batch.segment_ids, batch.rows.shape[1])
 
 
@@ -41,14 +43,7 @@ def verify_reference(run: Run, params: Params, batch: Any, frozen: dict[str, Par
     """
     if run.config.resume_from:
         return
-
-    @jax.jit
-    def compare(params: Params, batch: Any, frozen: dict[str, Params]) -> tuple[jax.Array, ...]:
-        mine = sequence_logprobs(params, batch, run.model)
-        theirs = sequence_logprobs(frozen["reference"], batch, run.model) if frozen else batch.ref_logp
-        count = segment_sums(batch.loss_mask, batch.segment_ids, batch.rows.shape[1])
-        return jnp.abs(mine - theirs), jnp.abs(mine), count
-
+    compare = _make_comparison(run.model)
     gap, size, count = (processes.fetch_whole(x) for x in compare(params, batch, frozen))
     dtypes = {run.model.dtype, run.config.frozen.dtype}
     if dtypes == {"float32"}:
@@ -67,6 +62,24 @@ def verify_reference(run: Run, params: Params, batch: Any, frozen: dict[str, Par
             f"{count.flat[worst]:.0f} tokens have {-size.flat[worst]:.4g} nats); those of the reference belong to "
             f"other weights or other data, or config.frozen.dtype rounds them by too much"
         )
+
+
+@made_once
+def _make_comparison(model: ModelConfig) -> Callable[..., tuple[jax.Array, ...]]:
+    """How far the sequences of a batch are from the reference's, their own size, and their tokens: float32 [B, S]."""
+
+    def compare(params: Params, batch: Any, frozen: dict[str, Params]) -> tuple[jax.Array, ...]:
+        mine = sequence_logprobs(params, batch, model)
+        theirs = sequence_logprobs(frozen["reference"], batch, model) if frozen else batch.ref_logp
+        count = segment_sums(batch.loss_mask, batch.segment_ids, batch.rows.shape[1])
+        return jnp.abs(mine - theirs), jnp.abs(mine), count
+
+    return jax.jit(compare)
+
+
+@made_once
+def _make_scorer(model: ModelConfig) -> Callable[..., jax.Array]:
+    return jax.jit(functools.partial(sequence_logprobs, model=model))
 
 
 def _rounding(size: np.ndarray, count: np.ndarray, dtypes: set[str]) -> np.ndarray:
@@ -90,7 +103,7 @@ def score_dataset(run: Run, reference: Params) -> Run:
     Files are named by a digest of the tokens, their packing, the weights and the compute type: a file that is
     found belongs to exactly this data and this reference.
     """
-    score = jax.jit(functools.partial(sequence_logprobs, model=run.model))
+    score = _make_scorer(run.model)
     weights = fingerprint(reference)
 
     def computed(dataset: Dataset) -> np.ndarray:
@@ -99,7 +112,7 @@ def score_dataset(run: Run, reference: Params) -> Run:
 
     def filled(dataset: Dataset) -> Dataset:
         rows = dataset.rows
-        layout = repr((rows.bins, rows.row_length, rows.max_segments, run.model.dtype))
+        layout = repr((rows.bins.digest, rows.row_length, rows.max_segments, run.model.dtype))
         digest = hashlib.sha256(f"{dataset.fingerprint} {weights} {layout}".encode()).hexdigest()[:24]
         path = run.workdir / FOLDER / f"{digest}.npy"
         # Only process 0 looks: on a network disk, who once saw no file may go on seeing none.

@@ -29,13 +29,14 @@ CHANGEABLE = tuple(
     f"config.{key}"
     for key in (
         *("log_every", "log_samples", "trackers", "on_nonfinite", "hang_timeout"),
-        *("checkpoint_every", "keep_checkpoints", "keep_every"),
+        *("checkpoint_every", "keep_checkpoints", "keep_every", "async_save"),
         *("eval_every", "eval_at_start", "eval_batch_size"),
         *("best.metric", "best.mode", "best.patience", "best.export"),
         *("num_steps", "num_epochs", "num_microbatches", "model.attention", "model.remat"),
+        "model.attention_block",
         "frozen.offload",
         *("model.init_from", "data.train", "data.eval", "data.tokenizer", "data.chat_template"),
-        "data.invalid",
+        *("data.invalid", "data.store"),
     )
 )
 
@@ -51,6 +52,8 @@ def begin(trainer: Trainer, checkpointer: Checkpointer, loader: Any) -> tuple[An
     if latest is None:
         return _take_over(trainer) if run.config.resume_from else trainer.init(), 0, 0, {}
     state, meta = checkpointer.restore(latest, trainer.abstract_state)
+    # A key explains more than the fingerprint that it changed.
+    changes = _check_changes(trainer, meta["config"])
     now = describe(run) | {"fingerprint": trainer.fingerprint}
     for key, what in {
         "data_fingerprint": "the training data or its tokenisation",
@@ -61,7 +64,9 @@ def begin(trainer: Trainer, checkpointer: Checkpointer, loader: Any) -> tuple[An
                 f"{run.workdir}: {what} is not what this run began with, so it cannot go on as it would have; "
                 f"restore it, or start in another --workdir"
             )
-    _check_changes(trainer, meta["config"])
+    if jax.process_index() == 0:
+        for key, (was, value) in changes.items():
+            print(f"{run.workdir}: goes on with {key}={value!r} instead of {was!r}", file=sys.stderr)
     _tell_other_rates(run, meta)
     loader.set_state(meta["loader"])
     return state, meta["step"], meta["phase"], meta
@@ -116,19 +121,17 @@ def _tell_other_rates(run: Run, meta: dict[str, Any]) -> None:
         )
 
 
-def _check_changes(trainer: Trainer, before: dict[str, Any]) -> None:
-    """Says what a resumed run has set otherwise than it began with; refuses what would make it another run."""
+def _check_changes(trainer: Trainer, before: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What a resumed run has set otherwise than it began with; refuses what would make it another run."""
     run = trainer.run
-    workdir, new = run.workdir, settings(run.config)
     own = tuple(f"config.{run.config.stage.name}.{key}" for key in trainer.changeable)
     # A key that came with a later version of jaxalign was at its default; one that went says nothing any more.
-    old = default_settings(run.config) | flat_settings(before)
+    old, new = default_settings(run.config) | flat_settings(before), settings(run.config)
     changes = {key: (old[key], value) for key, value in new.items() if old[key] != value}
     for key, (was, value) in changes.items():
         if key not in CHANGEABLE + own and not key.startswith("config.mesh."):
             raise CheckpointError(
-                f"{workdir}: began with {key}={was!r}, and now has {value!r}; go on with the former, or start in "
-                f"another --workdir, with --config.resume_from={workdir} to begin with the state of this one"
+                f"{run.workdir}: began with {key}={was!r}, and now has {value!r}; go on with the former, or start in "
+                f"another --workdir, with --config.resume_from={run.workdir} to begin with the state of this one"
             )
-        if jax.process_index() == 0:
-            print(f"{workdir}: goes on with {key}={value!r} instead of {was!r}", file=sys.stderr)
+    return changes

@@ -25,8 +25,7 @@ from jaxalign.data import Tokenizer, load_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError, JaxalignError
 from jaxalign.hub import QUICKSTART, download, is_hub_name
 from jaxalign.models import ModelConfig, Params, abstract_params, add_tokens
-from jaxalign.models.attention import default_attention
-from jaxalign.models.config import SCALING_KEYS
+from jaxalign.models.config import SCALING_KEYS, best_on
 from jaxalign.models.hf.importer import (
     CONFIG,
     HFModel,
@@ -195,7 +194,7 @@ def _open(folder: storage.Path, path: str, key: str) -> SavedModel:
     except CheckpointError as error:
         raise CheckpointError(f"{key}={path!r}: {error}{_advice(path)}") from error
     try:
-        config = ModelConfig(**meta["model"] | {"attention": default_attention(platform())})
+        config = _computed_here(ModelConfig(**meta["model"]))
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{key}={path!r}: another version of jaxalign wrote it ({error}); use that version, or train it again"
@@ -205,6 +204,11 @@ def _open(folder: storage.Path, path: str, key: str) -> SavedModel:
     own = step.parent.parent / TOKENIZER
     tokenizer = own if own.is_dir() else to_path(meta["config"]["data"]["tokenizer"])
     return SavedModel(tokenizer, config, meta["scalar"], meta, checkpoint=step)
+
+
+def _computed_here(config: ModelConfig) -> ModelConfig:
+    """The same model, computed as is best on the devices that are here."""
+    return dataclasses.replace(config, **best_on(platform(), config.num_layers, config.head_dim))
 
 
 def _advice(path: str) -> str:
@@ -238,11 +242,10 @@ def _find_foreign(folder: storage.Path, where: str) -> SavedModel:
         found = open_folder(local_copy(folder, *HUB_FILES))
     except JaxalignError as error:
         raise type(error)(f"{where}: {error}") from error
-    meta = {"model": dataclasses.asdict(found.config), "scalar": found.scalar}
-    config = dataclasses.replace(found.config, attention=default_attention(platform()))
-    return SavedModel(
-        folder, config, found.scalar, meta | {HF_CONFIG: found.values, HF_DTYPE: found.dtype}, found
-    )
+    config = _computed_here(found.config)
+    meta = {"model": dataclasses.asdict(config), "scalar": found.scalar}
+    meta |= {HF_CONFIG: found.values, HF_DTYPE: found.dtype}
+    return SavedModel(folder, config, found.scalar, meta, found)
 
 
 def origin(source: SavedModel | None) -> dict[str, Any]:

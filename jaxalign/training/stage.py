@@ -25,7 +25,8 @@ from jaxalign.models import ModelConfig, Params
 from jaxalign.models.logprobs import TokenStatistics
 from jaxalign.models.scoring import Scores, score_batch
 from jaxalign.training.flops import count_work, flops_metric, tokens_metric, update_flops
-from jaxalign.training.optimizer import make_optimizer, make_schedule
+from jaxalign.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from jaxalign.training.programs import made_once
 from jaxalign.training.recipe import Recipe
 from jaxalign.training.state import Objective, Update, make_update, slices
 from jaxalign.training.supervised import build_trainer, find_frozen, update_program
@@ -43,6 +44,11 @@ class FrozenModel:
     key: str = ""  # the config key that gave the path, for errors
     # Score the data before training, and put the sums over each segment into batch.ref_logp.
     precompute: bool = False
+
+
+def supervised_tokens(batch: Any, options: Any) -> jax.Array:
+    """Of a stage that reads nothing but the tokens which are to be learned."""
+    return batch.loss_mask
 
 
 def no_models(options: Any) -> dict[str, FrozenModel]:
@@ -72,6 +78,9 @@ class Stage:
     frozen: Callable[[Any], dict[str, FrozenModel]] = no_models
     # options -> temperature, with_entropy of `score_batch`
     reading: Callable[[Any], dict[str, Any]] = plain_reading
+    # (batch, options) -> [B, T], nonzero at the tokens of which the loss, statistics and metrics read the scores: for
+    # the others no logits are computed. None: all.
+    reads: Callable[[Any, Any], jax.Array] | None = None
     # (policy, batch, frozen, options) -> means over the whole batch that the loss needs as constants, in its `total`.
     statistics: Callable[[Scores, Any, dict[str, Scores], Any], Metrics] | None = None
     # (run, params, first batch, frozen parameters): raises StepZeroError before the first update.
@@ -90,6 +99,14 @@ class Stage:
         """Where in the state the weights are that the stage is for: names of its fields, with "/" between them."""
         return "params"
 
+    def shapes(self, options: Any) -> int:
+        """For how many numbers of rows a program may be compiled."""
+        return 1
+
+    def tokens_read(self, batch: Any, options: Any) -> jax.Array | None:
+        """What `reads` says of a batch."""
+        return None if self.reads is None else self.reads(batch, options)
+
     def scores(
         self, model: ModelConfig, options: Any, others: dict[str, ModelConfig] | None = None
     ) -> Callable[..., tuple[Scores, dict[str, Scores]]]:
@@ -102,12 +119,10 @@ class Stage:
 
         def score(params: Params, batch: Any, frozen: dict[str, Params]) -> tuple[Scores, dict[str, Scores]]:
             measured = not self.scalar and isinstance(batch, Batch | PairBatch | UnpairedBatch)
-            policy = score_batch(
-                params, model, batch, scalar=self.scalar, **reading, with_statistics=measured
-            )
+            settings = reading | {"scalar": self.scalar, "mask": self.tokens_read(batch, options)}
+            policy = score_batch(params, model, batch, **settings, with_statistics=measured)
             fixed = {
-                name: score_batch(x, others.get(name, model), batch, scalar=self.scalar, **reading)
-                for name, x in frozen.items()
+                name: score_batch(x, others.get(name, model), batch, **settings) for name, x in frozen.items()
             }
             return policy, jax.lax.stop_gradient(fixed)
 
@@ -198,27 +213,11 @@ class Stage:
           model: the architecture; None takes that of config.model, whose vocab_size must be set.
           total_steps: updates in all, for the schedule; 0: config.num_steps.
         """
-        others = others or {}
-        read = [name for name, x in self.frozen(config.options).items() if not x.precompute]
-
-        def measure(batch: Any) -> Metrics:
-            frozen = tuple(others.get(name, architecture) for name in read)
-            work = count_work(architecture, batch.segment_ids, batch.positions)
-            return tokens_metric(work) | flops_metric(
-                update_flops(architecture, batch, frozen, scalar=self.scalar)
-            )
-
         architecture: ModelConfig = model or config.architecture(jax.default_backend())
         updates, parts = total_steps or config.num_steps, config.num_microbatches or 1
-        return make_update(
-            self.objective(architecture, config.options, others, whole=parts == 1),
-            self.total(architecture, config.options, others, num_microbatches=parts),
-            make_optimizer(config.optimizer, updates),
-            make_schedule(config.optimizer, updates),
-            num_microbatches=parts,
-            halt=config.on_nonfinite == "stop",
-            measure=measure,
-        )
+        models = (architecture, others or {})
+        halt = config.on_nonfinite == "stop"
+        return _make_step(self, config.options, *models, config.optimizer, updates, parts, halt)
 
     def check(self, run: Any) -> None:
         """Raises, as `build` would, for what can be known without loading a model."""
@@ -288,6 +287,37 @@ class Stage:
                 "what `totals`, `statistics` and `frozen` of the Stage name"
             ) from error
         return check_loss(result, where)
+
+
+@made_once
+def _make_step(
+    stage: Stage,
+    options: Any,
+    model: ModelConfig,
+    others: dict[str, ModelConfig],
+    optimizer: OptimizerConfig,
+    updates: int,
+    parts: int,
+    halt: bool,
+) -> Update:
+    read = [name for name, x in stage.frozen(options).items() if not x.precompute]
+
+    def measure(batch: Any) -> Metrics:
+        frozen = tuple(others.get(name, model) for name in read)
+        work = count_work(model, batch.segment_ids, batch.positions)
+        mask = stage.tokens_read(batch, options)
+        flops = update_flops(model, batch, frozen, scalar=stage.scalar, mask=mask)
+        return tokens_metric(work) | flops_metric(flops)
+
+    return make_update(
+        stage.objective(model, options, others, whole=parts == 1),
+        stage.total(model, options, others, num_microbatches=parts),
+        make_optimizer(optimizer, updates),
+        make_schedule(optimizer, updates),
+        num_microbatches=parts,
+        halt=halt,
+        measure=measure,
+    )
 
 
 def token_metrics(statistics: TokenStatistics, batch: Any) -> Metrics:

@@ -183,7 +183,14 @@ def abstract_train_state(
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def make_state(params: Any, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
-    """`init_train_state`, laid out as `abstract` says."""
+def make_state(
+    params: Any, optimizer: optax.GradientTransformation, abstract: TrainState, *, donate: bool = False
+) -> TrainState:
+    """`init_train_state`, laid out as `abstract` says.
+
+    Args:
+      donate: nothing else needs `params`, whose memory becomes the state's.
+    """
     make = functools.partial(init_train_state, optimizer=optimizer)
-    return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(params)
+    layout = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(make, out_shardings=layout, donate_argnums=(0,) if donate else ())(params)

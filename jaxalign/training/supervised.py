@@ -16,6 +16,7 @@ from jaxalign.models import ModelConfig, Params
 from jaxalign.models.flops import full_work, step_flops
 from jaxalign.models.frozen import FrozenConfig, abstract_keep, keep
 from jaxalign.training.open import Run
+from jaxalign.training.programs import made_once
 from jaxalign.training.reference import score_dataset
 from jaxalign.training.samples import count_samples, make_sampler
 from jaxalign.training.saved_model import SavedModel, find_language_model, fingerprint
@@ -45,8 +46,7 @@ def build_trainer(stage: "Stage", run: Run) -> Trainer:
     run, frozen = load_frozen(stage.frozen(options), run)
     check_frozen(run, held=bool(frozen.params))
     train_step = stage.step(run.config, run.model, frozen.configs, total_steps=run.updates)
-    evaluate_batch = jax.jit(stage.evaluation(run.model, options, frozen.configs))
-    whole = jax.jit(stage.total(run.model, options))
+    evaluate_batch, whole = _make_evaluation(stage, options, run.model, frozen.configs)
     abstract = abstract_train_state(run.abstract_params(scalar=stage.scalar), run.optimizer, run.mesh)
 
     @functools.cache
@@ -89,7 +89,7 @@ def build_trainer(stage: "Stage", run: Run) -> Trainer:
     return Trainer(
         run=run,
         abstract_state=abstract,
-        init=lambda: make_state(run.init_params(scalar=stage.scalar), run.optimizer, abstract),
+        init=lambda: make_state(run.init_params(scalar=stage.scalar), run.optimizer, abstract, donate=True),
         phases=(("update", lambda state, batch: train_step(state, batch, frozen.params)),),
         evaluate=evaluate,
         samples=lambda state: sample(state.params),
@@ -99,6 +99,14 @@ def build_trainer(stage: "Stage", run: Run) -> Trainer:
         changeable=stage.changeable,
         fingerprint=frozen.digest,
     )
+
+
+@made_once
+def _make_evaluation(
+    stage: "Stage", options: Any, model: ModelConfig, others: dict[str, ModelConfig]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The evaluation of a batch, and what the losses of a set are divided by."""
+    return jax.jit(stage.evaluation(model, options, others)), jax.jit(stage.total(model, options))
 
 
 def check_frozen(run: Run, *, held: bool) -> None:

@@ -12,6 +12,7 @@ from jaxalign.verbs.requests import Request
 VERBS = (
     "quickstart",
     "train",
+    "prepare",
     "audit",
     "plan",
     "evaluate",
@@ -24,7 +25,7 @@ VERBS = (
     "version",
 )
 # Those that go on where they were stopped, when the same command is given again.
-RESUMED = ("quickstart", "train")
+RESUMED = ("quickstart", "train", "prepare")
 
 
 def load_verb(name: str) -> tuple[ModuleType, type[Request]]:

@@ -111,7 +111,7 @@ def histogram_lines(lengths: dict[str, Any]) -> list[str]:
 
 def unread_lines(numbers: dict[str, Any]) -> list[str]:
     """Each source with its fields that nothing is made from, and the number of rows that have them."""
-    words = "left to reward functions" if numbers["kind"] == PROMPTS else "not read"
+    words = "no part of the prompts" if numbers["kind"] == PROMPTS else "not read"
     return [
         f"{words}, {part}, {source}: "
         + ", ".join(

@@ -128,6 +128,9 @@ class Talk:
         ]
         try:
             _show(self.console, self.speakers, replies)
+            for speaker, before in zip(self.speakers, self._before[-1][1], strict=True):
+                if not self.plain and speaker.messages is before:
+                    self.tell(f"{speaker.name} ended without a word, and forgets the message")
         except KeyboardInterrupt:
             self.undo()
             self.console.print()

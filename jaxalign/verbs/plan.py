@@ -16,7 +16,7 @@ from jaxalign.models.init import count_params
 from jaxalign.parallel.mesh import mesh_shape
 from jaxalign.plan.estimate import estimate, room
 from jaxalign.plan.measure import measure
-from jaxalign.plan.programs import planned, stage_steps
+from jaxalign.plan.programs import full_rows, planned, rows_in_words, stage_steps
 from jaxalign.plan.report import print_plan
 from jaxalign.plan.search import candidates, rank
 from jaxalign.plan.topology import Topology, describe_devices, parse_topology
@@ -28,15 +28,18 @@ from jaxalign.verbs.requests import ConfigRequest, flag
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanRequest(ConfigRequest):
-    """Compile every step of a stage for a TPU slice, without one: memory, time and traffic of a chip, and whether it
-    fits.
+    """Compile every step of a stage for a TPU slice or for GPUs, without one: memory, time and traffic of a chip, and
+    whether it fits.
 
     A config takes a published model as its argument, such as dpo:llama3_1_8b. Exit code 1: it does not fit.
 
         jaxalign plan --config=dpo:llama3_1_8b --topology=v5p:2x2x2
+        jaxalign plan --config=dpo:llama3_1_8b --topology=h100:8
     """
 
-    topology: str = flag("v5p:4x4x4, 2*v5e:16x16, or h200:8 (estimates only)", show="CHIP:SHAPE")
+    topology: str = flag(
+        "v5p:4x4x4 or v5p-128, 2*v5e:16x16 (two slices), h100:8, 2*h100:8 (two hosts)", show="CHIP:SHAPE"
+    )
     search: bool = flag("try mesh shapes, microbatches and remat policies", default=False)
     budget: int = flag("programs that --search compiles", default=6, at_least=1)
     json: str = flag("write all numbers here", default="", show="FILE")
@@ -65,30 +68,32 @@ def run_plan(config: Config, topology: str, *, search: bool = False, budget: int
       ConfigError: no such topology, no compiler for it, or sizes that do not divide by the mesh.
     """
     where = parse_topology(topology)
-    look = compiled_plan if where.chip.torus else estimated_plan
+    look = compiled_plan if where.has_compiler else estimated_plan
     if not search:
         return look(config, where)
-    config = planned(config, _described(config, where), "tpu" if where.chip.torus else "gpu")
+    config = planned(config, _described(config, where), where.platform)
     return searched(config, where, look, budget)
 
 
 def compiled_plan(config: Config, topology: Topology) -> dict[str, Any]:
-    """Every step compiled for the slice."""
-    mesh = parallel.make_mesh(config.mesh, describe_devices(topology))
+    """Every step compiled for the slice, or for the GPUs."""
+    devices = describe_devices(topology)
+    mesh = parallel.make_mesh(config.mesh, devices, by_process=topology.platform == "gpu")
     rules = parallel.parse_rules(config.mesh.rules)
-    config = planned(config, mesh)
-    model, steps = stage_steps(config, mesh)
-    measured = [measure(step, model, mesh, rules, topology) for step in steps]
-    return _head(config, topology, model, mesh, steps) | {"compiled": True, "steps": measured}
+    config = planned(config, mesh, topology.platform)
+    model, steps = stage_steps(config, mesh, topology.platform)
+    rows = full_rows(config)
+    measured = [measure(step, model, mesh, rules, topology, rows) for step in steps]
+    return _head(config, topology, model, mesh, steps, compiled=True) | {"steps": measured}
 
 
 def estimated_plan(config: Config, topology: Topology) -> dict[str, Any]:
-    """Every step by arithmetic on shapes alone, as for GPUs, for which nothing compiles without one."""
-    mesh, platform = _described(config, topology), "tpu" if topology.chip.torus else "gpu"
-    config = planned(config, mesh, platform)
-    model, steps = stage_steps(config, mesh, platform)
+    """Every step by arithmetic on shapes alone: to prune a search, and for GPUs where their compiler is not here."""
+    mesh = _described(config, topology)
+    config = planned(config, mesh, topology.platform)
+    model, steps = stage_steps(config, mesh, topology.platform)
     estimated = [estimate(step, model, config, mesh, topology) for step in steps]
-    return _head(config, topology, model, mesh, steps) | {"compiled": False, "steps": estimated}
+    return _head(config, topology, model, mesh, steps, compiled=False) | {"steps": estimated}
 
 
 def _described(config: Config, topology: Topology) -> AbstractMesh:
@@ -139,13 +144,18 @@ def summary_line(plan: dict[str, Any]) -> str:
     )
 
 
-def _head(config: Config, topology: Topology, model: Any, mesh: Any, steps: list) -> dict[str, Any]:
+def _head(
+    config: Config, topology: Topology, model: Any, mesh: Any, steps: list, *, compiled: bool
+) -> dict[str, Any]:
     return {
+        "compiled": compiled,
         "stage": config.stage.name,
         "topology": topology.name,
         "chips": topology.size,
+        "unit": topology.chip.unit,
         "chip": dataclasses.asdict(topology.chip),
-        "room": room(topology.chip),
+        "room": room(topology.chip, compiled=compiled),
+        "rows": rows_in_words(config),
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
         "model": dataclasses.asdict(model),
         "parameters": count_params(steps[0].parameters),

@@ -85,9 +85,14 @@ class Request(Checked):
                     given[each.name] = words
                 unknown = [arg for arg in unknown if arg.startswith("-")]
         settings = tuple(arg for arg in unknown if re.match(r"--(no)?config\.", arg))
+        refused, before = [], ""
         for arg, after in itertools.pairwise([*unknown, ""]):
-            if arg not in settings or not _takes_settings(cls):
-                raise UsageError(_unknown(cls, arg, after, getattr(known, "config", None)))
+            # A word behind a flag that is none is its value.
+            if (arg not in settings or not _takes_settings(cls)) and not (before and not arg.startswith("-")):
+                refused.append(_unknown(cls, arg, after, getattr(known, "config", None)))
+            before = arg if refused and arg.startswith("-") and "=" not in arg else ""
+        if refused:
+            raise UsageError("\n  ".join(refused))
         if settings:
             given[_SETTINGS] = settings
         for each in _flags(cls):

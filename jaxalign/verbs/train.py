@@ -29,6 +29,11 @@ class TrainRequest(ConfigRequest):
         "write nothing",
         default=False,
     )
+    profile: str = flag(
+        "trace these steps, both included, into DIR/profile, for XProf and Perfetto: see docs/profiling.md",
+        default="",
+        show="START:STOP",
+    )
     print_config: bool = flag(
         "print the whole config as a config file, with what each key means, and start nothing", default=False
     )
@@ -40,10 +45,13 @@ def run(request: TrainRequest) -> int:
 
     from jaxalign.parallel import processes
     from jaxalign.stages import parse_config, train
+    from jaxalign.training.profile import Steps
     from jaxalign.training.progress import print_summary
     from jaxalign.verbs.config_text import config_file
     from jaxalign.verbs.results import closing_lines, result_rows
 
+    if request.profile:
+        Steps.parse(request.profile)  # before all that takes a while
     config = parse_config(request.read())
     if request.print_config:
         print(config_file(config, request.config, request.settings), end="")
@@ -54,7 +62,7 @@ def run(request: TrainRequest) -> int:
 
         print_dry_run(config, request.workdir)
         return 0
-    summary = train(config, request.workdir)
+    summary = train(config, request.workdir, profile=request.profile)
     if jax.process_index() == 0:
         title = f"{summary['stage']}: {summary['steps']} steps in {summary['seconds']} s"
         print_summary(result_rows(summary), title=title)

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from jaxalign.data.items import Item, join
-from jaxalign.data.packing import build_rows, collate, pack
+from jaxalign.data.packing import build_rows, collate
+from jaxalign.data.packing import pack as pack_bins
+
+
+def pack(*args, **options):
+    return [bin.tolist() for bin in pack_bins(*args, **options)]
 
 
 def example(length: int, prompt: int, row: int) -> Item:

@@ -370,7 +370,7 @@ def test_counts_of_what_is_not_read(tmp_path):
         f"not read of {files[0]}: category (3 rows), mood (1 row)",
         f"not read of {files[1]}: mood (1 row)",
     ]
-    assert lines("prompt", str(files[1])) == ["left to reward functions: answer (1 row), mood (1 row)"]
+    assert lines("prompt", str(files[1])) == ["no part of the prompts: answer (1 row), mood (1 row)"]
 
 
 def test_names_of_fields_can_be_said(read):

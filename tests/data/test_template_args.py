@@ -140,7 +140,7 @@ def test_a_run_keeps_them_with_its_model(tmp_path):
     config.batch_size, config.num_steps, config.optimizer.warmup_steps = 8, 1, 0
     train(parse_config(config), tmp_path / "run", quiet=True)
     with pytest.raises(
-        CheckpointError, match="the training data or its tokenisation is not what this run began"
+        CheckpointError, match=r"began with config\.data\.template_args='enable_thinking=False'"
     ):
         config.data.template_args = "enable_thinking=True"
         train(parse_config(config), tmp_path / "run", quiet=True)

@@ -233,10 +233,10 @@ def test_sandbox(source):
 
 def test_the_date_can_be_fixed(monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
-    templates._now.cache_clear()
+    templates._clock.clear()
     template = compile_template("{{ strftime_now('%d %b %Y') }}")
     assert render_template(template, [], {}, add_generation_prompt=False) == "02 Jan 1970"
-    templates._now.cache_clear()
+    templates._clock.clear()
 
 
 def test_terminators():

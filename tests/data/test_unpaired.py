@@ -9,8 +9,9 @@ import pytest
 from jaxalign.data.batch import ARRAYS, UnpairedBatch
 from jaxalign.data.dataset import DataConfig, abstract_batch, build_datasets, dataset_from_records
 from jaxalign.data.encode import encode_completion
-from jaxalign.data.items import Item, add_mismatched
+from jaxalign.data.items import Item
 from jaxalign.data.kinds import PAIRS, UNPAIRED
+from jaxalign.data.mismatched import add_mismatched
 from jaxalign.data.packing import collate
 from jaxalign.data.public.recipes import open_source
 from jaxalign.data.records import KINDS, Message, PromptCompletion, Unpaired, parse_record

@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxalign.models.logprobs import default_chunk_size, token_kl, token_logprobs
+from jaxalign.models.logprobs import token_kl, token_logprobs
+from jaxalign.models.token_chunks import default_chunk_size
 
 from .oracle import assert_close, finite_difference
 
@@ -99,6 +100,33 @@ def test_statistics_are_as_float64_has_them_and_change_no_bit_of_anything(readou
         hidden
     )
     assert not np.any(blind)
+
+
+@pytest.mark.parametrize("read", [0, 1, 8, 13, 32])
+def test_of_tokens_that_nobody_reads_nothing_is_computed(read):
+    """In chunks of 4: the values and gradients of those that are read are the same, whatever stands in the others."""
+    hidden, head, targets = problem(batch=4, length=8)
+    rng = np.random.default_rng(5)
+    mask = np.zeros(32, np.float32)
+    mask[rng.permutation(32)[:read]] = 1.5  # any number but 0
+    mask = mask.reshape(4, 8)
+    cotangents = rng.normal(size=(3, 4, 8)).astype(np.float32)
+
+    def loss(hidden, head, **how):
+        out = token_logprobs(
+            hidden, head, targets, with_entropy=True, with_statistics=True, softcap=2.0, **how
+        )
+        kept = jax.tree.map(lambda x: jnp.where(mask != 0, x, 0.0), out)
+        return sum((c * x).sum() for c, x in zip(cotangents, kept[:3], strict=True)), (kept, out)
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True), static_argnames="chunk_size")
+    wanted, (all_, _) = gradient(hidden, head)
+    # The last chunk of those that are read may hold some that are not.
+    poison = np.where(mask[..., None] == 0, np.nan, hidden) if read % 4 == 0 else hidden
+    found, (_, some) = gradient(poison, head, mask=mask, chunk_size=4)
+    for a, b in zip(jax.tree.leaves((found, some)), jax.tree.leaves((wanted, all_)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert not np.any(found[0][mask == 0])
 
 
 def test_large_logits_keep_the_digits_of_their_differences():
@@ -301,6 +329,8 @@ def test_bad_arguments_are_named():
         token_logprobs(hidden, head, targets.astype(np.float32))
     with pytest.raises(ValueError, match="targets has shape"):
         token_logprobs(hidden, head, targets[:, :-1])
+    with pytest.raises(ValueError, match="mask has shape"):
+        token_logprobs(hidden, head, targets, mask=targets[:, :-1])
     with pytest.raises(ValueError, match=r"must be \[B, T, D\] and \[V, D\]"):
         token_logprobs(hidden, head.T, targets)
     with pytest.raises(ValueError, match="temperature is 0"):

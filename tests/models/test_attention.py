@@ -1,4 +1,4 @@
-"""Attention in blocks, and the TPU kernel in interpretation, against the whole score matrix."""
+"""Attention in blocks, and the kernels for TPUs and GPUs in interpretation, against the whole score matrix."""
 
 import dataclasses
 import functools
@@ -10,15 +10,20 @@ import pytest
 
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, abstract_params, hidden_states
+from jaxalign.models import tpu_attention as module
 from jaxalign.models import transformer as transformer_module
 from jaxalign.models.attention import (
+    View,
     attention,
     attention_mask,
     blockwise_attention,
-    default_attention,
+    see,
     soft_cap,
-    splash_attention,
 )
+from jaxalign.models.block_sparse import attend_in_blocks, block_sparse_attention
+from jaxalign.models.config import best_on
+from jaxalign.models.gpu_attention import flash_attention
+from jaxalign.models.tpu_attention import splash_attention
 from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, use_mesh
 from jaxalign.training.config import ModelSettings
 
@@ -88,13 +93,143 @@ def test_blockwise(window, softcap, block):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("window", "softcap"), SETTINGS)
-def test_splash(window, softcap):
+@pytest.mark.parametrize(("block", "together"), [(16, 3), (64, 16), (512, 1)])
+def test_block_sparse(window, softcap, block, together):
+    def candidate(positions, segments):
+        view = see(segments, window)
+        settings = {"scale": 0.1, "softcap": softcap, "block": block, "together": together}
+        return lambda q, k, v: attend_in_blocks(q, k, v, view, **settings)
+
+    compare(candidate, window, softcap, 1e-5)
+
+
+def test_a_token_sees_its_own_segment_up_to_itself():
+    segments = np.int32([[1, 1, 1, 2, 2, 0, 0], [0, 0, 1, 1, 1, 1, 1]])
+    np.testing.assert_array_equal(see(segments).first, [[0, 0, 0, 3, 3, 5, 6], [0, 1, 2, 2, 2, 2, 2]])
+    np.testing.assert_array_equal(see(segments).last, [np.arange(7)] * 2)
+    np.testing.assert_array_equal(
+        see(segments, window=2).first, [[0, 0, 1, 3, 3, 5, 6], [0, 1, 2, 2, 3, 4, 5]]
+    )
+
+
+def test_no_block_is_read_that_nobody_sees():
+    """Whatever lies in it: a number that is none would spread to all that reads it."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(1, 64, 2, 8)).astype(np.float32) for _ in range(3))
+    segments = np.repeat(np.int32([[1, 2, 3, 4]]), 16, axis=1)
+    whole = functools.partial(attend_in_blocks, scale=1.0, softcap=0.0, block=16, together=1)
+    want = whole(q, k, v, see(segments))
+    k[:, 16:32], v[:, 48:] = np.nan, np.nan
+    got = np.asarray(whole(q, k, v, see(segments)))
+    np.testing.assert_array_equal(got[:, :16], want[:, :16])
+    np.testing.assert_array_equal(got[:, 32:48], want[:, 32:48])
+    assert np.isnan(got[:, 16:32]).all() and np.isnan(got[:, 48:]).all()
+
+
+def test_block_sparse_in_bfloat16_is_as_near_as_the_whole_matrix():
+    (q, k, v), positions, segments = inputs()
+    real = segments > 0
+    exact = np.asarray(reference(q, k, v, positions, segments, window=0, softcap=0.0))[real]
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
+    whole = reference(q, k, v, positions, segments, window=0, softcap=0.0)
+    got = block_sparse_attention(q, k, v, see(segments), scale=0.1)
+    assert got.dtype == jnp.bfloat16
+    errors = [np.abs(np.float32(x)[real] - exact).max() for x in (got, whole)]
+    assert errors[0] <= 1.5 * errors[1]
+
+
+def test_queries_may_be_a_part_of_the_row():
+    """As on a mesh that splits tokens: what a query sees is said by places of the keys."""
+    (q, k, v), _, segments = inputs()
+    view = see(segments)
+    want = block_sparse_attention(q, k, v, view, scale=0.1)
+    for part in (slice(0, 50), slice(50, 100), slice(100, 200)):
+        mine = View(view.first[:, part], view.last[:, part])
+        got = attend_in_blocks(q[:, part], k, v, mine, scale=0.1, softcap=0.0, block=32, together=2)
+        np.testing.assert_allclose(got, want[:, part], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("window", "softcap"), SETTINGS)
+def test_splash(window, softcap, fused, monkeypatch):
+    if fused:
+        monkeypatch.setattr(module, "FUSED_BLOCK", 128)
+
     def candidate(positions, segments):
         return lambda q, k, v: splash_attention(
-            q, k, v, segments, window=window, scale=0.1, softcap=softcap, interpret=True
+            q, k, v, segments, window=window, scale=0.1, softcap=softcap, block=128, interpret=True
         )
 
     compare(candidate, window, softcap, 2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fused", [False, True])
+def test_splash_reads_only_blocks_of_segments_that_a_query_is_in(fused, monkeypatch):
+    """The keys and queries of other segments, in blocks of their own, may be anything, backward too."""
+    if fused:
+        monkeypatch.setattr(module, "FUSED_BLOCK", 128)
+    T = 512
+    segments = np.repeat(np.int32([[1, 2, 2, 0]]), T // 4, axis=1)
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(1, T, n, 16)).astype(np.float32) for n in (2, 1, 1))
+    mine = slice(T // 4, 3 * T // 4)
+
+    def loss(q, k, v, attend):
+        return jnp.sum(jnp.square(attend(q, k, v)[:, mine]))
+
+    def splash(q, k, v):
+        return splash_attention(q, k, v, segments, window=0, scale=0.3, block=128, interpret=True)
+
+    def plain(q, k, v):
+        places = np.arange(T)[None]
+        return attention(q, k, v, attention_mask(places, segments, places, segments), scale=0.3)
+
+    wanted = jax.grad(functools.partial(loss, attend=plain), argnums=(0, 1, 2))(q, k, v)
+    for x in (q, k, v):
+        x[:, : T // 4] = np.nan
+    found = jax.grad(functools.partial(loss, attend=splash), argnums=(0, 1, 2))(q, k, v)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a[:, mine], b[:, mine], atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("window", "softcap"), SETTINGS)
+def test_flash(window, softcap):
+    """Blocks of 64 keys and of 128 queries; a window may be traced."""
+
+    def candidate(positions, segments):
+        view = jax.jit(see)(segments, window) if window else see(segments)
+        return lambda q, k, v: flash_attention(q, k, v, view, scale=0.1, softcap=softcap, interpret=True)
+
+    compare(candidate, window, softcap, 2e-5)
+
+
+def test_a_view_is_what_the_mask_shows():
+    _, positions, segments = inputs()
+    places = np.arange(segments.shape[1])
+    for window in (0, 1, 17, np.iinfo(np.int32).max):
+        first, last = (np.asarray(x)[..., None] for x in jax.tree.leaves(see(segments, window)))
+        mask = np.asarray(attention_mask(positions, segments, positions, segments, window))
+        real = segments > 0
+        np.testing.assert_array_equal(((places >= first) & (places <= last))[real], mask[real])
+        # Each token sees itself, and neither end falls: no sum of weights is 0, and a block's range is its ends'.
+        assert (
+            (first <= last).all() and (last[..., 0] == places).all() and (np.diff(first, axis=1) >= 0).all()
+        )
+
+
+def test_flash_reads_only_blocks_that_a_query_sees():
+    """Keys of other segments, in blocks of their own, may be anything, even what no number survives."""
+    T, q, k = 256, *(np.ones((1, 256, n, 16), np.float32) for n in (2, 1))
+    segments = np.repeat(np.int32([[1, 2]]), T // 2, axis=1)
+    v = np.arange(T, dtype=np.float32)[None, :, None, None] * np.ones((1, 1, 1, 16), np.float32)
+    spoiled = k.copy()
+    spoiled[:, : T // 2] = np.nan
+    out = flash_attention(q, spoiled, v, see(segments), scale=1.0, interpret=True)
+    want = (np.arange(T // 2, T) + T // 2) / 2  # the mean of the values from the segment's first on
+    np.testing.assert_allclose(np.asarray(out)[0, T // 2 :, 1, 3], want, rtol=1e-5)
 
 
 CONFIG = ModelConfig(
@@ -112,11 +247,24 @@ CONFIG = ModelConfig(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 2, 4), (1, 2, 1, 4), (2, 1, 2, 2)], ids=str)
-def test_a_model_with_the_kernel_on_a_mesh(sizes, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        *(
+            (kind, sizes)
+            for kind in ("splash", "block_sparse")
+            for sizes in [(8, 1, 1), (1, 2, 4), (2, 1, 2, 2)]
+        ),
+        ("splash", (1, 2, 1, 4)),
+        ("flash", (1, 2, 2, 2)),
+    ],
+    ids=str,
+)
+def test_a_model_on_a_mesh(kind, sizes, monkeypatch):
     """Rows, heads and queries on different devices; local and global layers in one scan."""
-    interpreted = functools.partial(splash_attention, interpret=True)
-    monkeypatch.setattr(transformer_module, "splash_attention", interpreted)
+    for attend in (splash_attention, flash_attention):
+        interpreted = functools.partial(attend, interpret=True)
+        monkeypatch.setattr(transformer_module, attend.__name__, interpreted)
     params = random_params(CONFIG)
     _, positions, segments = inputs(B=2, T=512)
     positions, segments = (np.tile(x, (4, 1)) for x in (positions, segments))
@@ -127,7 +275,7 @@ def test_a_model_with_the_kernel_on_a_mesh(sizes, monkeypatch):
     with use_mesh(mesh):
         layout = jax.tree.map(lambda x: x.sharding, abstract_params(CONFIG, mesh))
         batch = jax.device_put((tokens, positions, segments), batch_sharding(mesh))
-        config = dataclasses.replace(CONFIG, attention="splash")
+        config = dataclasses.replace(CONFIG, attention=kind)
         got = apply(jax.device_put(params, layout), config, *batch)[0]
     real = segments > 0
     np.testing.assert_allclose(np.asarray(got)[real], np.asarray(want)[real], atol=2e-4)
@@ -151,7 +299,7 @@ def test_blockwise_model_decodes_and_scores_like_the_reference():
             sampling=SamplingConfig(max_new_tokens=12),
             stop_ids=(),
         )
-        for name in ("xla", "blockwise", "splash")
+        for name in ("xla", "blockwise", "splash", "block_sparse")
     ]
     for out in outs[1:]:
         np.testing.assert_array_equal(out.tokens, outs[0].tokens)
@@ -159,11 +307,26 @@ def test_blockwise_model_decodes_and_scores_like_the_reference():
 
 
 def test_the_platform_chooses():
-    assert [default_attention(p) for p in ("tpu", "gpu", "cpu")] == ["splash", "blockwise", "xla"]
+    kinds = [
+        best_on(platform, 2, 128)["attention"] for platform in ("tpu", "gpu", "cuda", "rocm", "cpu", "other")
+    ]
+    assert kinds == ["splash", "flash", "flash", "blockwise", "block_sparse", "xla"]
+    assert best_on("gpu", 2, 80)["attention"] == "blockwise"
+    assert best_on("cpu", 12, 16)["scan_layers"] is False
+    assert best_on("cpu", 13, 16)["scan_layers"] is best_on("tpu", 2, 16)["scan_layers"] is True
+    assert ModelSettings(head_dim=96).architecture(300, "gpu").attention == "blockwise"
+    saved = dataclasses.replace(CONFIG, head_dim=80)
+    assert ModelSettings().architecture(300, "gpu", saved).attention == "blockwise"
     assert ModelSettings().architecture(300, "tpu").attention == "splash"
     assert ModelSettings(attention="xla").architecture(300, "tpu").attention == "xla"
     with pytest.raises(ConfigError, match="is a kernel for TPUs, and this is cpu; use 'auto'"):
         ModelSettings(attention="splash").architecture(300, "cpu")
+    with pytest.raises(ConfigError, match="is a kernel for GPUs, and this is tpu; use 'auto'"):
+        ModelSettings(attention="flash").architecture(300, "tpu")
+    with pytest.raises(
+        ConfigError, match=r"attention='flash' cannot do config\.model\.head_dim=80, only 16, 32"
+    ):
+        ModelSettings(attention="flash", head_dim=80).architecture(300, "gpu")
 
 
 def test_a_soft_cap_bounds_and_leaves_what_is_small():

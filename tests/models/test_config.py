@@ -18,8 +18,14 @@ from jaxalign.models import ModelConfig
             {"dtype": "bf16"},
             "config.model.dtype='bf16' is not one of float32, bfloat16, float16; did you mean",
         ),
-        ({"remat": "all"}, "config.model.remat='all' is not one of none, full, dots, dots_no_batch"),
-        ({"attention": "flash"}, "config.model.attention='flash' is not one of xla, blockwise, splash"),
+        (
+            {"remat": "all"},
+            "config.model.remat='all' is not one of none, full, attention, dots, dots_no_batch",
+        ),
+        (
+            {"attention": "flex"},
+            "config.model.attention='flex' is not one of xla, blockwise, block_sparse, splash, flash",
+        ),
         ({"num_layers": 0}, "config.model.num_layers=0 must be at least 1"),
         ({"vocab_size": -1}, "config.model.vocab_size=-1 must be at least 1"),
         ({"num_kv_heads": 0}, "config.model.num_kv_heads=0 must be at least 1"),

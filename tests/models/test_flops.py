@@ -53,12 +53,13 @@ def test_a_scalar_model_has_a_vector_where_others_have_a_vocabulary():
 
 def test_a_step_is_three_forward_passes():
     tokens, pairs = 7, 12
-    work = Work(tokens, pairs, pairs)
+    work = Work(tokens, pairs, pairs, tokens)
     forward = 2 * active_params(TINY) * tokens + 4 * 3 * 4 * 4 * pairs
     assert step_flops(TINY, work, passes=1) == forward
     assert step_flops(TINY, work) == 3 * forward
-    head = 2 * 49 * 16 * tokens
-    assert step_flops(TINY, work, scalar=True, passes=1) == forward - head
+    head = 2 * 49 * 16
+    assert step_flops(TINY, work, scalar=True, passes=1) == forward - head * tokens
+    assert step_flops(TINY, work._replace(logits=4), passes=1) == forward - 2 * 50 * 16 * 3
 
 
 def test_layers_with_a_window_see_fewer_pairs():
@@ -67,4 +68,7 @@ def test_layers_with_a_window_see_fewer_pairs():
     near = 1 + 2 + 3 + 6 * 4
     assert step_flops(config, full_work(config, 1, 9), passes=1) == matrices + 4 * 4 * 4 * (2 * near + whole)
     packed = count_work(config, jnp.ones((1, 9), jnp.int32), jnp.array([[0, 1, 2, 3, 4, 5, 0, 1, 2]]))
-    assert tuple(map(float, packed)) == (9, 21 + 6, (1 + 2 + 3 + 4 + 4 + 4) + 6)
+    assert tuple(map(float, packed)) == (9, 21 + 6, (1 + 2 + 3 + 4 + 4 + 4) + 6, 9)
+    places = jnp.array([[0, 1, 2, 3, 4, 5, 0, 1, 2]])
+    read = count_work(config, jnp.ones((1, 9), jnp.int32), places, jnp.array([[0, 0, 1.0, 1, 1, 1, 0, 1, 0]]))
+    assert read == packed._replace(logits=5)

@@ -1,5 +1,6 @@
 """Our parameters as Hugging Face folders: the same bits back, and the same function in transformers."""
 
+import dataclasses
 import json
 
 import jax
@@ -15,6 +16,7 @@ from jaxalign.models import (
     scalar_head,
     unembedding,
 )
+from jaxalign.models.config import RUNTIME_KEYS, best_on
 from jaxalign.models.hf.config import architecture_for, classifier_of, config_to_hf
 from jaxalign.models.hf.exporter import write_folder as export
 from jaxalign.models.hf.importer import by_path, load_folder, open_folder
@@ -152,3 +154,14 @@ def test_transformers_gives_the_same_scores_and_they_come_back(tmp_path):
         back = load_folder(model, abstract_params(model.config, mesh, scalar=True))
     jax.tree.map(np.testing.assert_array_equal, back, params)
     assert back["head"]["bias"] == 0.0
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_how_a_model_is_computed_is_not_exported(platform):
+    """Whatever a platform or a config chooses of it, a model is what it was."""
+    chosen = best_on(platform, TINY.num_layers, TINY.head_dim)
+    others = {"dtype": "bfloat16", "remat": "full", "attention_block": 1024}
+    others |= {"router_balance_coef": 0.5, "router_z_coef": 0.5}
+    assert {*chosen, *others} == set(RUNTIME_KEYS)
+    computed = dataclasses.replace(TINY, **chosen, **others)
+    assert config_to_hf(computed, architecture_for(computed)) == config_to_hf(TINY, architecture_for(TINY))

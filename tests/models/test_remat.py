@@ -42,7 +42,7 @@ def params():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["full", "dots", "dots_no_batch"])
+@pytest.mark.parametrize("remat", ["full", "attention", "dots", "dots_no_batch"])
 def test_values_and_gradients_equal_those_without_remat(remat):
     want, got = compiled("none")(params()), compiled(remat)(params())
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):

@@ -29,7 +29,7 @@ def test_two_processes_agree(tmp_path):
 def test_seconds_are_passed_on(monkeypatch):
     given = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: given.update(settings))
-    monkeypatch.setattr(processes, "_prepare_cpu", lambda: None)
+    monkeypatch.setattr(processes, "prepare_cpu", lambda: None)
     named = {processes.ADDRESS: "localhost:1", processes.COUNT: "2", processes.INDEX: "0"}
     for name, value in (named | {processes.TIMEOUT: "7", processes.HEARTBEAT: "11"}).items():
         monkeypatch.setenv(name, value)

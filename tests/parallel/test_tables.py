@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.models import ModelConfig, abstract_params, init_params
+from jaxalign.models import ModelConfig, abstract_params, init_params, logprobs
 from jaxalign.models.embedding import TABLE, embed
 from jaxalign.models.logprobs import token_logprobs
 from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, parse_rules, split_rows, use_mesh
@@ -84,12 +84,22 @@ def test_a_frequent_token_is_summed_in_float32():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", MESHES)
-def test_log_probabilities_and_the_gradient_of_their_matrix(name, numbers):
+def test_log_probabilities_and_the_gradient_of_their_matrix(name, masked, numbers, monkeypatch):
     tokens, table, weights = numbers
+    # Devices have unequal numbers of tokens to read, some of them none.
+    mask = jnp.where(jnp.arange(T)[None] < jnp.arange(B)[:, None], jnp.float32(1), 0)
+    more = (mask,) * masked
+    monkeypatch.setattr(logprobs, "LEAST_CHUNK", 2)
+    monkeypatch.setattr(logprobs, "default_chunk_size", lambda batch, vocab: 2)
+
+    def read(hidden, head, tokens, *mask):
+        return token_logprobs(hidden, head, tokens, mask=mask[0] if mask else None)
 
     def f(head, hidden, tokens):
-        return jnp.sum(split_rows(token_logprobs, None, TABLE, None)(hidden, head, tokens).logp)
+        found = split_rows(read, None, TABLE, None, *[None] * masked)(hidden, head, tokens, *more)
+        return jnp.sum(found.logp)
 
     alone = jax.value_and_grad(f, argnums=(0, 1))(table, weights, tokens)
     with use_mesh(make_mesh(MESHES[name])) as mesh:

@@ -9,10 +9,18 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign import parallel
+from jaxalign.models.attention import attention_mask
 from jaxalign.models.flops import visible_pairs
 from jaxalign.plan import hlo
-from jaxalign.plan.collectives import axes_of, find_collectives, needless_gathers, parse_groups, sent_by
-from jaxalign.plan.costs import convolution_flops, count_bytes, count_flops
+from jaxalign.plan.collectives import (
+    axes_of,
+    find_collectives,
+    needless_gathers,
+    parse_groups,
+    sent_by,
+    whole_sums,
+)
+from jaxalign.plan.costs import Visible, convolution_flops, count_bytes, count_flops, count_kernels
 
 M, K, N = 64, 32, 48
 
@@ -89,6 +97,73 @@ def test_pairs_are_counted_once_and_within_the_window():
     assert visible_pairs(50) == seen.sum()
     assert visible_pairs(50, 8) == (seen - np.tril(seen, -8)).sum()
     assert visible_pairs(50, 100) == seen.sum()
+
+
+def test_pairs_of_packed_rows_are_those_that_the_mask_lets_see_each_other():
+    """With segments skipped the pairs of the mask, without them those of a row that is one sequence."""
+    rows, window = ((5, 3, 1), (10,)), 4
+    visible = Visible(window, 0.25, rows)
+    for near in (0.0, 0.25, 1.0):
+        seen = {True: [], False: []}
+        for lengths in rows:
+            lengths = (*lengths, 12 - sum(lengths))  # what is left is padding, which sees itself
+            for skips in seen:
+                parts = lengths if skips else (12,)
+                segments = np.repeat(np.arange(len(parts)), parts)[None]
+                places = np.concatenate([np.arange(n) for n in parts])[None]
+                far, close = (
+                    np.asarray(attention_mask(places, segments, places, segments, size)).sum()
+                    for size in (0, window)
+                )
+                seen[skips].append((1 - near) * far + near * close)
+        for skips, counted in seen.items():
+            assert visible.pairs(12, near=near, skips=skips) == pytest.approx(np.mean(counted))
+
+
+CHOICE = """
+%far (p: f32[8,8]) -> f32[8,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  ROOT %d = f32[8,8]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+%close (q: f32[8,8]) -> f32[8,8] {
+  %q = f32[8,8]{1,0} parameter(0)
+  ROOT %n = f32[8,8]{1,0} negate(%q)
+}
+ENTRY %main (i: s32[], x: f32[8,8]) -> f32[8,8] {
+  %i = s32[] parameter(0)
+  %x = f32[8,8]{1,0} parameter(1)
+  ROOT %c = f32[8,8]{1,0} conditional(%i, %x, %x), BRANCHES, metadata={op_name="jit(f)/layers/attention/cond"}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "branches",
+    ["branch_computations={%far, %close}", "true_computation=%close, false_computation=%far"],
+)
+def test_each_branch_of_attention_counts_for_the_layers_that_take_it(branches):
+    program = hlo.parse(CHOICE.replace("BRANCHES", branches))
+    assert count_flops(program)["matmul"] == 2 * 8**3
+    visible = Visible(window=4, local=0.75)
+    assert count_flops(program, visible=visible)["matmul"] == 2 * 8**3 / 4
+    assert count_kernels(program, visible=visible) == 1  # a quarter of a product, three of a negation
+    assert count_bytes(program, visible=visible) == (3 / 4 + 2 * 3 / 4) * 256
+
+
+def test_products_that_cublas_does():
+    text = """
+ENTRY %main (a: bf16[64,32], b: bf16[32,48]) -> bf16[64,48] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %b = bf16[32,48]{1,0} parameter(1)
+  %g = (bf16[64,48]{1,0}, s8[4096]{0}) custom-call(%a, %b), CALL
+  ROOT %r = bf16[64,48]{1,0} get-tuple-element(%g), index=0
+}
+"""
+    call = (
+        'custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":'
+    )
+    call += '{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}'
+    assert count_flops(hlo.parse(text.replace("CALL", call)))["matmul"] == 2 * M * K * N
 
 
 @pytest.fixture
@@ -239,3 +314,33 @@ def test_needless_gathers_are_named(cube):
     assert needless_gathers(nameless, {"layers/a": 8.0 * 2**20}, passes=1, layers=2) == []
     (told,) = needless_gathers(nameless, {"layers/a": 4.0 * 2**20, "norm": 8.0}, passes=1, layers=2)
     assert "an array without a name" in told
+
+
+def test_a_gather_of_several_parameters_is_one_of_each(cube):
+    """As the compiler for GPUs joins them, their names between brackets."""
+    (gather,) = find_collectives(
+        hlo.parse(
+            "ENTRY %main () -> f32[] {\n  %p = bf16[512,1024]{} parameter(0)\n  %q = bf16[512,512]{} parameter(1)\n"
+            "  ROOT %g = ((bf16[512,1024]{}, bf16[512,512]{}), (bf16[1024,1024]{}, bf16[1024,512]{})) "
+            "all-gather-start(%p, %q), replica_groups=[4,2]<=[2,2,2]T(2,1,0), "
+            'metadata={op_name="jit(f)/layers/attention/(key/dot:query/dot)"}\n}\n'
+        ),
+        cube,
+    )
+    assert gather.payload == 2 * (1024 * 1024 + 1024 * 512)
+    sizes = {"layers/attention/query/kernel": 4.0 * 2**20, "layers/attention/key/kernel": 2.0 * 2**20}
+    twice = dataclasses.replace(gather, times=2)
+    assert needless_gathers([twice], sizes, passes=1, layers=2) == []
+    assert len(needless_gathers([twice] * 2, sizes, passes=1, layers=2)) == 2
+
+
+def test_gradients_that_are_summed_whole_are_told(cube):
+    """Along an axis that splits parameters a device keeps its part; a scatter, or small sums, are no waste."""
+    x = place(cube, (64, 32), ("fsdp", "tensor"), None)
+    (summed,) = collectives(cube, lambda x: x.T @ x, x, out=())
+    (warning,) = whole_sums([dataclasses.replace(summed, times=2**10)], {"fsdp"}, least=2**10)
+    assert "4 MiB a step are summed by all-reduces along fsdp+tensor" in warning
+    assert "its part along fsdp: reduce-scatters" in warning
+    assert whole_sums([summed], {"data"}, least=0) == []
+    assert whole_sums([summed], {"fsdp"}, least=2**12) == []
+    assert whole_sums([dataclasses.replace(summed, kind="reduce-scatter")], {"fsdp"}, least=0) == []

@@ -14,23 +14,58 @@ from jaxalign.plan.topology import describe_devices, parse_topology, slice_shape
 
 
 @pytest.mark.parametrize(
-    ("text", "chips", "slices"),
-    [("v5p:4x4x4", 64, 1), ("2*v5e:16x16", 512, 2), ("v4:2x2x1", 4, 1), ("v6e:1x1", 1, 1), ("h200:8", 8, 1)],
+    ("text", "devices", "slices"),
+    [
+        ("v5p:4x4x4", 64, 1),
+        ("2*v5e:16x16", 512, 2),
+        ("v4:2x2x1", 4, 1),
+        ("v6e:1x1", 1, 1),
+        ("h200:8", 8, 1),
+        ("2*h100:8", 16, 2),
+        ("tpu7x:4x4x4", 128, 1),
+    ],
 )
-def test_names(text, chips, slices):
+def test_names(text, devices, slices):
     topology = parse_topology(text)
-    assert (topology.size, topology.slices) == (chips, slices)
+    assert (topology.size, topology.slices) == (devices, slices)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("v5p-128", "v5p:4x4x4"),
+        ("v5p-8", "v5p:2x2x1"),
+        ("v5p-512", "v5p:4x8x8"),
+        ("v4-32", "v4:2x2x4"),
+        ("v5e-256", "v5e:16x16"),
+        ("v5litepod-8", "v5e:2x4"),
+        ("v6e-256", "v6e:16x16"),
+        ("tpu7x-128", "tpu7x:4x4x4"),
+        ("4*v5p-1024", "4*v5p:8x8x8"),
+    ],
+)
+def test_names_of_google(text, name):
+    """Of v4, v5p and TPU7x the number counts TensorCores, two a chip; of v5e and v6e chips."""
+    found, same = parse_topology(text), parse_topology(name)
+    assert (found.chip, found.shape, found.slices) == (same.chip, same.shape, same.slices)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("v5p-64", "write CHIP:SHAPE"),
+        ("v5p/64", "write CHIP:SHAPE"),
+        ("v5p-100", "no slice of 100 TensorCores; near it are v5p-32, v5p-64, v5p-128, v5p-256"),
+        ("v6e-3", "no slice of 3 chips; near it are v6e-1, v6e-4, v6e-8"),
+        ("v5p:8x4x4", "no slice of that shape; it is written 4x4x8"),
         ("v5q:4x4x4", "did you mean v5p"),
         ("v5e:3x3", "there are 1x1, 2x2, 2x4"),
         ("v5p:4x4", "4x4x4"),
-        ("v4:4x2x2", "there are 2x2x1"),
-        ("2*h200:8", "write h200:N"),
+        ("v4:4x4x2", "it is written 2x4x4"),
+        ("v4:4x4x3", "there are 2x2x1"),
+        ("h200-8", "write h200:N for a host of N GPUs, 2*h200:N for two"),
+        ("h200:2x4", "write h200:N"),
+        ("h100:16", "a host has at most 8 GPUs; write 2*h100:8"),
+        ("0*h100:8", "0 hosts"),
         ("0*v5e:2x2", "0 slices"),
     ],
 )
@@ -53,7 +88,7 @@ def test_without_a_compiler_the_extra_is_named(monkeypatch):
 
 
 def test_devices_are_whole_chips(tpu):
-    for name in ("v4:2x2x1", "v5e:1x1", "v5p:2x2x2", "2*v5e:2x2"):
+    for name in ("v4:2x2x1", "v5e:1x1", "v5p-16", "2*v5e:2x2", "tpu7x:2x2x1"):
         topology = parse_topology(name)
         assert len(describe_devices(topology)) == topology.size
 

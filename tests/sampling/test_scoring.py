@@ -10,9 +10,9 @@ from jaxalign.data.batch import segment_sums
 from jaxalign.models.scoring import (
     exact_kl,
     predicted,
+    score_scalar,
     score_tokens,
     segment_rewards,
-    token_values,
 )
 
 LENGTHS = (6, 1, 4)
@@ -109,7 +109,7 @@ def test_exact_kl_matches_float64_decoder_and_is_zero_against_itself(config, par
 
 def test_token_values_are_those_of_the_state_before_the_token(config, params, scalar_params, parts):
     batch = packed(parts)
-    got = token_values(scalar_params, config, *batch)
+    got = score_scalar(scalar_params, config, *batch).values
     head = scalar_params["head"]
     for b, sequences in enumerate(held(parts)):
         values = [

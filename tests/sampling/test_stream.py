@@ -1,13 +1,14 @@
 """A stream is the completion that `generate` samples, token by token."""
 
-import re
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxalign.errors import ConfigError
-from jaxalign.models import ModelConfig
+from jaxalign.models import ModelConfig, init_params
 from jaxalign.sampling.generate import SamplingConfig, generate
 from jaxalign.sampling.stream import stream
 
@@ -43,10 +44,25 @@ def test_ends_with_the_stop_token(config, params, prompts):
     assert len(free) == 8 and cut == free[: free.index(stop) + 1]
 
 
-def test_too_long_for_the_table_is_refused():
+@pytest.mark.slow
+def test_ends_where_the_positions_of_the_model_do(config, params, prompts):
+    sampling = SamplingConfig(max_new_tokens=8, temperature=0.0)
+    prompt = first_prompt(prompts)
+    short = dataclasses.replace(config, positions="learned", max_length=len(prompt) + 3)
+    learned = init_params(KEY, short)
+    long = dataclasses.replace(short, max_length=64)
+    more = learned | {
+        "position_embedding": jnp.zeros((64, short.embed_dim))
+        .at[: len(prompt) + 3]
+        .set(learned["position_embedding"])
+    }
+    cut = list(stream(learned, short, prompt, KEY, sampling=sampling, stop_ids=()))
+    free = list(stream(more, long, prompt, KEY, sampling=sampling, stop_ids=()))
+    assert len(cut) == 3 and cut == free[:3]
+
+
+def test_a_prompt_that_fills_the_model_is_refused():
     config = ModelConfig(positions="learned", max_length=16)
     sampling = SamplingConfig(max_new_tokens=10)
-    with pytest.raises(
-        ConfigError, match=re.escape("a prompt of 7 tokens and sampling.max_new_tokens=10 need")
-    ):
-        next(stream({}, config, [1] * 7, KEY, sampling=sampling, stop_ids=()))
+    with pytest.raises(ConfigError, match="of 16 tokens, leaves nothing of the model's 16 positions"):
+        next(stream({}, config, [1] * 16, KEY, sampling=sampling, stop_ids=()))

@@ -1,16 +1,18 @@
 """Every command line of README.md and docs/, as it stands there, on small stand-ins of the models and data it names."""
 
 import configparser
+import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import pathlib
 import random
 import re
 import shlex
 import shutil
-import subprocess
 import sys
+import tempfile
 
 import jax
 import pytest
@@ -19,6 +21,7 @@ from tiny import FILES, sentence, write_jsonl
 from jaxalign.cli import main
 from jaxalign.data import load_tokenizer
 from jaxalign.models import ModelConfig, init_params
+from jaxalign.models.presets import PRESETS
 from jaxalign.stages import NAMES
 from jaxalign.training.saved_model import save_model
 from jaxalign.verbs.convert import ConvertRequest, convert
@@ -41,14 +44,6 @@ SMALL = {
     "norm_eps": 1e-6,
     "qk_norm": "head",
 }
-RUN = """
-import sys
-import jaxalign.models.presets as models
-for name in ("qwen3_0_6b", "llama3_1_8b"):
-    models.PRESETS[name] = {small!r}
-from jaxalign.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
 # What a stand-in makes necessary: less of everything, and a hub dataset that lies here.
 PLACES = {
     "Anthropic/hh-rlhf/harmless-base": "hh-rlhf:hh.jsonl",
@@ -129,17 +124,52 @@ def furnish(place: pathlib.Path, runs: pathlib.Path, *trained: str) -> None:
     )
 
 
-def run(command: str, place: pathlib.Path) -> subprocess.CompletedProcess:
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+# Commands run in processes of their own. These are forked from one that has loaded the packages and done nothing else.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [f"jaxalign.verbs.{verb}" for verb in ("train", "evaluate", "chat", "convert")]
+)
+
+
+def run(command: str, place: pathlib.Path) -> Done:
     for theirs, ours in PLACES.items():
         command = command.replace(theirs, ours)
     words = shlex.split(command, comments=True)
     assert words[0] == "jaxalign", command
-    argv = words[1:] + LESS.get(words[1], [])
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, "-c", RUN.format(small=SMALL), *argv],
-        cwd=place, env=environment, input="who asks?\n", capture_output=True, text=True, timeout=1200,
-    )  # fmt: skip
+    return run_verb(words[1:] + LESS.get(words[1], []), place)
+
+
+def run_verb(argv: list[str], place: pathlib.Path) -> Done:
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [os.path.join(folder, name) for name in ("stdin", "stdout", "stderr")]
+        pathlib.Path(streams[0]).write_text("who asks?\n")
+        process = PROCESSES.Process(target=answer, args=(argv, str(place), streams))
+        process.start()
+        process.join(1200)
+        if process.exitcode is None:  # it would keep the tests from ending
+            process.kill()
+            process.join()
+        return Done(process.exitcode, *(pathlib.Path(stream).read_text() for stream in streams[1:]))
+
+
+def answer(argv: list[str], place: str, streams: list[str]) -> None:
+    """The command line in a process of its own: ends it with the exit code."""
+    for number, stream in enumerate(streams):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT if number else os.O_RDONLY), number)
+    os.chdir(place)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for name in ("qwen3_0_6b", "llama3_1_8b"):
+        PRESETS[name] = SMALL
+    sys.exit(main(argv))
 
 
 def test_every_block_is_of_commands_that_are_known_here():
@@ -230,15 +260,14 @@ ALSO["distill"] = ["--config.distill.teacher=Qwen/Qwen3-0.6B"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", NAMES)
-def test_model_and_data_are_enough_for_any_stage(stage, place, runs, monkeypatch, capsys):
+def test_model_and_data_are_enough_for_any_stage(stage, place, runs):
     """As docs/defaults.md promises: on a Hugging Face folder, each stage at its first try and to its end."""
-    monkeypatch.chdir(place)
     data = f"--config.data.train={runs / FILES.get(stage, 'pairs')}.jsonl"
     flags = [f"--config={stage}", "--config.model.init_from=Qwen/Qwen3-0.6B", data, *ALSO.get(stage, [])]
-    assert main(["train", *flags, f"--workdir=jobs/{stage}"]) == 0, capsys.readouterr().err
+    done = run_verb(["train", *flags, f"--workdir=jobs/{stage}"], place)
+    assert done.returncode == 0, done.stderr
     summary = json.loads((place / f"jobs/{stage}/summary.json").read_text())
     chosen = json.loads((place / f"jobs/{stage}/settings.json").read_text())
-    said = capsys.readouterr().out
-    assert 1 <= summary["steps"] == int(re.search(rf"{stage}: (\d+) steps", said)[1])
+    assert 1 <= summary["steps"] == int(re.search(rf"{stage}: (\d+) steps", done.stdout)[1])
     assert math.isfinite(summary["train"]["loss"]) and 0 < chosen["config.optimizer.learning_rate"] < 1e-2
     assert chosen["config.data.max_length"] <= 96

@@ -116,8 +116,9 @@ def test_a_signal_after_the_last_step_is_not_forgotten(runs, tmp_path, monkeypat
         export(*args)
 
     monkeypatch.setattr(loop, "_export", interrupted)
-    with pytest.raises(Stopped, match="after the last step, with the model written"):
+    with pytest.raises(Stopped, match="after the last step, with the model written") as stopped:
         run("pretrain", runs, tmp_path, num_steps=2)
+    assert stopped.value.finished
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 2
     with locked(tmp_path / LOCK, "--workdir"):
         pass

@@ -41,6 +41,7 @@ def second_batch(runs):
 @pytest.mark.slow
 def test_stop_names_step_and_rows_and_saves_the_state_before_the_update(runs, tmp_path, poison):
     rows, tokens = second_batch(runs)
+    poison(state, -1)  # no batch: another program would round in another way
     run("sft", runs, tmp_path / "clean", num_steps=1)
     poison(state, tokens)
     places = rf"step 2: .* gradient norm nan; the batch held rows \[{rows[0]}, .*sft.jsonl:{rows[0] + 1}"

@@ -19,8 +19,10 @@ from orbax.checkpoint._src.path import gcs_utils
 from tensorboardX.proto.event_pb2 import Event
 from tiny import assert_same_bits, baseline_changes, final_state, history, run
 
-from jaxalign import parallel, storage
-from jaxalign.data import load_tokenizer, read_records
+from jaxalign import locks, parallel, storage
+from jaxalign.data import DataConfig, encode_sources, load_tokenizer, read_records, train_sentencepiece
+from jaxalign.data import store as token_store
+from jaxalign.data.dataset import build_dataset
 from jaxalign.data.public.recipes import open_source
 from jaxalign.errors import CheckpointError, ConfigError, DataError
 from jaxalign.quickstart.pipeline import quickstart
@@ -278,3 +280,44 @@ def test_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):
     assert (folders[1] / "a.txt").read_text() == "a"
     alive.communicate("\n")
     assert not folders[1].exists()
+
+
+@pytest.fixture
+def stored(bucket, tmp_path, monkeypatch):
+    """Reads data whose tokens are stored in a bucket, on a host with the cache folder of the given name."""
+    train_sentencepiece(["the quick brown fox"] * 20, tmp_path / "t.model", 300)
+    tokenizer = load_tokenizer(tmp_path / "t.model")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"fox {n}"}) + "\n" for n in range(40)))
+    config = DataConfig(train=str(tmp_path / "a.jsonl"), store="gs://b/tokens", max_length=16, row_length=32)
+    monkeypatch.setattr(locks, "_SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr(token_store, "PART_BYTES", 200)
+    monkeypatch.setattr(encode_sources, "_workers", lambda: 1)
+
+    def read(host):
+        monkeypatch.setenv("JAXALIGN_CACHE", str(tmp_path / host))
+        return build_dataset(config, tokenizer, "text").fingerprint
+
+    return read
+
+
+def test_a_token_store_in_a_bucket_is_made_once_and_copied_to_every_host(
+    stored, bucket, tmp_path, monkeypatch
+):
+    made = stored("one")
+    names = sorted(bucket.objects)
+    assert sum(".tokens" in name for name in names) > 2 and not any("alive" in name for name in names)
+    monkeypatch.setattr(token_store, "write_part", lambda *_: pytest.fail("made again"))
+    assert stored("two") == made
+    # What was cut on a host is copied again; what was cut in the bucket is made again.
+    (part,) = (tmp_path / "two").rglob("part-00001.tokens")
+    part.unlink()
+    assert stored("two") == made
+
+
+def test_a_damaged_part_in_a_bucket_is_made_again(stored, bucket):
+    made = stored("one")
+    (name,) = (name for name in bucket.objects if name.endswith("part-00001.tokens"))
+    whole = bucket.objects[name].data
+    bucket.put(name, whole[:-3])
+    assert stored("two") == made
+    assert bucket.objects[name].data == whole

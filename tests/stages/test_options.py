@@ -222,7 +222,8 @@ def loss_of(stage, run, models, batch, options, *, critic=False):
         declared = Stage("critic", stage.data, stage.options, stage.critic_loss, stage.totals, scalar=True)
         policy = models["critic"]
     frozen = dict.fromkeys(declared.frozen(options), models["reference"])
-    reading = (stage.name, critic, *sorted(declared.reading(options).items()), *frozen)
+    asked = np.asarray(declared.tokens_read(batch, options) if declared.reads else 0).tobytes()
+    reading = (stage.name, critic, *sorted(declared.reading(options).items()), *frozen, asked)
     if reading not in SCORES:
         SCORES[reading] = jax.jit(declared.scores(run.model, options))(policy, batch, frozen)
     scores, fixed = SCORES[reading]
@@ -310,6 +311,7 @@ def test_groups_become_advantages_as_by_hand(name, changes):
 
 # Where the other options of each stage are held to a value; a name after a dot is one stage's alone.
 ELSEWHERE = {
+    "test_pack_completions.test_a_run_learns_the_same": "pack_completions",
     "test_ppo_options.test_scores_become_advantages_as_by_hand": (
         "gamma lam reward_scale reward_clip missing_eos_penalty whiten_rewards whiten_advantages "
         "normalize_values value_decay"

@@ -1,5 +1,6 @@
 """How long a run is, what it says of it, and that no part of it is left out."""
 
+import contextlib
 import json
 
 import jax
@@ -162,6 +163,33 @@ def test_rows_of_many_tokens_take_many_sequences(runs, tmp_path):
     config = parse_config(make_config("sft", runs, data__max_segments=0, data__row_length=16_384))
     assert config.data.segments == 512
     assert parse_config(make_config("sft", runs, data__max_segments=0)).data.segments == 32
+
+
+@pytest.mark.slow
+def test_a_run_says_where_it_goes_on_and_that_it_is_finished(runs, tmp_path, capsys):
+    def said(stage, **changes):
+        config = make_config(stage, runs, num_steps=4, optimizer__schedule="linear", **changes)
+        with contextlib.suppress(Stopped):
+            train(
+                parse_config(config),
+                tmp_path,
+                devices=jax.devices()[:1],
+                stop_at=lambda step, phase: step == 3,
+            )
+        return capsys.readouterr().out
+
+    out = said("dpo", dpo__beta=0.3)
+    assert "\n4 of 4 steps to go" in out and "config.dpo: beta=0.3; the rest as in docs/config.md" in out
+    out = said("dpo", dpo__beta=0.3)
+    assert (
+        "\ngoes on after step 3: 1 of 4 steps to go" in out
+        and "begins at 0.001, linear, now 0.00025\n" in out
+    )
+    assert said("dpo", dpo__beta=0.3) == f"{tmp_path}: all of its 4 steps are done; nothing is trained\n"
+    with pytest.raises(
+        CheckpointError, match=r"a run of the stage dpo lies there, and this is sft; name another --w"
+    ):
+        said("sft")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from tiny import ON_POLICY, PROMPT_LENGTH, assert_tree_close, every_stage, make_
 
 from jaxalign import parallel
 from jaxalign.data.packing import collate
-from jaxalign.models.scoring import score_tokens, token_values
+from jaxalign.models.scoring import score_scalar, score_tokens
 from jaxalign.rl.rollout import Rollout
 from jaxalign.stages import parse_config
 from jaxalign.training.open import open_run
@@ -19,7 +19,7 @@ from jaxalign.training.saved_model import find_model
 from jaxalign.training.stage import Stage
 from jaxalign.training.state import gradients
 
-LAYOUTS = ("unpacked", "wider rows", "empty rows", "2 microbatches", "4 microbatches")
+LAYOUTS = ("unpacked", "wider and empty rows", "4 microbatches")
 OPTIONS = {
     "pretrain": {"pretrain.z_loss": 1e-2},
     "sft": {"sft.z_loss": 1e-2},
@@ -98,7 +98,7 @@ def episodes(run, params) -> Rollout:
     logp = score_tokens(params["policy"], *given).logp
     more = {"advantages": noise(1.0), "ref_logp": logp + noise(0.3)}
     if "critic" in params:
-        values = token_values(params["critic"], *given)
+        values = score_scalar(params["critic"], *given).values
         more = {"advantages": noise(1.0), "old_values": values + noise(0.3), "returns": values + noise(1.0)}
     return Rollout(
         tokens=tokens,
@@ -120,18 +120,19 @@ def relaid(stage, layout, run, runs, workdir, batch) -> tuple[Any, int]:
     """The same sequences in another layout, and in how many microbatches."""
     if "microbatches" in layout:
         return batch, int(layout[0])
-    if layout == "empty rows":
-        return jax.tree.map(lambda x: np.concatenate((x, np.zeros_like(x))), batch), 1
-    if stage in ("ppo", "distill") and layout == "unpacked":
-        return two_a_row(batch), 1
-    if stage in ON_POLICY and layout == "unpacked":  # a completion a row, in another order
-        return jax.tree.map(lambda x: x[::-1], batch), 1
+    if layout == "unpacked":
+        if stage in ("ppo", "distill"):
+            return two_a_row(batch), 1
+        if stage in ON_POLICY:  # a completion a row, in another order
+            return jax.tree.map(lambda x: x[::-1], batch), 1
+        other = everything(opened(stage, runs, workdir, **{"data.packing": False}))
+        assert len(other.tokens) > 1.5 * len(batch.tokens)
+        return other, 1
     if stage in ON_POLICY:
-        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (5, 3))), batch), 1
-    changes = {"data.packing": False} if layout == "unpacked" else {"data.row_length": 112}
-    other = everything(opened(stage, runs, workdir, **changes))
-    assert layout != "unpacked" or len(other.tokens) > 1.5 * len(batch.tokens)
-    return other, 1
+        wider = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (5, 3))), batch)
+    else:
+        wider = everything(opened(stage, runs, workdir, **{"data.row_length": 112}))
+    return jax.tree.map(lambda x: np.concatenate((x, np.zeros_like(x))), wider), 1
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from jaxalign.training.writer import SAMPLES, read_metrics
 
 MESHES = {
     "data8": {"mesh.data": 8},
-    "fsdp8": {"mesh.data": 1, "mesh.fsdp": 8},
     "fsdp4-tensor2": {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2},
     "fsdp2-context4": {"mesh.data": 1, "mesh.fsdp": 2, "mesh.context": 4},
     "data2-fsdp2-tensor2": {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
 }
+ON_MESHES = [(stage, "fsdp2-context4") for stage in STAGES] + [("sft", "data8"), ("reward", "fsdp4-tensor2")]
 # After the second step; for stages that sample also between the third rollout and the update on it.
 STOPS = [
     pytest.param(stage, (2, 0), marks=() if stage in ("pretrain", "dpo") else pytest.mark.slow)
@@ -63,20 +63,19 @@ def test_a_finished_run_that_is_started_again_changes_nothing(runs, baseline, tm
     lines = read_metrics(tmp_path)
     again = run("pretrain", runs, tmp_path, **changes)
     assert read_metrics(tmp_path) == lines
-    assert again | {"seconds": 0} == first | {"seconds": 0}
+    assert again == first  # the seconds, too
     assert_same_bits(final_state(tmp_path, "model"), final_state(baseline("pretrain"), "model"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [name for name in MESHES if name != "data2-fsdp2-tensor2"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "mesh"), ON_MESHES)
 def test_a_mesh_changes_no_number(stage, mesh, runs, baseline, tmp_path):
     run(stage, runs, tmp_path, devices=8, **baseline_changes(stage, runs), **MESHES[mesh])
     assert_same_numbers(tmp_path, baseline(stage))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["reward", "dpo", "ppo"])
 def test_a_run_goes_on_on_another_mesh(stage, runs, baseline, tmp_path):
     changes = baseline_changes(stage, runs)
     stop(stage, runs, tmp_path, (2, 0), **changes)
@@ -104,8 +103,12 @@ sys.path.insert(0, sys.argv[1])
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
-import tiny
-tiny.run("orpo", *map(pathlib.Path, sys.argv[2:4]), num_steps=40, checkpoint_every=1)
+import time, tiny
+from jaxalign.training import checkpoint
+write = checkpoint._ListedArrays.finalize
+# A checkpoint is being written most of the time, while steps go on.
+checkpoint._ListedArrays.finalize = lambda self, directory: (time.sleep(0.1), write(self, directory))
+tiny.run("orpo", *map(pathlib.Path, sys.argv[2:4]), num_steps=40, checkpoint_every=2)
 """
 
 
@@ -214,3 +217,8 @@ def test_every_metric_is_explained(stage, baseline):
     written = {name for line in lines for name in line["values"]}
     assert {"loss", "epoch", "num_tokens", "perf/step_time"} <= written and len(explained) > 50
     assert written - explained == set()
+    for line in lines[1:]:
+        if line["kind"] == "train":
+            assert line["values"]["perf/recompiles"] == 0, line["step"]
+        else:
+            assert line["values"]["perf/evaluate_time"] > 0

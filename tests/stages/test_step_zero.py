@@ -10,6 +10,7 @@ from tiny import history, run
 from jaxalign import parallel
 from jaxalign.errors import StepZeroError
 from jaxalign.models import transformer
+from jaxalign.models.attention import View, see
 from jaxalign.models.scoring import score_tokens
 from jaxalign.rl import rollout
 from jaxalign.rl import stage as rl_stage
@@ -75,19 +76,19 @@ def test_rounding_does_not_hide_another_reference(changes, factor, runs, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leak", ["everywhere", "backwards"])
-def test_a_reward_model_whose_attention_ignores_segments_is_refused(leak, runs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("attention", ["xla", "block_sparse"])
+def test_a_reward_model_whose_attention_ignores_segments_is_refused(attention, runs, tmp_path, monkeypatch):
     def mask(q_positions, q_segments, k_positions, k_segments, window=0):
-        if leak == "everywhere":
-            return k_positions[:, None, :] <= q_positions[:, :, None]
-        order = jnp.arange(q_segments.shape[1])
-        return jnp.broadcast_to(
-            order[None, None, :] <= order[None, :, None], (len(q_segments), *order.shape * 2)
-        )
+        return k_positions[:, None, :] <= q_positions[:, :, None]
+
+    def backwards(segment_ids, window=0):
+        view = see(segment_ids)
+        return View(jnp.zeros_like(view.first), view.last)
 
     monkeypatch.setattr(transformer, "attention_mask", mask)
+    monkeypatch.setattr(transformer, "see", backwards)
     with pytest.raises(StepZeroError, match="lets segments see each other"):
-        run("reward", runs, tmp_path)
+        run("reward", runs, tmp_path, **{"model.attention": attention})
 
 
 @pytest.mark.slow

@@ -132,7 +132,8 @@ def make_config(stage: str, runs: pathlib.Path, **changes: Any) -> ConfigDict:
     if stage == "distill":
         base["distill.teacher"] = str(runs / "pretrain")
     if stage in ON_POLICY:
-        base[f"{stage}.sampling.max_new_tokens"] = 8
+        # One shape of each program is enough for most tests; test_pack_completions.py and those of resuming have more.
+        base |= {f"{stage}.sampling.max_new_tokens": 8, f"{stage}.pack_completions": False}
     for key, value in (base | {key.replace("__", "."): value for key, value in changes.items()}).items():
         config.update_from_flattened_dict({key: value})
     return config
@@ -149,7 +150,7 @@ def baseline_changes(stage: str, runs: pathlib.Path) -> dict[str, Any]:
     if stage in ("grpo", "rloo"):
         changes |= {f"{stage}.num_iterations": 2, f"{stage}.num_minibatches": 2}
     if stage == "grpo":
-        changes |= {"grpo.beta": 0.1, "grpo.drop_equal_groups": True}
+        changes |= {"grpo.beta": 0.1, "grpo.drop_equal_groups": True, "grpo.pack_completions": True}
     if stage in ("ppo", "grpo", "rloo"):
         changes[f"{stage}.reference_rate"] = 0.1
     if stage in ON_POLICY:

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -18,7 +19,9 @@ from flax import struct
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxalign import cli
 from jaxalign.errors import CheckpointError
+from jaxalign.training import checkpoint as module
 from jaxalign.training.checkpoint import Checkpointer, load_meta, load_params, save_params, saved_metas
 
 
@@ -158,6 +161,74 @@ def test_a_disk_that_takes_no_more_is_told_in_a_line_and_nothing_is_lost(tmp_pat
         np.testing.assert_array_equal(state["x"], noise)
         checkpointer.save(2, {"x": noise + 1}, {})
         assert checkpointer.latest() == 2
+
+
+def test_what_goes_wrong_in_the_background_is_told_as_at_once_and_removes_nothing(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = jax.random.normal(jax.random.key(0), (1 << 19,))
+    with Checkpointer(tmp_path, keep=1, async_save=True) as checkpointer:
+        checkpointer.save(1, {"x": noise}, {})
+        checkpointer.wait()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+            with pytest.raises(CheckpointError) as caught:
+                checkpointer.save(2, {"x": noise + 1}, {})
+                deadline = time.monotonic() + 60
+                while time.monotonic() < deadline:  # as a loop does between its steps
+                    checkpointer.check()
+                    time.sleep(0.01)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert str(caught.value) == (
+            f"{tmp_path}: the checkpoint of step 2 could not be written (File too large); of the earlier ones, step 1 "
+            "is there. Make room, then run the same command"
+        )
+        checkpointer.wait()  # told once
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        state, _ = checkpointer.restore(1, _abstract({"x": noise}))
+        np.testing.assert_array_equal(state["x"], noise)
+        assert list(saved_metas(tmp_path)) == [1]
+
+
+def test_the_older_steps_go_when_the_newer_one_is_whole(tmp_path, monkeypatch):
+    """A write that is held up: until it is let go there is the older step alone, and a step later the newer alone."""
+    held = threading.Event()
+    finalize = module._ListedArrays.finalize
+
+    def wait_first(self, directory):
+        assert held.wait(60)
+        finalize(self, directory)
+
+    with Checkpointer(tmp_path, keep=1, async_save=True) as checkpointer:
+        checkpointer.save(1, {"x": jnp.float32(1)}, {})
+        checkpointer.wait()
+        monkeypatch.setattr(module._ListedArrays, "finalize", wait_first)
+        checkpointer.save(2, {"x": jnp.float32(2)}, {})
+        assert module.is_writing() and checkpointer.newest == 2
+        checkpointer.check()
+        assert list(saved_metas(tmp_path)) == [1]
+        held.set()
+        assert checkpointer.latest() == 2 and list(saved_metas(tmp_path)) == [2]
+        assert not module.is_writing()
+
+
+def test_who_interrupts_does_not_wait_for_a_write(tmp_path, monkeypatch):
+    held, left = threading.Event(), []
+    finalize = module._ListedArrays.finalize
+    monkeypatch.setattr(
+        module._ListedArrays, "finalize", lambda self, path: (held.wait(60), finalize(self, path))
+    )
+    monkeypatch.setattr(cli.os, "_exit", left.append)
+    with pytest.raises(KeyboardInterrupt), Checkpointer(tmp_path, async_save=True) as checkpointer:
+        checkpointer.save(1, {"x": jnp.float32(1)}, {})
+        raise KeyboardInterrupt
+    assert module.is_writing() and list(saved_metas(tmp_path)) == []
+    cli._leave_writers()  # where Python itself would wait
+    assert left == [130]
+    held.set()
+    checkpointer.close()
+    cli._leave_writers()
+    assert left == [130] and list(saved_metas(tmp_path)) == [1]
 
 
 def test_params_load_from_a_run_a_step_or_an_export(tmp_path):

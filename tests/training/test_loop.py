@@ -119,7 +119,7 @@ def test_flops_count_every_weight_matrix_and_every_visible_pair_once(changes):
     positions = np.array([[0, 1, 2, 0, 1, 0], [0, 0, 0, 0, 0, 0]])
     pairs = 6 + 3 + 1
     work = count_work(config, segments, positions)
-    assert tuple(map(float, work)) == (6, pairs, pairs)
+    assert tuple(map(float, work)) == (6, pairs, pairs, 6)
     assert step_flops(config, work) == 6 * active_params(config) * 6 + 12 * 3 * 4 * 4 * pairs
 
 

@@ -68,6 +68,23 @@ def test_adamw_follows_its_paper():
     _check_against(_config("adamw", weight_decay=0.1, eps=1e-3), direction)
 
 
+def test_first_moments_may_be_kept_in_bfloat16():
+    def rounded(x):
+        return np.float64(np.asarray(x, jnp.bfloat16))
+
+    def adam(g, memory, t):
+        moment = 0.9 * memory["m"] + 0.1 * g
+        memory["v"] = 0.95 * memory["v"] + 0.05 * g**2
+        memory["m"] = rounded(moment)
+        return moment / (1 - 0.9**t) / (np.sqrt(memory["v"] / (1 - 0.95**t)) + 1e-3)
+
+    _check_against(_config("adamw", mu_dtype="bfloat16", weight_decay=0.1, eps=1e-3), adam)
+    for name in ("adamw", "lion"):
+        state = _run(_config(name, mu_dtype="bfloat16"))[2]
+        kinds = {str(x.dtype) for x in jax.tree.leaves(optax.tree_utils.tree_get(state, "mu"))}
+        assert kinds == {"bfloat16"}
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.7])
 def test_rmsprop_follows_its_lecture(momentum):
     def direction(g, memory, t):

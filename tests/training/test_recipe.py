@@ -12,6 +12,7 @@ from jaxalign.config import load_config
 from jaxalign.data.dataset import DataConfig, dataset_from_records
 from jaxalign.data.items import Item
 from jaxalign.data.packing import Rows
+from jaxalign.data.parts import Items, as_items
 from jaxalign.data.sources import Records
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig
@@ -43,7 +44,8 @@ def rows_of(count, length, kind="sft", row_length=0):
     item = Item(np.zeros(length, np.int32), np.ones(length, np.float32))
     each = (row_length or length) // length
     bins = [range(i, min(i + each, count)) for i in range(0, count, each)]
-    return Rows([item] * count, bins, kind, each * length, each, each, 1, (0, len(bins)))
+    items = Items(as_items([item]).parts, np.zeros(count, int))
+    return Rows(items, bins, kind, each * length, each, each, 1, (0, len(bins)))
 
 
 def chosen(stage, parameters, model=MODEL, **changes):

@@ -41,17 +41,23 @@ class Device:
         return metrics
 
 
+def logged_run(steps):
+    """What a recorder reads of a run that logs every step."""
+    config = types.SimpleNamespace(log_every=1, on_nonfinite="stop")
+    return types.SimpleNamespace(config=config, steps=steps, mesh=None, epochs_after=lambda step: step / 4)
+
+
 def test_every_step_takes_as_long_as_the_device_took(tmp_path, monkeypatch):
     device = Device()
     monkeypatch.setattr(module.time, "monotonic", lambda: device.now)
     monkeypatch.setattr(module.jax, "device_get", device.get)
     monkeypatch.setattr(module, "peak_flops", lambda mesh: None)
-    config = types.SimpleNamespace(log_every=1, on_nonfinite="stop")
-    run = types.SimpleNamespace(config=config, steps=9, mesh=None, epochs_after=lambda step: step / 4)
+    monkeypatch.setattr(module, "peak_memory", lambda mesh: None)
+    run = logged_run(9)
     with MetricWriter(tmp_path, tensorboard=False) as writer, Progress(9, "sft", mode="silent") as progress:
         recorder = module.Recorder(run, writer, progress, {})
         for step in range(1, 10):
-            recorder.begin(None)
+            recorder.begin()
             recorder.phase("update", device.send(step), wait=False)
             recorder.end(step, None)
             if step % 3 == 0:  # an evaluation, which takes a minute
@@ -66,6 +72,47 @@ def test_every_step_takes_as_long_as_the_device_took(tmp_path, monkeypatch):
     assert [line["epoch"] for line in lines] == [step / 4 for step in range(2, 10)]
 
 
+def test_a_step_whose_phases_are_waited_for_takes_what_they_take(tmp_path, monkeypatch):
+    """Its times add up, also of the steps before and after what stands between steps."""
+    device = Device()
+    monkeypatch.setattr(module.time, "monotonic", lambda: device.now)
+    monkeypatch.setattr(module, "peak_flops", lambda mesh: None)
+    monkeypatch.setattr(module, "peak_memory", lambda mesh: 3 * 2**30)
+    compiled, within = 5, {1: 4, 3: 2, 5: 1}
+    monkeypatch.setattr(module, "count_compilations", lambda: compiled)
+    run = logged_run(5)
+    with MetricWriter(tmp_path, tensorboard=False) as writer, Progress(5, "ppo", mode="silent") as progress:
+        recorder = module.Recorder(run, writer, progress, {})
+        for step in range(1, 6):
+            recorder.begin()
+            device.now += 0.5
+            recorder.batch(types.SimpleNamespace(rows=None))
+            device.now += 4.0 + step
+            recorder.phase("rollout", {"perf/score_time": Mean(1.5, 1.0)}, wait=True)
+            device.now += 2.0
+            compiled += within.get(step, 0)
+            recorder.phase("update", {"skipped_steps": Mean(jnp.float32(0), jnp.float32(1))}, wait=True)
+            recorder.end(step, None)
+            if step == 3:
+                recorder.flush(None)
+                compiled += 10
+                with recorder.saving():
+                    device.now += 7.0
+                recorder.restart_clock()
+        recorder.flush(None)
+    first, *lines = [line["values"] for line in read_metrics(tmp_path)]
+    assert first["perf/first_step_time"] == 7.5 and "perf/rollout_time" not in first
+    for step, line in enumerate(lines, 2):
+        assert line["perf/rollout_time"] == 4 + step and line["perf/score_time"] == 1.5
+        assert (
+            line["perf/step_time"] == line["perf/data_time"] + line["perf/rollout_time"] + 2.0 == 6.5 + step
+        )
+        assert line.get("perf/checkpoint_time") == (7.0 if step == 4 else None)
+        assert line["perf/peak_device_memory"] == 3 and 0.05 < line["perf/peak_host_memory"] < 100
+    # Not what the first two steps compile, nor what is compiled between steps.
+    assert [line["perf/recompiles"] for line in lines] == [0, 2, 2, 3]
+
+
 def record(folder, config, metrics, before=None, start=0, stop=None, monkeypatch=None):
     """Feeds a step's metrics after the other, and returns what a checkpoint would hold at the end."""
     run = types.SimpleNamespace(
@@ -74,7 +121,7 @@ def record(folder, config, metrics, before=None, start=0, stop=None, monkeypatch
     with MetricWriter(folder, tensorboard=False) as writer, Progress(9, "sft", mode="silent") as progress:
         recorder = module.Recorder(run, writer, progress, before or {})
         for step in range(start, len(metrics) if stop is None else stop):
-            recorder.begin(None)
+            recorder.begin()
             recorder.phase("update", metrics[step], wait=False)
             recorder.end(step + 1, None)
         recorder.flush(None)
@@ -84,6 +131,7 @@ def record(folder, config, metrics, before=None, start=0, stop=None, monkeypatch
 def test_a_line_is_about_all_steps_since_the_last_and_a_kill_changes_none(tmp_path, monkeypatch):
     """Sums of a weight that differs by step, in float64, against NumPy over all entries."""
     monkeypatch.setattr(module, "peak_flops", lambda mesh: None)
+    monkeypatch.setattr(module, "peak_memory", lambda mesh: None)
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 9, 8)
     entries = [rng.normal(3, 1, size).astype(np.float32) for size in sizes]
@@ -148,6 +196,7 @@ def test_mfu_counts_a_scalar_model_without_its_vocabulary(tmp_path, monkeypatch,
     monkeypatch.setattr(module.time, "monotonic", lambda: device.now)
     monkeypatch.setattr(module.jax, "device_get", device.get)
     monkeypatch.setattr(module, "peak_flops", lambda mesh: 1e6)
+    monkeypatch.setattr(module, "peak_memory", lambda mesh: None)
     config = types.SimpleNamespace(log_every=3, on_nonfinite="stop")
     run = types.SimpleNamespace(config=config, steps=3, mesh=None, model=model, epochs_after=lambda step: 0.0)
     segments, positions = jnp.ones((1, 8), jnp.int32), jnp.arange(8)[None]
@@ -157,7 +206,7 @@ def test_mfu_counts_a_scalar_model_without_its_vocabulary(tmp_path, monkeypatch,
         work = tokens_metric(count_work(model, segments, positions))
         work |= flops_metric(update_flops(model, batch, scalar=scalar)) | flops_metric(1e3, "/rollout")
         for step in (1, 2, 3):
-            recorder.begin(None)
+            recorder.begin()
             recorder.phase("update", device.send(step) | work, wait=False)
             recorder.end(step, None)
         recorder.flush(None)

@@ -153,7 +153,7 @@ def test_fields_that_are_not_read_are_listed_for_each_source(folder, capsys):
     assert f"not read, eval, {held_out}: category (1)" in page and "question=ask,completion=good" in page
     prompts = audited(folder, "ppo", [{"question": "who?", "answer": "fox"}])
     print_audit(prompts, Console(width=120), 0)
-    assert f"left to reward functions, train, {folder / 'train.jsonl'}: answer (1)" in capsys.readouterr().out
+    assert f"no part of the prompts, train, {folder / 'train.jsonl'}: answer (1)" in capsys.readouterr().out
 
 
 def test_cut_completions_are_told_from_endless_ones(folder):

@@ -83,7 +83,7 @@ def test_system_temperature_and_reset(speakers, folder):
 
 def test_a_saved_conversation_is_rows_to_train_on(speakers, folder, tmp_path):
     file = tmp_path / "chat.jsonl"
-    made, _ = talk(speakers, folder, "who is it", f"/save {file}")
+    made, _ = talk(speakers, folder, "who is it", f"/save {file}", min_new_tokens=5)
     made.obey(f"/save {file}")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["model"] for row in rows] == [speaker.name for speaker in speakers] * 2

@@ -17,6 +17,7 @@ from jaxalign.models import init_params
 from jaxalign.models.scoring import segment_rewards
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.sampling.stream import stream
+from jaxalign.streams import shown
 from jaxalign.verbs.chat import ChatRequest, chat
 
 
@@ -278,7 +279,7 @@ def test_chat_answers_each_turn_in_the_light_of_those_before(folder):
     turns = [Message("user", "who is it"), Message("assistant", first), Message("user", "the ox")]
     second = expected_reply(folder, "model", turns, keys[1])
     said = talk(folder, "who is it\nthe ox\n/quit\nnever read\n")
-    assert first.strip("\ufffd\n") in said and second.strip("\ufffd\n") in said
+    assert f"who is it\n{shown(first)}\nyou: the ox\n{shown(second)}\nyou: /quit" in said
     assert "never" not in said
 
 

@@ -101,6 +101,17 @@ def test_flags_that_cannot_work_are_named(cls, argv, said, capsys):
     assert capsys.readouterr().err.startswith(f"jaxalign {verb}: {said}")
 
 
+def test_all_flags_that_are_none_are_told_at_once():
+    argv = ["--config=sft", "--workdir=w", "--learning_rate", "1e-5", "--dataset=p.jsonl", "--frob"]
+    with pytest.raises(ConfigError) as refused:
+        TrainRequest.parse(argv)
+    assert str(refused.value).splitlines() == [
+        "--learning_rate is not a flag; did you mean --config.optimizer.learning_rate=1e-5?",
+        "  --dataset=p.jsonl is not a flag; did you mean --config.data.train=p.jsonl?",
+        "  --frob is not a flag; the flags are --config, --workdir, --dry-run, --profile, --print-config",
+    ]
+
+
 def test_a_request_made_by_a_program_is_checked_under_the_same_names():
     with pytest.raises(ConfigError, match=r"^--top-p=0\.0 must be above 0 and at most 1"):
         GenerateRequest(model="m", prompts="p", out="o", top_p=0.0)

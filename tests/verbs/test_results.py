@@ -65,6 +65,15 @@ def test_an_evaluation_has_a_column_for_each_set():
     ]
 
 
+def test_a_run_that_is_stopped_at_its_end_says_so_and_no_more(monkeypatch, capsys):
+    def stop(request):
+        raise Stopped("stopped after the last step, with the model written", finished=True)
+
+    monkeypatch.setattr(train, "run", stop)
+    assert main(["train", "--config=sft", "--workdir=run"]) == 75
+    assert capsys.readouterr().err == "jaxalign train: stopped after the last step, with the model written\n"
+
+
 def test_a_run_that_stops_says_what_goes_on(monkeypatch, capsys):
     def stop(request):
         raise Stopped("stopped after step 3; state saved")

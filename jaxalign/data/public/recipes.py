@@ -209,19 +209,11 @@ def open_source(
     Raises DataError for a source that cannot be read, a recipe that has no records of `kind` and a part that the
     dataset has not.
     """
-    named = parse_source(source)
+    named, served, split = locate(source, kind, part, split)
     recipe = RECIPES.get(named.recipe)
-    served = kind
     if recipe is None:
         options = {"name": named.subset} if named.subset else {}
-        split = named.split or split or "train"
     else:
-        if (served := _served(recipe, kind)) is None:
-            raise DataError(
-                f"{source}: recipe {named.recipe} has {', '.join(recipe.kinds)} data, but no {kind} data"
-            )
-        if not (to_path(named.place).is_file() or is_pattern(named.place)):
-            split = named.split or split or _default_split(recipe, served, part, source)
         options = dict(recipe.options) if named.place in recipe.hub else {}
         if named.subset and recipe.subset != "language":
             options[recipe.subset] = named.subset
@@ -238,6 +230,24 @@ def open_source(
     if ignored:  # messages may have been stored as text
         records = _adapted(records, partial(without_inner_fields, names=ignored))
     return _adapted(records, partial(complete_prompt, kind=kind))
+
+
+def locate(source: str, kind: str, part: str = "train", split: str = "") -> tuple[Source, str, str]:
+    """What a source names, which kind of data its recipe has for `kind`, and the split; see `open_source`.
+
+    Raises DataError for a recipe that has no records of `kind` and a part that the dataset has not.
+    """
+    named = parse_source(source)
+    recipe = RECIPES.get(named.recipe)
+    if recipe is None:
+        return named, kind, named.split or split or "train"
+    if (served := _served(recipe, kind)) is None:
+        raise DataError(
+            f"{source}: recipe {named.recipe} has {', '.join(recipe.kinds)} data, but no {kind} data"
+        )
+    if not (to_path(named.place).is_file() or is_pattern(named.place)):
+        split = named.split or split or _default_split(recipe, served, part, source)
+    return named, served, split
 
 
 def parse_source(source: str) -> Source:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.errors import ConfigError
-from jaxalign.models.config import ModelConfig
+from jaxalign.models.config import RUNTIME_KEYS, ModelConfig
 from jaxalign.models.hf.families import FAMILIES, Family
 from jaxalign.models.hf.parts import shortest_pattern
 from jaxalign.models.hf.reader import HARMLESS
@@ -21,7 +21,7 @@ _REFUSED = {
 }
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Fields that say how a model is computed or trained, not which function it is.
-_NOT_FUNCTION = ("dtype", "remat", "attention", "init_std", "router_balance_coef", "router_z_coef")
+_NOT_FUNCTION = (*RUNTIME_KEYS, "init_std")
 _SCALING_FIELDS = {
     "none": (),
     "linear": ("rope_factor",),

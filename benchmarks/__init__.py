@@ -1,0 +1,1 @@
+"""Measurements against other libraries and of growth; nothing here is installed with jaxalign."""
