@@ -23,7 +23,7 @@ from jaxalign.models.attention import View, attention, on_own_rows, soft_cap
 
 BLOCK = 32
 # Of rows up to this long the whole matrix of scores is as fast, and compiles sooner.
-SHORT = 2 * BLOCK
+SHORT = 4 * BLOCK
 # Blocks of queries at a time: fewer share their turns more evenly, more make larger products.
 TOGETHER = 16
 
