@@ -7,14 +7,7 @@ them. Natural lengths are those of short reviews: prompts of 2 to 8 tokens, answ
 import json
 import pathlib
 import random
-
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
+from typing import Any
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 VOCABULARY = 4096
@@ -51,6 +44,7 @@ def make_work(
       shape: changes to `SHAPE`.
     """
     import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
@@ -82,8 +76,11 @@ def make_work(
         (folder / f"{name}_first.jsonl").write_text(first)  # those on which losses are compared
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> Any:
     """A word for every token; every word of a text has a space before it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     words = [*SPECIAL, *(f"▁w{i}" for i in range(VOCABULARY - len(SPECIAL)))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from jaxalign.cache_folder import cache_folder
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
-# Of a compilation whose result is kept. By JAX's own default of a second the many small programs would be left out.
-LEAST_SECONDS = ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+# Of a compilation whose result is kept: of all. A start has dozens of small programs, which take seconds together.
+LEAST_SECONDS = ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 MOST_BYTES = 10 * 2**30  # the oldest programs beyond it are removed at the next start
 
 

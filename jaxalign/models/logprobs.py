@@ -357,9 +357,12 @@ def _logits_backward(
         # One dimension of tokens, as in `Projection`.
         d_logits, hidden = (x.reshape(1, -1, x.shape[-1]) for x in (d_logits, hidden))
     d_hidden = jnp.einsum("btv,vd->btd", d_logits, head, preferred_element_type=jnp.float32)
-    # Transposed afterwards: the CPU's compiler copies what it multiplies, which is the logits the other way round.
-    d_head = jnp.einsum("btd,btv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
-    return d_hidden.astype(hidden.dtype).reshape(shape), d_head.T
+    if d_logits.dtype == jnp.float32:
+        # Transposed afterwards: the CPU's compiler writes a copy of what stands first, which is the smaller one here.
+        d_head = jnp.einsum("btd,btv->dv", hidden, d_logits).T
+    else:
+        d_head = jnp.einsum("btv,btd->vd", d_logits, hidden, preferred_element_type=jnp.float32)
+    return d_hidden.astype(hidden.dtype).reshape(shape), d_head
 
 
 def _is_target(targets: jax.Array, logits: jax.Array) -> jax.Array:

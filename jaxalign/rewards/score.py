@@ -124,6 +124,7 @@ def weighted_total(each: Sequence[np.ndarray], weights: Sequence[float]) -> np.n
     return np.where(np.isnan(scores).all(axis=0), np.nan, total)
 
 
+@jax.jit
 def reward_metrics(each: Mapping[str, jax.Array], mask: jax.Array) -> Metrics:
     """`rewards/<name>/mean` and `rewards/<name>/std` of scores without weights, over completions they apply to.
 

@@ -7,7 +7,7 @@ the host holds the result's part that lives there, one tensor, and a piece of it
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -180,8 +180,13 @@ def _write(
 
 
 def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    return _make_zeros(leaf.shape, leaf.dtype, leaf.sharding)()
+
+
+@functools.lru_cache
+def _make_zeros(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Callable[[], jax.Array]:
     # Compiled, because `jnp.zeros(device=...)` takes the memory twice for a moment.
-    return jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
 
 
 def _write_part(array: jax.Array, part: np.ndarray, position: list[int]) -> jax.Array:
