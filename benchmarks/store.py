@@ -18,7 +18,7 @@ import time
 import numpy as np
 
 from jaxalign.data import DataConfig, load_tokenizer, make_loader, train_sentencepiece
-from jaxalign.data.dataset import build_dataset, find_store
+from jaxalign.data.dataset import build_dataset, stored_sources
 from jaxalign.data.parts import Part
 from jaxalign.data.store import part_records, save_part
 
@@ -43,7 +43,8 @@ def write_store(folder: pathlib.Path, tokens: int, seed: int = 0) -> None:
     (folder / "data.jsonl").write_text('{"text": "this is never read"}\n')
     words = "the quick brown fox jumps over a lazy dog".split()
     train_sentencepiece([" ".join(words)] * 20, folder / "t.model", 300)
-    store = find_store(config_of(folder), load_tokenizer(folder / "t.model"), "text")
+    _, (source,) = stored_sources(config_of(folder), load_tokenizer(folder / "t.model"), "text", "train")
+    store = source.store
     store.folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     records = tokens // MEAN

@@ -1,8 +1,8 @@
 """Records to batches: sources, checks, tokenizers, chat templates, packing and sampling."""
 
 from jaxalign.data.batch import Batch, PairBatch, PromptBatch, UnpairedBatch
+from jaxalign.data.config import DataConfig
 from jaxalign.data.dataset import (
-    DataConfig,
     Dataset,
     abstract_batch,
     build_dataset,

@@ -11,26 +11,33 @@ import numpy as np
 
 from jaxalign.data.apart import drop_shared, find_shared, hold_out
 from jaxalign.data.batch import ARRAYS
-from jaxalign.data.encode import OVERLONG, Reading
-from jaxalign.data.encode_sources import Asked, Place, encode_records_of, encode_sources, note_bad
+from jaxalign.data.config import DataConfig
+from jaxalign.data.encode import Reading
+from jaxalign.data.encode_sources import (
+    IN_MEMORY,
+    Asked,
+    Place,
+    StoredSource,
+    encode_records_of,
+    encode_sources,
+    find_stores,
+    note_bad,
+)
 from jaxalign.data.encoded import Encoded
 from jaxalign.data.encoder import Encoder
-from jaxalign.data.invalid import RULES, BadRow, Invalid
+from jaxalign.data.invalid import BadRow, Invalid
 from jaxalign.data.mapping import check_mapping, parse_mapping
 from jaxalign.data.mismatched import add_mismatched
-from jaxalign.data.overlap import KEYS
 from jaxalign.data.packing import AnyBatch, Keeper, Rows, build_rows
 from jaxalign.data.parts import Items
 from jaxalign.data.public.advice import advise
+from jaxalign.data.public.recipes import needs_all_rows, open_source
 from jaxalign.data.records import KINDS, known_kinds
 from jaxalign.data.report import EncodingReport, collect
 from jaxalign.data.sources import Records, split_names
 from jaxalign.data.store import Store, rows_name
-from jaxalign.data.store_key import files_of
+from jaxalign.data.stream import Reader, Stream
 from jaxalign.errors import ConfigError, DataError, amount
-from jaxalign.fields import Checked, field
-from jaxalign.text.chat import LEARN
-from jaxalign.text.rendered import CONTROL_TOKENS
 from jaxalign.text.template_args import choose_template
 from jaxalign.text.templates import ChatTemplate
 from jaxalign.text.tokenizer import Tokenizer
@@ -40,72 +47,6 @@ FULL_ROW = 8  # so many records of mean length leave little of a row empty
 FEWEST_ROWS = 64  # of little data, so that a step need not take it all
 ROW_UNIT = 128  # tokens, of which rows are multiples: what accelerators compute with at once
 SHORT_ROW, SHORT_UNIT = 512, 16  # up to so many tokens, a multiple of so many
-OVERLAP = ("drop", "error", "allow")
-
-
-@dataclass(frozen=True)
-class DataConfig(Checked, at="config.data"):
-    """`config.data`. A source is a file, folder or hub name; see `recipes` for all that it can say."""
-
-    # Sources; several also as one string, separated by commas. Shares and held-out data that a config file names are
-    # those of its own training data.
-    train: str | tuple[str, ...] = field("", replaces=("weights", "eval"))
-    # Sources of held-out data, named as those of train.
-    eval: str | tuple[str, ...] = field("", replaces=("eval_fraction",))
-    # Without `eval`: share of the training prompts to hold out, by their hash.
-    eval_fraction: float = field(
-        0.0, at_least=0, below=1, says=": must be 0 or more and less than 1", replaces=("eval",)
-    )
-    # Training records that are also in eval: "drop", "error" or "allow".
-    overlap: str = field("drop", choices=OVERLAP, says=f": write one of {', '.join(OVERLAP)}")
-    # Also there by "prompt", or by the whole "record" where most have one and the same prompt.
-    overlap_by: str = field("prompt", choices=tuple(KEYS), says=f": write one of {', '.join(KEYS)}")
-    split: str = ""  # of a folder or hub dataset; "": the one that fits, as its recipe says, or "train"
-    # Records of each source to read, a hub dataset being streamed; 0 reads all.
-    take: int = field(0, at_least=0, says=": must be 0 or more")
-    # What becomes of rows that cannot be used: "stop" lists them and refuses; "drop" leaves them out, up to half of a
-    # source, counts them and lists them in dropped.jsonl.
-    invalid: str = field("stop", choices=RULES, says=f": write one of {', '.join(RULES)}")
-    # "OURS=THEIRS,...": what the rows call the fields that we read, as in "prompt=question,chosen=data.good".
-    fields: str = ""
-    # Of rows and messages, left out on purpose though they mean something.
-    ignore_fields: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()  # each training source's share of rows; () is each row once per epoch
-    tokenizer: str = ""  # .model or tokenizer.json, folder with one, or hub model; see `load_tokenizer`
-    chat_template: str = ""  # Jinja file; "" is the tokenizer's own template, or else the built-in one
-    # Values of variables that the template reads: "enable_thinking=False, level=low" or a JSON object.
-    template_args: str = ""
-    # Control tokens that answers may hold, beside those that the template writes in answers; see docs/templates.md.
-    answer_tokens: tuple[str, ...] = ()
-    # What plain text is that begins or ends as a rendered conversation: "refuse", names as "ids", or as "letters".
-    control_tokens: str = field(
-        CONTROL_TOKENS[0], choices=CONTROL_TOKENS, says=f": write one of {', '.join(CONTROL_TOKENS)}"
-    )
-    # Which answers of a conversation are learned: "all" or the "last" one.
-    learn: str = field(LEARN[0], choices=LEARN, says=f": write one of {', '.join(LEARN)}")
-    # Most tokens of one sequence; 0: the model's own, up to what is usual for the stage.
-    max_length: int = field(0, at_least=0)
-    # Tokens of one packed row; 0: what the longest record needs, and more where short ones then fill rows better.
-    row_length: int = field(0, at_least=0)
-    packing: bool = True  # False: one sequence, pair or ranking per row
-    # Sequences in one packed row; 0: one for every 32 tokens of it, and at least 32.
-    max_segments: int = field(0, at_least=0)
-    # What is longer than max_length: "error", "drop" or "truncate"; text is split.
-    overlong: str = field("drop", choices=OVERLONG, says=f": write one of {', '.join(OVERLONG)}")
-    seed: int = field(0, at_least=0, below=2**32)  # which sequences share a row
-    # Where tokens are kept, so that they are made once: a folder, also gs://; "": for sources of 32 MiB and more, the
-    # folder stores in JAXALIGN_CACHE, by default ~/.cache/jaxalign; "none": they are made at every start.
-    store: str = ""
-
-    def slots(self, kind: str) -> int:
-        """Tokens of a row. Prompts stand one in a row, which need not hold more than one."""
-        one = KINDS[kind].one_per_row and 0 < self.max_length < self.row_length
-        return self.max_length if one else self.row_length
-
-    @property
-    def segments(self) -> int:
-        """Most sequences of a packed row."""
-        return self.max_segments or max(32, self.row_length // 32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +61,7 @@ class Dataset:
     sources: tuple[Records, ...]
     invalid: tuple[BadRow, ...] = ()  # rows that could not be used and were left out
     stores: tuple[Store, ...] = ()  # that the tokens are in
+    stream: Stream | None = None  # of which these rows are the first window
 
     @cached_property
     def fingerprint(self) -> str:
@@ -133,7 +75,9 @@ class Dataset:
         return row
 
     def where(self, number: int) -> str:
-        """`file:row` of a record."""
+        """`file:row` of a record; of a stream the name and number."""
+        if self.stream is not None:
+            return f"{self.stream.name}, record {number + 1}"
         source, index = self._find(number)
         return source.where(index)
 
@@ -157,6 +101,8 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple
     The second is None without `config.data.eval` and `eval_fraction`. Raises as `dataset_from_records` does, and
     DataError with overlap="error" for a training record that is also in eval.
     """
+    if config.streaming:
+        return _stream(config, tokenizer, kind)
     invalid = Invalid(config.invalid)
     sources, encoded = _read(config, tokenizer, kind, "train", invalid)
     if config.eval:
@@ -189,6 +135,68 @@ def build_dataset(config: DataConfig, tokenizer: Tokenizer, kind: str, part: str
     sources, encoded = _read(config, tokenizer, kind, part, invalid)
     invalid.check(sources, partial(advise, kind=kind))
     return _pack(sources, encoded, config, tokenizer, kind, part, invalid=invalid)
+
+
+def _stream(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple[Dataset, Dataset | None]:
+    """The first window of the training source, with the stream that it begins, and the held-out rows."""
+    asked = _asked(config, kind, "train")
+    (name, *more), key = asked.names, "config.data.streaming=True"
+    _check_streaming(config, kind, name, more)
+    held_sources, held, held_out = list[Records](), list[Encoded](), None
+    if config.eval:
+        invalid = Invalid(config.invalid)
+        held_sources, held = _read(config, tokenizer, kind, "eval", invalid)
+        invalid.check(held_sources, partial(advise, kind=kind))
+        held_out = _pack(held_sources, held, config, tokenizer, kind, "eval", invalid=invalid)
+    # As long as the longest record may be: nobody knows what comes.
+    length = config.row_length or KINDS[kind].sequences * config.max_length
+    config = replace(config, row_length=length)
+    _check(config, kind, 1, ())
+    encoder, reader = _encoder(config, tokenizer, kind), Reader()
+
+    def read(start: int, count: int) -> Records:
+        options = {**asked.options, "take": count, "read": partial(reader.read, start=start)}
+        with _from_key("train"):
+            return open_source(name, kind, "train", **options)
+
+    def make(records: Records, start: int) -> Dataset:
+        invalid = Invalid(config.invalid)
+        with _from_key("train"):
+            encoded = [encode_records_of(records, encoder, invalid, first_row=start)]
+        note_bad(encoded[0], records, invalid)
+        invalid.check([records], partial(advise, kind=kind))
+        if held and config.overlap != "allow":
+            encoded = _keep_apart(encoded, held, [records], held_sources, config)
+        return _pack([records], encoded, config, tokenizer, kind, invalid=invalid)
+
+    stream = Stream(name, read, make, config.stream_buffer, config.take or None)
+    first = stream.window(0)
+    if first is None:
+        raise DataError(f"{name}: holds no records; give a source with at least one (from {key})")
+    check_mapping(first.sources, asked.options["fields"])
+    return replace(first, stream=stream), held_out
+
+
+def _check_streaming(config: DataConfig, kind: str, name: str, more: Sequence[str]) -> None:
+    """Raises ConfigError for what needs all of the data at once."""
+    found = KINDS[kind]
+    problems = {
+        f"reads one source, and config.data.train names {len(more) + 1}; name files of one format by a pattern": more,
+        f"is not for {kind} data, all of which is needed at once; leave it out": found.one_per_row
+        or found.mismatched,
+        f"holds nothing out by config.data.eval_fraction={config.eval_fraction}; name held-out data in "
+        "config.data.eval": config.eval_fraction,
+        f"keeps nothing, and config.data.store={config.store!r} names a place for it; leave out one of them": (
+            config.store not in ("", IN_MEMORY)
+        ),
+        "needs config.data.max_length: nobody knows how long the longest record is": not config.max_length,
+        f"reads rows that are records by themselves, and those of {name} are messages of trees; leave it out": (
+            needs_all_rows(name, kind)
+        ),
+    }
+    for problem, holds in problems.items():
+        if holds:
+            raise ConfigError(f"config.data.streaming=True {problem}")
 
 
 def open_sources(config: DataConfig, kind: str, part: str) -> list[Records]:
@@ -284,13 +292,17 @@ def find_template(config: DataConfig, tokenizer: Tokenizer) -> ChatTemplate | No
     return choose_template(tokenizer.template, *given)
 
 
-def find_store(config: DataConfig, tokenizer: Tokenizer, kind: str) -> Store:
-    """The store of the training data, a single local source, be it there or not."""
-    asked = _asked(config, kind, "train")
-    files = files_of(asked.names[0], kind, "train", asked.options)
-    store = files and Place(config.store).find(files, _encoder(config, tokenizer, kind))
-    assert store, "a source that has no store"
-    return store
+def stored_sources(
+    config: DataConfig, tokenizer: Tokenizer, kind: str, part: str
+) -> tuple[Encoder, list[StoredSource]]:
+    """The sources that `config.data.<part>` names, each with its store, and what makes their tokens.
+
+    Raises:
+      ConfigError: a source has no store.
+    """
+    encoder = _encoder(config, tokenizer, kind)
+    with _from_key(part):
+        return encoder, find_stores(_asked(config, kind, part), encoder, Place(config.store))
 
 
 def _encoder(config: DataConfig, tokenizer: Tokenizer, kind: str) -> Encoder:

@@ -25,6 +25,8 @@ from jaxalign.data.store_key import (
     key_of,
     was_stored,
 )
+from jaxalign.data.worker import run_tasks
+from jaxalign.errors import ConfigError
 from jaxalign.storage import Path, is_remote, to_path
 
 IN_MEMORY = "none"
@@ -144,6 +146,34 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+@dataclass(frozen=True)
+class StoredSource:
+    """A source of files that has a store, be it there or not."""
+
+    store: Store
+    open: Callable[[], Records]
+    size: int  # bytes of its files
+
+
+def find_stores(asked: Asked, encoder: Encoder, place: Place) -> list[StoredSource]:
+    """The sources, each with its store.
+
+    Raises:
+      ConfigError: one has none, as it is no source of files, or its tokens belong into memory.
+    """
+    found = []
+    for name in asked.names:
+        source = files_of(name, asked.kind, asked.part, asked.options)
+        store = None if source is None else place.find(source, encoder)
+        if source is None or store is None:
+            why = "is no file or folder" if source is None else "is kept in memory by config.data.store"
+            raise ConfigError(
+                f"{name}: {why}, so there is no store of it; save it to files, and name a store"
+            )
+        found.append(StoredSource(store, functools.partial(asked.open, name), source.size))
+    return found
+
+
 def encode_sources(
     asked: Asked, encoder: Encoder, invalid: Invalid, place: Place
 ) -> tuple[list[Records], list[Encoded]]:
@@ -207,7 +237,8 @@ def encode_records_of(
             store = None
     if store is None:
         return Encoded((encoder.encode(records, stop_early=early),), first_row)
-    return Encoded(store.make(records, encoder, _workers(), size).parts, first_row, store=store)
+    run = functools.partial(run_tasks, workers=_workers())
+    return Encoded(store.make(records, encoder, run, size).parts, first_row, store=store)
 
 
 def note_bad(encoded: Encoded, records: Records, invalid: Invalid) -> None:

@@ -64,7 +64,7 @@ def train_batches(
     Args:
       total: rows in all; empty ones fill up the last batch. None: there is no end.
     """
-    share = _share(batch_size, parts, num_parts)
+    share = share_of(batch_size, parts, num_parts)
     order: Any = _order(rows, seed, shuffle)
     total = _ENDLESS * batch_size if total is None else total
 
@@ -88,7 +88,7 @@ def eval_batches(
     Args:
       of: these rows alone.
     """
-    share = _share(batch_size, parts, num_parts)
+    share = share_of(batch_size, parts, num_parts)
     chosen = range(len(rows)) if of is None else of
     for start in range(0, len(chosen), batch_size):
         indices = list(chosen[start : start + batch_size])
@@ -108,7 +108,12 @@ def _order(rows: Rows, seed: int, shuffle: bool) -> grain.MapDataset:
     return (everything.shuffle() if shuffle else everything).repeat()
 
 
-def _share(batch_size: int, parts: Sequence[int], num_parts: int) -> list[int]:
+def share_of(batch_size: int, parts: Sequence[int], num_parts: int) -> list[int]:
+    """The places in a batch of the rows that a process reads, which holds some of its equal parts.
+
+    Raises:
+      ConfigError: the batch cannot be cut into so many.
+    """
     if batch_size < 1 or batch_size % num_parts:
         raise ConfigError(
             f"config.batch_size={batch_size}: must be a positive multiple of the {num_parts} parts that the mesh "

@@ -310,12 +310,29 @@ def _load_saved(path: AnyPath, name: str, split: str) -> "datasets.Dataset":
     return loaded[split]
 
 
+def stream_hub(name: str, split: str, options: Mapping[str, str], start: int = 0) -> Iterator[Any]:
+    """The rows of a hub dataset as they come over the network, from number `start` on.
+
+    Raises:
+      DataError: there is no such dataset, the network is gone, or a row cannot be read.
+    """
+    with _blaming(name, split):
+        coming = _load_hub(name, split=split, streaming=True, **options)
+        yield from coming.skip(start) if start else coming
+
+
 def _read_hub(
     name: str, split: str, take: int | None, options: Mapping[str, str]
 ) -> "datasets.Dataset | list[dict[str, Any]]":
+    with _blaming(name, split):
+        if take is not None:
+            return list(_load_hub(name, split=split, streaming=True, **options).take(take))
+        return _load_hub(name, split=split, **options)
+
+
+def _load_hub(name: str, **options: Any) -> Any:
     import datasets
     import datasets.config
-    import datasets.exceptions
 
     # `datasets` would try for 25 seconds; with HF_HUB_OFFLINE it looks into its cache alone, at once.
     if not datasets.config.HF_HUB_OFFLINE and not _answers(datasets.config.HF_ENDPOINT):
@@ -324,11 +341,16 @@ def _read_hub(
             "save the dataset where there is a network (Dataset.save_to_disk) and name that folder, or set "
             "HF_HUB_OFFLINE=1 to use the copy in the cache of `datasets`"
         )
-    load: Any = datasets.load_dataset
+    return datasets.load_dataset(name, **options)
+
+
+@contextlib.contextmanager
+def _blaming(name: str, split: str) -> Iterator[None]:
+    """Says of which dataset an error is."""
+    import datasets.exceptions
+
     try:
-        if take is not None:
-            return list(load(name, split=split, streaming=True, **options).take(take))
-        return load(name, split=split, **options)
+        yield
     # RuntimeError: a dataset that is a script, which `datasets` no longer runs
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(

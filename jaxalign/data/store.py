@@ -31,7 +31,7 @@ from jaxalign.data.encoder import Encoder
 from jaxalign.data.packing import Bins
 from jaxalign.data.parts import Part
 from jaxalign.data.sources import Records
-from jaxalign.data.worker import Task, run_tasks
+from jaxalign.data.worker import Runner, Span, Task
 from jaxalign.errors import ConfigError
 from jaxalign.locks import alone_until
 from jaxalign.storage import DISK_REFUSES, Path, write_whole
@@ -86,11 +86,11 @@ class Store:
             (self.folder / INDEX).unlink(missing_ok=True)
             return None
 
-    def make(self, records: Records, encoder: Encoder, workers: int, size: int = 0) -> Stored:
+    def make(self, records: Records, encoder: Encoder, run: Runner, size: int = 0) -> Stored:
         """Makes what is missing of the store, or waits for the process that does.
 
         Args:
-          workers: processes that encode.
+          run: what has the parts made.
           size: bytes of the source.
 
         Raises:
@@ -110,7 +110,7 @@ class Store:
             while True:
                 with alone_until(place, lambda: (place / INDEX).is_file(), wait) as alone:
                     if alone:
-                        self._make(records, encoder, workers, size)
+                        self._make(records, encoder, run, size)
                 if (found := self.open()) is not None:
                     return found
         except OSError as error:
@@ -179,7 +179,7 @@ class Store:
         """The file of a part."""
         return self.folder / f"part-{number:05}.tokens"
 
-    def _make(self, records: Records, encoder: Encoder, workers: int, size: int) -> None:
+    def _make(self, records: Records, encoder: Encoder, run: Runner, size: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         each = part_records(len(records), size)
         starts = range(0, len(records), each)
@@ -194,14 +194,9 @@ class Store:
             )
         )
 
-        def task(number: int) -> Task:
-            start = starts[number]
-            return Task(number, records.between(start, start + counts[number]), start, self.path(number))
-
+        spans = [Span(starts[number], counts[number], self.path(number)) for number in missing]
         begun = said = time.monotonic()
-        for done, written in enumerate(
-            run_tasks(write_part, encoder, [lambda n=n: task(n) for n in missing], workers), 1
-        ):
+        for done, written in enumerate(run(write_part, encoder, records, spans), 1):
             left = len(missing) - done
             if done == 1 and left * written > shutil.disk_usage(self.folder).free:
                 raise self._full(f"{_mib(left * written)} more are needed")

@@ -25,8 +25,8 @@ FORMAT = 1  # of the files of a store
 _BLOCK = 1 << 22
 # Files of the room data/ that have no say in what the tokens of a record are.
 _AFTER_TOKENS = (
-    *("apart", "arrays", "batch", "dataset", "encode_sources", "encoded", "loader", "mismatched", "packing"),
-    *("report", "sets", "store", "store_key", "worker"),
+    *("apart", "arrays", "batch", "beam", "config", "dataset", "encode_sources", "encoded", "loader"),
+    *("mismatched", "packing", "report", "sets", "store", "store_key", "stream", "worker"),
 )
 _LIBRARIES = ("datasets", "jinja2", "numpy", "pyarrow", "sentencepiece", "tokenizers")
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 import dill
 
@@ -25,36 +25,50 @@ from jaxalign.text import templates
 
 
 @dataclass(frozen=True)
-class Task:
-    """Some records of a source, `start` and following, and the file that their part is written to."""
+class Span:
+    """Which records of a source, and the file that their part is written to."""
 
-    number: int
+    start: int
+    count: int
+    path: pathlib.Path
+
+    def of(self, records: Records) -> "Task":
+        """The records themselves."""
+        return Task(records.between(self.start, self.start + self.count), self.start, self.path)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some records of a source, number `start` and following, and the file that their part is written to."""
+
     records: Records
     start: int
     path: pathlib.Path
 
 
-# Encodes the records of a task, and writes the part.
-Work = Callable[[Encoder, Task], Any]
+# Encodes the records of a task, and writes the part, whose bytes it returns.
+Work = Callable[[Encoder, Task], int]
+# Has the work done for spans of some records, and gives what it returns of each as they are done.
+Runner = Callable[[Work, Encoder, Records, Sequence[Span]], Iterator[int]]
 
 
 def run_tasks(
-    work: Work, encoder: Encoder, tasks: Sequence[Callable[[], Task]], workers: int
-) -> Iterator[Any]:
-    """What `work` returns of each task, as they are done.
+    work: Work, encoder: Encoder, records: Records, spans: Sequence[Span], *, workers: int
+) -> Iterator[int]:
+    """The `Runner` that has processes on this machine.
 
     Raises:
       What `work` raises in any process, once all others have been ended. DataError: a process was killed.
     """
-    workers = min(workers, len(tasks))
+    workers = min(workers, len(spans))
     if workers < 2:
-        for task in tasks:
-            yield work(encoder, task())
+        for span in spans:
+            yield work(encoder, span.of(records))
         return
     setup = dill.dumps((work, encoder, templates.clock()), recurse=False)
     waiting: queue.SimpleQueue = queue.SimpleQueue()
-    for task in tasks:
-        waiting.put(task)
+    for span in spans:
+        waiting.put(span)
     done: queue.SimpleQueue = queue.SimpleQueue()
     started = [_start() for _ in range(workers)]
 
@@ -64,10 +78,10 @@ def run_tasks(
             _send(process.stdin, setup)
             while True:
                 try:
-                    task = waiting.get_nowait()
+                    span = waiting.get_nowait()
                 except queue.Empty:
                     return
-                _send(process.stdin, dill.dumps(task()))
+                _send(process.stdin, dill.dumps(span.of(records)))
                 done.put(dill.loads(_receive(process.stdout)))
         except (EOFError, BrokenPipeError):
             problem = DataError(
@@ -82,7 +96,7 @@ def run_tasks(
     try:
         for process in started:
             pool.submit(serve, process)
-        for _ in tasks:
+        for _ in spans:
             result, error = done.get()
             if error is not None:
                 raise error

@@ -28,10 +28,9 @@ def introduce(run: Run, step: int, *, scalar: bool) -> list[str]:
     devices = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items() if n > 1) or "1 device"
     rows, batch_size, config = run.train.rows, run.rows_per_step, run.config
     lines = [
-        f"{config.stage.name}: {size:,} parameters on {devices}; data: {run.train.report}; packed into "
-        f"{amount(len(rows), 'row')} of {rows.row_length:,} tokens, {rows.efficiency:.0%} full",
-        f"{_ahead(run, step)} = {run.epochs:.3g} epochs in all; a step is {_step(run)}; "
-        f"the learning rate {_rate(run, step)}",
+        f"{config.stage.name}: {size:,} parameters on {devices}; data: {_first_window(run)}{run.train.report}; packed "
+        f"into {amount(len(rows), 'row')} of {rows.row_length:,} tokens, {rows.efficiency:.0%} full",
+        f"{_ahead(run, step)}{_epochs(run)}; a step is {_step(run)}; the learning rate {_rate(run, step)}",
         _programs(run),
     ]
     lines += run.model_changes
@@ -45,6 +44,14 @@ def introduce(run: Run, step: int, *, scalar: bool) -> list[str]:
         where = run.workdir / DROPPED_FILE
         lines.append(f"{amount(len(run.invalid), 'row')} left out as invalid: see {where}")
     return lines + [f"warning: {line}" for line in warnings(run)]
+
+
+def _first_window(run: Run) -> str:
+    return "" if run.train.stream is None else "the first window of a stream: "
+
+
+def _epochs(run: Run) -> str:
+    return "" if run.train.stream is not None else f" = {run.epochs:.3g} epochs in all"
 
 
 def _ahead(run: Run, step: int) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +29,7 @@ from jaxalign.data.invalid import DROPPED_FILE, BadRow, write_dropped
 from jaxalign.data.kinds import TEXT
 from jaxalign.data.loader import rows_of_epochs
 from jaxalign.data.sets import find_sets
+from jaxalign.data.stream import StreamLoader
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, abstract_params, init_head, init_params
 from jaxalign.models.init import count_parameters
@@ -109,7 +111,18 @@ class Run:
     def loader(self) -> Any:
         """The training batches, as an iterator of host arrays whose position can be saved."""
         rows, batch_size = self.train.rows, self.rows_per_step
+        if self.train.stream is not None:
+            return StreamLoader(
+                self.train.stream, batch_size, self.config.seed, **self.share, note=self._note_window
+            )
         return make_loader(rows, batch_size, self.config.seed, num_epochs=self.epochs_to_fill, **self.share)
+
+    def _note_window(self, window: Dataset, start: int) -> None:
+        """Says what was left out of a window of a stream, but of the first, of which the start has said it."""
+        if not start or jax.process_index() or not (window.invalid or window.report.dropped):
+            return
+        write_dropped(self.workdir / f"from_record_{start + 1}_{DROPPED_FILE}", window.invalid)
+        print(f"records {start + 1:,} and following: {window.report}", file=sys.stderr, flush=True)
 
     @property
     def updates(self) -> int:
@@ -128,7 +141,7 @@ class Run:
         return self.epochs_to_fill or self.steps * self.rows_per_step / len(self.train.rows)
 
     def epochs_after(self, steps: int) -> float:
-        """Passes over the packed rows that the first `steps` steps make."""
+        """Passes over the packed rows that the first `steps` steps make; of a stream, over its first window."""
         return min(steps * self.rows_per_step / len(self.train.rows), self.epochs)
 
     def batches(self, dataset: Dataset, of: range | None = None, rows: int = 0) -> Iterator[Any]:
@@ -360,6 +373,11 @@ def _flatten(values: Any, path: str) -> dict[str, Any]:
 
 def _open(config: Config, workdir: Path) -> Run:
     mesh = jax.sharding.get_mesh()
+    if config.data.streaming and not config.num_steps:
+        raise ConfigError(
+            f"config.num_epochs={config.num_epochs:g}: a stream (config.data.streaming=True) ends nobody knows where; "
+            "set config.num_steps"
+        )
     inputs = open_inputs(keep_found(config, workdir))
     train, held_out = build_datasets(inputs.config.data, inputs.tokenizer, inputs.config.stage.data)
     config, found = resolve_data(inputs.config, train.rows, mesh, inputs.size)

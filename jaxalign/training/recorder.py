@@ -145,7 +145,9 @@ class Recorder:
                 metrics[MFU] = _per(flops / self._flops, elapsed)
         self._first = False
         self._check_finite(step, metrics, rows, state)
-        totals = {EPOCH: self.run.epochs_after(step), NUM_TOKENS: self._tokens}
+        totals = {NUM_TOKENS: self._tokens}
+        if self.run.train.stream is None:
+            totals[EPOCH] = self.run.epochs_after(step)
         self._window.add(metrics)
         self._shown.add(metrics)
         if self.progress.update(step, totals | self._shown.values()):

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import jaxalign
-from jaxalign.data.dataset import DataConfig, dataset_from_records, open_sources
+from jaxalign.data.config import DataConfig
+from jaxalign.data.dataset import dataset_from_records, open_sources
 from jaxalign.data.files import FileRows
 from jaxalign.data.kinds import PAIRS
 from jaxalign.data.packing import collate

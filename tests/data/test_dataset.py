@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxalign.data.batch import Batch, PairBatch, PromptBatch
-from jaxalign.data.dataset import DataConfig, build_dataset, dataset_from_records
+from jaxalign.data.config import DataConfig
+from jaxalign.data.dataset import build_dataset, dataset_from_records
 from jaxalign.data.loader import eval_batches, make_loader
 from jaxalign.data.packing import collate
 from jaxalign.data.sources import Records

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from jaxalign.data.dataset import DataConfig, build_datasets
+from jaxalign.data.config import DataConfig
+from jaxalign.data.dataset import build_datasets
 from jaxalign.errors import ConfigError, DataError
 
 CONFIG = DataConfig(max_length=32, row_length=64)

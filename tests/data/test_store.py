@@ -16,7 +16,8 @@ import pytest
 from jaxalign.data import encode_sources, store
 from jaxalign.data.arrays import Damaged, check_sum, read_arrays, write_arrays
 from jaxalign.data.batch import ARRAYS
-from jaxalign.data.dataset import DataConfig, build_dataset, build_datasets
+from jaxalign.data.config import DataConfig
+from jaxalign.data.dataset import build_dataset, build_datasets
 from jaxalign.data.packing import collate
 from jaxalign.errors import ConfigError, DataError
 

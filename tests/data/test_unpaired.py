@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxalign.data.batch import ARRAYS, UnpairedBatch
-from jaxalign.data.dataset import DataConfig, abstract_batch, build_datasets, dataset_from_records
+from jaxalign.data.config import DataConfig
+from jaxalign.data.dataset import abstract_batch, build_datasets, dataset_from_records
 from jaxalign.data.encode import encode_completion
 from jaxalign.data.items import Item
 from jaxalign.data.kinds import PAIRS, UNPAIRED

@@ -9,7 +9,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from jaxalign import parallel
 from jaxalign.config import load_config
-from jaxalign.data.dataset import DataConfig, dataset_from_records
+from jaxalign.data.config import DataConfig
+from jaxalign.data.dataset import dataset_from_records
 from jaxalign.data.items import Item
 from jaxalign.data.packing import Rows
 from jaxalign.data.parts import Items, as_items

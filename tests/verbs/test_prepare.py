@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -80,3 +82,34 @@ def test_a_folder_that_cannot_be_written(config, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "config.data.store" in said and "cannot be written" in said and "Traceback" not in said
     assert pathlib.Path(tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.slow
+def test_beam_makes_the_very_same_store(config, tmp_path):
+    """By a process of its own, as Beam warns of much when it is imported."""
+    pytest.importorskip("apache_beam")
+    made = {}
+    for name, flags in {
+        "local": [],
+        "beam": ["--runner=beam", "--beam-options=--runner=DirectRunner"],
+    }.items():
+        command = [sys.executable, "-m", "jaxalign", "prepare", f"--config={config}"]
+        done = subprocess.run(
+            [*command, f"--config.data.store={tmp_path / name}", *flags],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        files = sorted((tmp_path / name).rglob("*/*.tokens")) + sorted((tmp_path / name).rglob("store.json"))
+        made[name] = [file.read_bytes() for file in files]
+    assert len(made["local"]) == 2 and made["beam"] == made["local"]
+
+
+def test_beam_that_is_not_there_is_named(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    command = ["prepare", f"--config={config}", f"--config.data.store={tmp_path / 's'}", "--runner=beam"]
+    assert main(command) == 1
+    assert "pip install 'jaxalign[beam]'" in capsys.readouterr().err
+    assert main([*command[:-1], "--beam-options=--x"]) == 2
+    assert "--beam-options='--x' is read with --runner=beam alone" in capsys.readouterr().err

@@ -52,6 +52,7 @@ class Recipe:
     subset: str = ""  # what a subset is: "data_dir" or "name" of `load_dataset`, "language", or nothing
     subsets: tuple[str, ...] = ()  # the only ones that have these rows; () for any
     options: Mapping[str, str] = field(default_factory=dict)  # of `load_dataset`
+    whole: bool = False  # a record is made of several rows
 
 
 PARSED = frozenset("text messages prompt completion chosen rejected responses scores margin".split())
@@ -155,6 +156,7 @@ RECIPES = {
         hub=("OpenAssistant/oasst1", "OpenAssistant/oasst2"),
         splits=dict.fromkeys((DEMONSTRATIONS, TEXT, PAIRS, PROMPTS), ("train", "validation")),
         subset="language",
+        whole=True,
     ),
     "hh-rlhf-12k-ja": Recipe(_rows(compared(shapes.sharegpt_pair)), hub=("llm-jp/hh-rlhf-12k-ja",)),
     "kto-mix-14k": Recipe(
@@ -196,6 +198,7 @@ def open_source(
     take: int | None = None,
     ignore_fields: Sequence[str] = (),
     fields: Mapping[str, str] = MappingProxyType({}),
+    read: Callable[..., Records] = read_records,
 ) -> Records:
     """The records of `kind` in a source: by its recipe where it has one, else each row by its own shape.
 
@@ -205,6 +208,7 @@ def open_source(
       take: see `read_records`; of oasst1 it counts messages.
       ignore_fields: fields of rows and of messages that are taken for absent.
       fields: our names of fields, each with the row's; see `mapping`.
+      read: (name, split=, take=, hub_options=) -> the rows, as `read_records` gives them.
 
     Raises DataError for a source that cannot be read, a recipe that has no records of `kind` and a part that the
     dataset has not.
@@ -217,7 +221,7 @@ def open_source(
         options = dict(recipe.options) if named.place in recipe.hub else {}
         if named.subset and recipe.subset != "language":
             options[recipe.subset] = named.subset
-    records = read_records(named.place, split=split, take=take, hub_options=options)
+    records = read(named.place, split=split, take=take, hub_options=options)
     ignored = tuple(ignore_fields)
     if ignored:
         records = _adapted(records, partial(without_fields, names=ignored))
@@ -230,6 +234,12 @@ def open_source(
     if ignored:  # messages may have been stored as text
         records = _adapted(records, partial(without_inner_fields, names=ignored))
     return _adapted(records, partial(complete_prompt, kind=kind))
+
+
+def needs_all_rows(source: str, kind: str) -> bool:
+    """Whether records of a source are made of several rows, so that some of these alone are no data."""
+    named, _, _ = locate(source, kind)
+    return named.recipe in RECIPES and RECIPES[named.recipe].whole
 
 
 def locate(source: str, kind: str, part: str = "train", split: str = "") -> tuple[Source, str, str]:
