@@ -134,6 +134,8 @@ ROWS = (
     _row("dataset_train_split train_split dataset_split hf_train_split", "data.split"),
     _row("test_size val_size val_split validation_split_percentage", "data.eval_fraction"),
     _row("max_train_samples max_samples num_train_samples", "data.take"),
+    _row("dataset_streaming", "data.streaming"),
+    _row("buffer_size shuffle_buffer_size streaming_buffer_size", "data.stream_buffer"),
     _row("dataset_weights interleave_probs dataset_probabilities", "data.weights"),
     _row("tokenizer_path tokenizer_name tokenizer_name_or_path tokenizer_type", "data.tokenizer"),
     _row("chat_template_path", "data.chat_template"),

@@ -1,11 +1,13 @@
 """The parts of a token store made by Apache Beam, on as many machines as its runner has."""
 
 import functools
+import importlib
 import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import dill
 from etils import epath
@@ -38,8 +40,8 @@ class BeamRunner:
           ConfigError: Beam is not installed, or does not know an option. DataError: the pipeline failed.
         """
         try:
-            import apache_beam as beam
-            from apache_beam.options.pipeline_options import PipelineOptions
+            beam: Any = importlib.import_module("apache_beam")
+            options: Any = importlib.import_module("apache_beam.options.pipeline_options")
         except ImportError:
             raise ConfigError(
                 "--runner=beam needs Apache Beam: pip install 'jaxalign[beam]', here and in the image of its workers"
@@ -47,7 +49,7 @@ class BeamRunner:
         setup = dill.dumps((work, encoder, templates.clock(), self.open), recurse=False)
         make = functools.partial(make_part, setup, self.shared and os.fspath(self.shared))
         try:
-            with beam.Pipeline(options=PipelineOptions(list(self.options))) as pipeline:
+            with beam.Pipeline(options=options.PipelineOptions(list(self.options))) as pipeline:
                 # Reshuffled, or one worker might get all spans.
                 _ = pipeline | beam.Create(list(spans)) | beam.Reshuffle() | beam.Map(make)
         except Exception as error:  # of the runner, or of a worker, whose kind it does not keep

@@ -330,7 +330,7 @@ def _read_hub(
         return _load_hub(name, split=split, **options)
 
 
-def _load_hub(name: str, **options: Any) -> Any:
+def _load_hub(name: str, /, **options: Any) -> Any:
     import datasets
     import datasets.config
 

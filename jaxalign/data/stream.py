@@ -71,7 +71,7 @@ class Reader:
             if start != self._next:
                 self._coming, self._next = stream_hub(name, split, hub_options, start), start
             rows = list(itertools.islice(self._coming, take))
-            self._next += len(rows)
+            self._next = start + take  # where it has ended, nothing comes from there on either
             return Records(rows, name, origin=_Numbered(rows, name, start))
         if self._files is None:
             self._files = read_records(name, split=split)
