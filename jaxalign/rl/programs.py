@@ -68,7 +68,7 @@ def on_policy_programs(stage: "OnPolicyStage", run: Run) -> list[Program]:
             keywords={"sampling": options.sampling, "stop_ids": (0,), "samples": k},
             kinds={PARAMETERS: params},
             beside={"policy": policy.opt_state, "critic": critic, "frozen": frozen, "copies": copies},
-            loop_trips=N,
+            loop_trips=N * -(-E // (options.sampling.slots or E)),
         ),
         program(
             "score",

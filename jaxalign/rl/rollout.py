@@ -194,6 +194,9 @@ def rollout_metrics(
         "rollout_logp_diff": masked_mean(gap, completions.mask),
         "rollout_logp_diff_max": Max(jnp.max(gap * completions.mask)),
     }
+    if completions.places is not None:
+        used, room = jnp.sum(completions.mask), completions.places.astype(jnp.float32)
+        metrics["completions/slot_occupancy"] = Mean(used, room)
     if scores is not None:
         metrics["objective/scores"] = masked_mean(scores, each)
         if missing_eos_penalty is not None:

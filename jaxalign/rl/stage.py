@@ -349,7 +349,7 @@ def call_functions(
 ) -> tuple[jax.Array, Metrics]:
     """Scores [E] of the reward functions, joined with those of the reward model where there is one, and metrics."""
     # Each process has the functions score its own rows, however the compiler laid the completions out.
-    own = jax.device_put((completions, rows), run.rows_sharding)
+    own = jax.device_put((dataclasses.replace(completions, places=None), rows), run.rows_sharding)
     texts = completion_texts(own[0], run.tokenizer)
     numbers = [int(row) for row in local_rows(own[1])]
     live = [i for i, row in enumerate(numbers) if row >= 0]

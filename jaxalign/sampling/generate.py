@@ -23,7 +23,8 @@ from jaxalign.models import (
     readout,
     unembedding,
 )
-from jaxalign.parallel.sharding import constrain, decoding
+from jaxalign.parallel.sharding import constrain, decoding, laid_out, shards
+from jaxalign.sampling.slots import Slots, first_slots, put_tokens, take_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,12 @@ class SamplingConfig(Checked, at="config.sampling"):
         doc="makes tokens of the prompt and the completion so far less likely: their logits are divided by it, "
         "multiplied where negative; 1: off",
     )
+    slots: int = field(
+        0,
+        at_least=0,
+        doc="completions that are sampled at a time, where the next takes the place of one that has ended: quicker "
+        "where some are much longer than most; 0: all at once",
+    )
     # Of the text, not of tokens; what was sampled after it is thrown away.
     stop: str | tuple[str, ...] = field("", doc="ends a completion where its text has this, which is cut off")
 
@@ -102,6 +109,7 @@ class Completions:
     mask: jax.Array  # [B, N] float32, 1 for sampled tokens
     logp: jax.Array  # [B, N] float32 at the sampling temperature, over the whole vocabulary
     stopped: jax.Array  # [B] bool: ended by a stop token, or never begun because the prompt row is empty
+    places: jax.Array | Any = None  # int32: tokens that there was room for, in all steps and slots
 
 
 def truncate_logits(logits: jax.Array, sampling: SamplingConfig) -> jax.Array:
@@ -182,7 +190,7 @@ def adjust_logits(
     In this order, before temperature and truncation, as in transformers.
 
     Args:
-      number: how many tokens have been sampled.
+      number: how many tokens have been sampled, of all rows or of each [B].
       seen: see `first_seen`.
     """
     if seen is not None:
@@ -190,7 +198,8 @@ def adjust_logits(
         logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
     if sampling.min_new_tokens and stop_ids:
         stops = jnp.zeros(logits.shape[-1], bool).at[jnp.array(stop_ids)].set(True)
-        logits = jnp.where(stops[None] & (number < sampling.min_new_tokens), -jnp.inf, logits)
+        early = jnp.reshape(number, (-1, 1)) < sampling.min_new_tokens
+        logits = jnp.where(stops[None] & early, -jnp.inf, logits)
     return logits
 
 
@@ -282,8 +291,13 @@ def _decode(
     samples: int,
 ) -> Completions:
     B, P = tokens.shape
-    N = sampling.max_new_tokens
+    N, E = sampling.max_new_tokens, B * samples
     stops = jnp.array(stop_ids, jnp.int32)
+    parts = 1 if laid_out() else shards(jax.sharding.get_abstract_mesh(), "batch")
+    S = E if not sampling.slots else min(E, -(-sampling.slots // parts) * parts)
+    if B % parts:
+        parts, S = 1, E
+    queued = S < E
 
     def step(
         tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache
@@ -292,58 +306,107 @@ def _decode(
         assert after is not None  # since there was one before
         return last_logits(params, config, hidden), after
 
-    def lay_cache(cache: Cache, samples: int = 1) -> Cache:
-        """With a row for each of `samples` completions of a prompt."""
+    def lay_cache(cache: Cache) -> Cache:
+        def lay(x: jax.Array) -> jax.Array:
+            return constrain(x, *[None] * (x.ndim - 4), "batch", None, "act_kv_heads", None)
 
-        def stack(x: jax.Array) -> jax.Array:
-            layout = (*[None] * (x.ndim - 4), "batch", None, "act_kv_heads", None)
-            return constrain(jnp.repeat(x, samples, axis=x.ndim - 4) if samples > 1 else x, *layout)
+        return dataclasses.replace(cache, k=jax.tree.map(lay, cache.k), v=jax.tree.map(lay, cache.v))
 
-        return dataclasses.replace(cache, k=jax.tree.map(stack, cache.k), v=jax.tree.map(stack, cache.v))
-
-    cache = lay_cache(init_cache(config, B, P + N))
+    # The prompts are read once, all of them; every completion has a row of its own.
+    cache = lay_cache(init_cache(config, B, P + (0 if queued else N)))
     logits, cache = step(tokens, positions, segment_ids, cache)
-    seen = first_seen(config, sampling, tokens, segment_ids)
-    if samples > 1:
-        # The prompts have been read once; from here on every completion has a row of its own.
-        B, repeat = B * samples, functools.partial(jnp.repeat, repeats=samples)
-        logits, positions, segment_ids = (repeat(x, axis=0) for x in (logits, positions, segment_ids))
-        seen = None if seen is None else repeat(seen, axis=0)
+    read = (logits, first_seen(config, sampling, tokens, segment_ids), cache)
+
+    def begin(slots: Slots, filled: jax.Array, state: tuple) -> tuple:
+        """What the slots know of the prompts whose completions have been put there: logits, seen tokens, cache."""
+        prompt = slots.sequence // samples
+
+        def put(old: jax.Array, new: jax.Array, axis: int = 0) -> jax.Array:
+            new = take_rows(new, prompt, parts, axis)
+            which = filled.reshape(*(1,) * axis, -1, *(1,) * (new.ndim - axis - 1))
+            # Of a cache, the slots of prompts: those of tokens stand behind them.
+            new = jnp.where(which, new, jax.lax.slice_in_dim(old, 0, new.shape[axis + 1], axis=axis + 1))
+            return jax.lax.dynamic_update_slice(old, new, (0,) * old.ndim)
+
+        (logits, seen, cache), (first, known, prompts) = state, read
+        of_layers = functools.partial(jax.tree.map, lambda old, new: put(old, new, old.ndim - 4))
+        segments = put(jnp.where(filled[:, None], 0, cache.segment_ids), prompts.segment_ids)
         cache = dataclasses.replace(
-            lay_cache(cache, samples),
-            positions=repeat(cache.positions, axis=0),
-            segment_ids=repeat(cache.segment_ids, axis=0),
+            cache,
+            k=of_layers(cache.k, prompts.k),
+            v=of_layers(cache.v, prompts.v),
+            positions=put(cache.positions, prompts.positions),
+            segment_ids=segments,
         )
+        return put(logits, first), None if seen is None else put(seen, known), lay_cache(cache)
+
+    slots = first_slots(E, S, parts)
+    if queued or samples > 1:
+        empty = dataclasses.replace(init_cache(config, S, P + N), index=cache.index)
+        seen = None if read[1] is None else jnp.zeros((S, config.vocab_size), bool)
+        state = begin(slots, jnp.ones(S, bool), (jnp.zeros((S, *logits.shape[1:])), seen, lay_cache(empty)))
+    else:
+        state = read
+    last = jnp.repeat(positions[:, -1], samples)
     out = Completions(
-        tokens=jnp.zeros((B, N), jnp.int32),
-        mask=jnp.zeros((B, N), jnp.float32),
-        logp=jnp.zeros((B, N), jnp.float32),
-        stopped=~jnp.any(segment_ids > 0, axis=1),
+        tokens=jnp.zeros((E, N), jnp.int32),
+        mask=jnp.zeros((E, N), jnp.float32),
+        logp=jnp.zeros((E, N), jnp.float32),
+        stopped=jnp.repeat(
+            ~jnp.any(segment_ids > 0, axis=1), samples
+        ),  # as yet of prompts that are not there
     )
+    absent = out.stopped
+
+    def of_slots(x: jax.Array, slots: Slots) -> jax.Array:
+        """What there is of the sequence in each slot."""
+        return take_rows(x, slots.sequence, parts) if queued else x
+
+    def without_absent(slots: Slots) -> Slots:
+        return dataclasses.replace(slots, sequence=jnp.where(of_slots(absent, slots), E, slots.sequence))
 
     def more(carry: tuple) -> jax.Array:
-        i, _, _, _, out = carry
-        return (i < N) & ~jnp.all(out.stopped)
+        _, slots, _, _ = carry
+        waits = slots.want_more(E) if queued else False
+        return jnp.any(slots.sequence < E) | waits
 
     def body(carry: tuple) -> tuple:
-        i, logits, seen, cache, out = carry
-        own = jax.vmap(lambda k: jax.random.fold_in(k, i))(keys)
-        token, logp = choose(logits, own, sampling, i, stop_ids, seen)
-        live = ~out.stopped
+        i, slots, (logits, seen, cache), out = carry
+        own = jax.vmap(jax.random.fold_in)(of_slots(keys, slots), slots.count)
+        token, logp = choose(logits, own, sampling, slots.count, stop_ids, seen)
+        live = slots.sequence < E
         seen = note_seen(seen, token, live)
-        token = jnp.where(live, token, 0)
-        out = Completions(
-            tokens=out.tokens.at[:, i].set(token),
-            mask=out.mask.at[:, i].set(live.astype(jnp.float32)),
-            logp=out.logp.at[:, i].set(jnp.where(live, logp, 0.0)),
-            stopped=out.stopped | (live & jnp.any(token[:, None] == stops[None, :], axis=-1)),
-        )
-        # The last token of the loop is never fed back, but one wasted step is cheaper than a branch.
-        position = positions[:, -1:] + 1 + i
-        logits, cache = step(token[:, None], position, live[:, None].astype(jnp.int32), cache)
-        return i + 1, logits, seen, cache, out
+        token, logp = jnp.where(live, token, 0), jnp.where(live, logp, 0.0)
+        ends = live & jnp.any(token[:, None] == stops[None, :], axis=-1)
 
-    return jax.lax.while_loop(more, body, (jnp.zeros((), jnp.int32), logits, seen, cache, out))[-1]
+        def note(x: jax.Array, value: jax.Array) -> jax.Array:
+            return put_tokens(x, slots, value) if queued else x.at[:, i].set(value)
+
+        out = dataclasses.replace(
+            out,
+            tokens=note(out.tokens, token),
+            mask=note(out.mask, live.astype(jnp.float32)),
+            logp=note(out.logp, logp),
+        )
+        # The last token of a sequence is never read back, but one wasted step is cheaper than a branch.
+        position = of_slots(last, slots) + 1 + slots.count
+        cache = dataclasses.replace(cache, index=P + i % N)
+        logits, cache = step(token[:, None], position[:, None], live[:, None].astype(jnp.int32), cache)
+        slots = slots.next_token(~live | ends | (slots.count + 1 >= N), E)
+        state = (logits, seen, cache)
+        if queued:
+
+            def refill(slots: Slots, state: tuple) -> tuple:
+                slots, filled = slots.fill(E)
+                return without_absent(slots), begin(slots, filled, state)
+
+            slots, state = jax.lax.cond(slots.want_more(E), refill, lambda *same: same, slots, state)
+        return i + 1, slots, state, out
+
+    carry = (jnp.zeros((), jnp.int32), without_absent(slots), state, out)
+    steps, _, _, out = jax.lax.while_loop(more, body, carry)
+    at_stop = (out.mask > 0) & jnp.any(out.tokens[..., None] == stops[None, None], axis=-1)
+    return dataclasses.replace(out, stopped=absent | jnp.any(at_stop, axis=1), places=steps * S)
 
 
 def close(completions: Completions, ending: jax.Array) -> Completions:

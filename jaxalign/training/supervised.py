@@ -150,7 +150,9 @@ def load_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> tuple[Run, Frozen
         if model.precompute:
             if run.train.stream is not None:
                 key = f"config.{run.config.stage.name}.precompute_reference"
-                raise ConfigError(f"{key}=True reads all rows before training, and a stream has no end; leave it out")
+                raise ConfigError(
+                    f"{key}=True reads all rows before training, and a stream has no end; leave it out"
+                )
             run = score_dataset(run, loaded)
         else:
             params[name] = keep(loaded, run.config.frozen)

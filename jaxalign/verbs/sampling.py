@@ -20,6 +20,7 @@ class SamplingRequest(Request):
     min_p: float = like(SamplingConfig, "min_p")
     min_new_tokens: int = like(SamplingConfig, "min_new_tokens")
     repetition_penalty: float = like(SamplingConfig, "repetition_penalty")
+    slots: int = like(SamplingConfig, "slots")
     stop: str = like(SamplingConfig, "stop")
     seed: int = flag("of the sampling", default=0, at_least=0)
     chat_template: str = flag("Jinja file, in place of the model's own template", default="", show="FILE")
