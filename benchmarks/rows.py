@@ -24,13 +24,14 @@ class Row:
     scalar: bool = False  # starts from the reward model
     checked: str = ""  # the row whose losses are compared; "": its own
     settings: tuple[str, ...] = ()  # of ours, KEY=VALUE
+    whole_rows: bool = False  # a step is BATCH packed rows of LONGEST tokens, on both sides
 
 
 ROWS = {
     row.name: row
     for row in (
         Row("sft", "sft", "sft"),
-        Row("sft_packed", "sft", "sft", checked="sft"),
+        Row("sft_packed", "sft", "sft", checked="sft", settings=("data.row_length=256",), whole_rows=True),
         Row("reward", "reward", "preference", scalar=True),
         Row("dpo", "dpo", "preference", settings=("dpo.beta=0.1", "dpo.length_normalized=False")),
         Row("orpo", "orpo", "preference", settings=("orpo.coef=0.1",)),

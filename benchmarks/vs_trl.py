@@ -6,8 +6,8 @@
 
 Both begin with the same weights and read the same rows, with the same optimizer. Before anything is timed, the losses
 of three steps on 32 rows must agree to 1e-4. Every round runs one side after the other, in processes of their own. A
-step is 32 sequences or pairs, or 64 completions of 64 tokens. Ours holds packed rows, so many that they have about 32
-records, and its time is that of 32.
+step is 32 sequences or pairs, 32 packed rows, or 64 completions of 64 tokens. Of the first two ours holds packed rows,
+so many that they have about 32 records, and its time is that of 32.
 """
 
 import argparse
@@ -62,7 +62,8 @@ def time_row(
     """Medians of both sides, run in turn."""
     found: dict[str, list[dict[str, Any]]] = {"trl_side": [], "our_side": []}
     packed = []
-    if row.stage and row.stage not in ("ppo", "grpo"):
+    by_records = row.stage not in ("", "ppo", "grpo") and not row.whole_rows
+    if by_records:
         packed = [f"batch_size={run_side('our_side', row.name, work, 'rows', 0, {})['rows']}"]
     for _ in range(rounds):
         found["trl_side"].append(run_side("trl_side", row.name, work, "time", steps, env | peer))
@@ -71,7 +72,7 @@ def time_row(
     for side, runs in found.items():
         size = runs[0].get("items", 0)
         # A step of ours has whole packed rows: one or two records more or less.
-        scale = BATCH / size if size and row.stage not in ("ppo", "grpo") else 1.0
+        scale = BATCH / size if size and by_records else 1.0
         seconds = statistics.median(x for run in runs for x in run["seconds"][WARM_UP:]) * scale
         out[side] = {
             "seconds": seconds,
@@ -80,7 +81,7 @@ def time_row(
         }
     out["ratio"] = out["our_side"]["seconds"] / out["trl_side"]["seconds"]
     tokens = found["our_side"][0].get("tokens", EPISODES * NEW_TOKENS)
-    if row.stage and row.stage not in ("ppo", "grpo"):
+    if by_records:
         tokens *= BATCH / found["our_side"][0]["items"]
     out["tokens"], out["device"] = tokens, found["our_side"][0]["device"]
     return out
