@@ -34,7 +34,7 @@ ROWS = {
         Row("sft_packed", "sft", "sft", checked="sft", settings=("data.row_length=256",), whole_rows=True),
         Row("reward", "reward", "preference", scalar=True),
         Row("dpo", "dpo", "preference", settings=("dpo.beta=0.1", "dpo.length_normalized=False")),
-        Row("orpo", "orpo", "preference", settings=("orpo.coef=0.1",)),
+        Row("orpo", "orpo", "preference", settings=("orpo.coef=0.1", "orpo.nll_on_prompt=True")),
         Row("kto", "kto", "unpaired", settings=("kto.beta=0.1",)),
         Row("grpo", "grpo", "prompts", checked="sft", settings=("grpo.beta=0.04",)),
         Row("ppo", "ppo", "prompts", checked="sft"),
