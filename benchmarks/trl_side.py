@@ -115,6 +115,7 @@ class Side:
     def orpo(self) -> Any:
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
+        self.tokenizer.bos_token = None  # which this trainer alone would put in front
         return self.trainer(ORPOTrainer, ORPOConfig, "preference", beta=0.1)
 
     def kto(self) -> Any:
