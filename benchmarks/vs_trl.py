@@ -42,31 +42,41 @@ def run_side(
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def check_losses(row: Row, work: str, peer: dict[str, str]) -> list[float]:
+def check_losses(row: Row, work: str, peer: dict[str, str], side: str = "trl_side") -> list[float]:
     """The losses of the first steps, the same on both sides.
+
+    Args:
+      peer: of its environment.
+      side: the module of the peer.
 
     Raises:
       SystemExit: they differ by more than 1e-4.
     """
     name = row.checked or row.name
-    theirs = run_side("trl_side", name, work, "check", CHECKED_STEPS, peer)["losses"]
+    theirs = run_side(side, name, work, "check", CHECKED_STEPS, peer)["losses"]
     ours = run_side("our_side", name, work, "check", CHECKED_STEPS, {})["losses"]
     if len(ours) != len(theirs) or any(abs(a - b) > TOLERANCE for a, b in zip(ours, theirs, strict=True)):
-        sys.exit(f"{row.name}: not the same work, nothing is timed: losses {ours} here, {theirs} in TRL")
+        sys.exit(f"{row.name}: not the same work, nothing is timed: losses {ours} here, {theirs} there")
     return ours
 
 
 def time_row(
-    row: Row, work: str, rounds: int, steps: int, peer: dict[str, str], env: dict[str, str]
+    row: Row,
+    work: str,
+    rounds: int,
+    steps: int,
+    peer: dict[str, str],
+    env: dict[str, str],
+    other: str = "trl_side",
 ) -> dict[str, Any]:
-    """Medians of both sides, run in turn."""
-    found: dict[str, list[dict[str, Any]]] = {"trl_side": [], "our_side": []}
+    """Medians of both sides, run in turn; `other` is the module of the peer."""
+    found: dict[str, list[dict[str, Any]]] = {other: [], "our_side": []}
     packed = []
     by_records = row.stage not in ("", "ppo", "grpo") and not row.whole_rows
     if by_records:
         packed = [f"batch_size={run_side('our_side', row.name, work, 'rows', 0, {})['rows']}"]
     for _ in range(rounds):
-        found["trl_side"].append(run_side("trl_side", row.name, work, "time", steps, env | peer))
+        found[other].append(run_side(other, row.name, work, "time", steps, env | peer))
         found["our_side"].append(run_side("our_side", row.name, work, "time", steps, env, *packed))
     out: dict[str, Any] = {}
     for side, runs in found.items():
@@ -79,7 +89,8 @@ def time_row(
             "first_step": statistics.median(run.get("first_step", 0.0) for run in runs),
             "peak_gb": statistics.median(run["peak_gb"] for run in runs),
         }
-    out["ratio"] = out["our_side"]["seconds"] / out["trl_side"]["seconds"]
+    out["peer"] = out.pop(other)
+    out["ratio"] = out["our_side"]["seconds"] / out["peer"]["seconds"]
     tokens = found["our_side"][0].get("tokens", EPISODES * NEW_TOKENS)
     if by_records:
         tokens *= BATCH / found["our_side"][0]["items"]
@@ -87,14 +98,15 @@ def time_row(
     return out
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
+def table(results: dict[str, dict[str, Any]], peer: str = "TRL") -> str:
     """The results as a Markdown table."""
+    own = f"{peer}'s"
     lines = [
-        "| | jaxalign, s | TRL, s | ratio | tokens/s | TRL's | GB | TRL's | first step, s | TRL's |",
+        f"| | jaxalign, s | {peer}, s | ratio | tokens/s | {own} | GB | {own} | first step, s | {own} |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, x in results.items():
-        ours, theirs = x["our_side"], x["trl_side"]
+        ours, theirs = x["our_side"], x["peer"]
         cells = [name, f"{ours['seconds']:.3f}", f"{theirs['seconds']:.3f}", f"{x['ratio']:.2f}"]
         cells += [f"{x['tokens'] / side['seconds']:,.0f}" for side in (ours, theirs)]
         cells += [f"{side['peak_gb']:.2f}" for side in (ours, theirs)]

@@ -7,15 +7,30 @@ them. Natural lengths are those of short reviews: prompts of 2 to 8 tokens, answ
 import json
 import pathlib
 import random
+import shutil
 from typing import Any
+
+import jax
+
+from jaxalign.models import init_head, init_params
+from jaxalign.models.hf.config import config_from_hf
+from jaxalign.text.tokenizer import load_tokenizer
+from jaxalign.training.saved_model import save_model
+from jaxalign.verbs.convert import ConvertRequest, convert
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 VOCABULARY = 4096
 ROWS = 2048
 LONGEST = 256  # tokens of a sequence
+PROMPT = 8  # of a prompt
 LENGTHS = ("natural", "dense")
 # What config.json of a Llama says.
 SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
     "vocab_size": VOCABULARY,
     "hidden_size": 256,
     "intermediate_size": 1024,
@@ -43,20 +58,18 @@ def make_work(
       lengths: "natural", or "dense": every sequence has exactly `longest` tokens.
       shape: changes to `SHAPE`.
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
-
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
-    config = LlamaConfig(**SHAPE | (shape or {}))
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
-    config.num_labels = 1
-    scorer = LlamaForSequenceClassification(config)
-    scorer.model.load_state_dict(model.model.state_dict())
-    for name, each in (("start", model), ("scorer", scorer)):
-        each.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    read = load_tokenizer(str(folder / "tokenizer"))
+    config = config_from_hf(SHAPE | (shape or {}), "SHAPE")
+    params = init_params(jax.random.key(0), config)
+    head = init_head(jax.random.key(1), config)
+    scorer = {"transformer": params, "head": head}
+    for name, each, scalar in (("start", params, False), ("scorer", scorer, True)):
+        save_model(folder / "made" / name, each, config, read, scalar=scalar, meta={})
+        convert(ConvertRequest(from_=str(folder / "made" / name), out=str(folder / name), to="hf"))
+    shutil.rmtree(folder / "made")
     draw = random.Random(0)
     pairs = [_pair(draw, lengths, longest) for _ in range(ROWS)]
     rows = {
@@ -91,7 +104,7 @@ def make_tokenizer() -> Any:
 
 def _pair(draw: random.Random, lengths: str, longest: int) -> dict[str, str]:
     # A sequence ends with <eos>; some formats begin with <bos>.
-    prompt = draw.randint(2, 8)
+    prompt = draw.randint(2, PROMPT)
     room = longest - 2 - prompt
 
     def answer() -> str:

@@ -1,0 +1,49 @@
+"""Tunix and jaxalign in turn on the same work, as `vs_trl` compares TRL: what Tunix trains with the same loss.
+
+    pip install google-tunix                               # on Python 3.11 or newer, without torch
+    python -m benchmarks.vs_tunix                          # --rows=sft,dpo; --out=FILE.json
+
+Tunix pads each record to the longest of the data, ours packs them. Its Llama turns positions by a base of 1,000,000,
+whatever its config says, so both do. Its ORPO sums log-probabilities where ours takes their mean, as the paper has it:
+no two losses to compare.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+from benchmarks.rows import ROWS
+from benchmarks.vs_trl import HUGE_PAGES, check_losses, table, time_row
+from benchmarks.work import LENGTHS, make_work
+
+SIDE = "tunix_side"
+
+
+def main() -> None:
+    """Compares and prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rows", default="sft,dpo", help="rows of the table, separated by commas")
+    parser.add_argument("--lengths", choices=LENGTHS, default="natural")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12, help="of each side and round")
+    parser.add_argument("--huge-pages", action="store_true", help="both sides with memory in pages of 2 MiB")
+    parser.add_argument("--out", default="", help="a file for the results, as JSON")
+    given = parser.parse_args()
+    results: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as work:
+        make_work(pathlib.Path(work), given.lengths, {"rope_theta": 1_000_000.0})
+        for name in given.rows.split(","):
+            row, env = ROWS[name], HUGE_PAGES if given.huge_pages else {}
+            losses = check_losses(row, work, {}, SIDE)
+            results[name] = time_row(row, work, given.rounds, given.steps, {}, env, SIDE) | {"losses": losses}
+            print(f"{name}: losses {losses} agree; ratio {results[name]['ratio']:.2f}", file=sys.stderr)
+            if given.out:
+                pathlib.Path(given.out).write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results, "Tunix"))
+
+
+if __name__ == "__main__":
+    main()
