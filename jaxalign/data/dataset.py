@@ -130,7 +130,12 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple
 
 
 def build_dataset(config: DataConfig, tokenizer: Tokenizer, kind: str, part: str = "train") -> Dataset:
-    """Read the sources of `config.data.<part>` alone and make rows of them; see `dataset_from_records`."""
+    """Read the sources of `config.data.<part>` alone and make rows of them; see `dataset_from_records`.
+
+    Of a stream, of its first window.
+    """
+    if config.streaming and part == "train":
+        return _stream(replace(config, eval=""), tokenizer, kind)[0]
     invalid = Invalid(config.invalid)
     sources, encoded = _read(config, tokenizer, kind, part, invalid)
     invalid.check(sources, partial(advise, kind=kind))

@@ -54,6 +54,9 @@ def verify_scores(run: Run, params: Params, batch: PairBatch, frozen: dict[str, 
     Raises:
       StepZeroError: a sequence among others scores differently from the same one among padding.
     """
+    model = dataclasses.replace(
+        run.model, scan_layers=True
+    )  # it runs once: what counts is how long it compiles
 
     @jax.jit
     def compare(params: Params, batch: PairBatch) -> tuple[jax.Array, jax.Array]:
@@ -62,11 +65,11 @@ def verify_scores(run: Run, params: Params, batch: PairBatch, frozen: dict[str, 
         kept = count - jnp.arange(len(count), dtype=jnp.int32) % count
         own = batch.segment_ids == kept[:, None]
         packed = segment_rewards(
-            params, run.model, batch.tokens, batch.positions, batch.segment_ids, batch.rows.shape[1]
+            params, model, batch.tokens, batch.positions, batch.segment_ids, batch.rows.shape[1]
         )
         packed = jnp.take_along_axis(packed, kept[:, None] - 1, axis=1)
         tokens, positions = (jnp.where(own, x, 0) for x in (batch.tokens, batch.positions))
-        alone = segment_rewards(params, run.model, tokens, positions, own.astype(jnp.int32), 1)
+        alone = segment_rewards(params, model, tokens, positions, own.astype(jnp.int32), 1)
         return jnp.max(jnp.abs(packed - alone)), jnp.max(jnp.abs(packed))
 
     gap, size = map(float, compare(params, batch))

@@ -9,7 +9,7 @@ import pytest
 
 from jaxalign.data import train_sentencepiece
 from jaxalign.data.config import DataConfig
-from jaxalign.data.dataset import build_datasets
+from jaxalign.data.dataset import build_dataset, build_datasets
 from jaxalign.data.stream import StreamLoader
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.text.tokenizer import load_tokenizer
@@ -124,6 +124,11 @@ def test_a_hub_dataset_gives_the_batches_of_a_file(config, tokenizer, hub):
     assert state == from_file.get_state() and state["pass"] > 1
     # The first window is read at the start, and then once more; each pass is one connection to its end.
     assert hub == [("me/texts", "train", True)] * (state["pass"] + 2)
+
+
+def test_to_look_at_a_stream_reads_its_first_window(config, tokenizer, hub):
+    dataset = build_dataset(replace(config, train="me/texts", eval="me/texts"), tokenizer, "text")
+    assert dataset.report.read == BUFFER and dataset.where(3) == "me/texts, record 4" and len(hub) == 1
 
 
 def test_take_ends_the_pass(config, tokenizer):
