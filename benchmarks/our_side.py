@@ -21,7 +21,6 @@ from benchmarks.work import LONGEST
 from benchmarks.work import ROWS as ROWS_OF_DATA
 from jaxalign.config import read_config
 from jaxalign.data.dataset import build_datasets
-from jaxalign.host_memory import keep_freed_memory
 from jaxalign.parallel import make_mesh
 from jaxalign.parallel.chips import peak_host_memory, peak_memory
 from jaxalign.stages import parse_config
@@ -127,7 +126,6 @@ def generate(work: str, turns: int) -> dict[str, Any]:
 def main() -> None:
     """Prints {"losses": [...]}, {"seconds": [...], "first_step": ..., "peak_gb": ...}, or {"rows": ...}."""
     row, work, what, steps = ROWS[sys.argv[1]], sys.argv[2], sys.argv[3], int(sys.argv[4])
-    keep_freed_memory()  # as the command `jaxalign` does
     if what == "rows":
         print(json.dumps({"rows": packed_rows(row, work)}))
         return

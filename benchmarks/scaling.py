@@ -19,7 +19,7 @@ import sys
 import time
 from typing import Any
 
-from jaxalign.host_memory import keep_freed_memory
+from jaxalign.host_memory import restart_with_huge_pages
 
 STEPS = 6  # the first two of which are not counted
 BASE = {"length": 256, "rows": 16, "depth": 6, "vocabulary": 4096, "spread": 0.0, "devices": 1}
@@ -148,8 +148,8 @@ def main() -> None:
     parser.add_argument("--out", default="", help="a folder for the plots and results.json")
     parser.add_argument("--point", default="", help="measures this one, as JSON, in this process")
     given = parser.parse_args()
+    restart_with_huge_pages()  # as the command `jaxalign` does
     if given.point:
-        keep_freed_memory()  # as the command `jaxalign` does
         print(json.dumps(measure(Point(**json.loads(given.point)))))
         return
     results: dict[str, Any] = {}

@@ -23,11 +23,11 @@ from typing import Any
 
 from benchmarks.rows import BATCH, BEGAN, EPISODES, NEW_TOKENS, ROWS, Row
 from benchmarks.work import LENGTHS, make_work
+from jaxalign.host_memory import huge_pages
 
 CHECKED_STEPS = 3
 TOLERANCE = 1e-4
 WARM_UP = 2  # steps of each side that are not counted: the first ones compile
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def run_side(
@@ -36,6 +36,8 @@ def run_side(
     """What a side printed last, as JSON; raises SystemExit with what it said where it failed."""
     command = [sys.executable, "-m", f"benchmarks.{side}", row, work, what, str(steps), *flags]
     own = {BEGAN: str(time.time()), "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if side == "our_side":
+        own |= huge_pages(os.environ)  # as the command `jaxalign` does
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | own | env, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
@@ -123,11 +125,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12, help="of each side and round")
     parser.add_argument("--ppo", default="", help="a folder with TRL 1.9.2, for PPO")
-    parser.add_argument("--huge-pages", action="store_true", help="both sides with memory in pages of 2 MiB")
+    parser.add_argument(
+        "--huge-pages", action="store_true", help="the peer, too, with memory in pages of 2 MiB"
+    )
     parser.add_argument("--shape", default="{}", help="changes to the model's config.json, as JSON")
     parser.add_argument("--out", default="", help="a file for the results, as JSON")
     given = parser.parse_args()
-    env = HUGE_PAGES if given.huge_pages else {}
+    env = huge_pages(os.environ) if given.huge_pages else {}
     results: dict[str, dict[str, Any]] = {}
     agreed: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as work:

@@ -10,14 +10,16 @@ no two losses to compare.
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 import tempfile
 from typing import Any
 
 from benchmarks.rows import ROWS
-from benchmarks.vs_trl import HUGE_PAGES, check_losses, table, time_row
+from benchmarks.vs_trl import check_losses, table, time_row
 from benchmarks.work import LENGTHS, make_work
+from jaxalign.host_memory import huge_pages
 
 SIDE = "tunix_side"
 
@@ -29,14 +31,16 @@ def main() -> None:
     parser.add_argument("--lengths", choices=LENGTHS, default="natural")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12, help="of each side and round")
-    parser.add_argument("--huge-pages", action="store_true", help="both sides with memory in pages of 2 MiB")
+    parser.add_argument(
+        "--huge-pages", action="store_true", help="the peer, too, with memory in pages of 2 MiB"
+    )
     parser.add_argument("--out", default="", help="a file for the results, as JSON")
     given = parser.parse_args()
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as work:
         make_work(pathlib.Path(work), given.lengths, {"rope_theta": 1_000_000.0})
         for name in given.rows.split(","):
-            row, env = ROWS[name], HUGE_PAGES if given.huge_pages else {}
+            row, env = ROWS[name], huge_pages(os.environ) if given.huge_pages else {}
             losses = check_losses(row, work, {}, SIDE)
             results[name] = time_row(row, work, given.rounds, given.steps, {}, env, SIDE) | {"losses": losses}
             print(f"{name}: losses {losses} agree; ratio {results[name]['ratio']:.2f}", file=sys.stderr)

@@ -1,5 +1,5 @@
 import sys
 
-from jaxalign.cli import main
+from jaxalign.cli import command
 
-sys.exit(main())
+sys.exit(command())

@@ -13,13 +13,19 @@ from jaxalign import signals
 from jaxalign.compilation_cache import cache_variables
 from jaxalign.errors import JaxalignError, UsageError
 from jaxalign.fields import nearest_hint
-from jaxalign.host_memory import keep_freed_memory
+from jaxalign.host_memory import restart_with_huge_pages
 from jaxalign.streams import shown, unbroken_output
 from jaxalign.verbs import RESUMED, VERBS, load_verb
 from jaxalign.verbs.requests import WIDTH, summary
 from jaxalign.verbs.version import versions
 
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
+
+
+def command() -> int:
+    """`main`, as the program that a shell starts."""
+    restart_with_huge_pages()
+    return main()
 
 
 @unbroken_output()
@@ -80,7 +86,6 @@ def _run(verb: str, argv: list[str]) -> int:
     # Read when the compiler is loaded: without, it tells of itself.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _quiet_libtpu()
-    keep_freed_memory()
     if verb != "plan":  # which reads of each program what only its compilation tells
         os.environ.update(cache_variables(os.environ))
     module, request = load_verb(verb)

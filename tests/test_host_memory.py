@@ -1,4 +1,4 @@
-"""Memory that is freed is kept where a CPU computes, and the environment has the last word."""
+"""Memory comes in large pages where a CPU computes, and the environment has the last word."""
 
 import os
 import subprocess
@@ -6,30 +6,55 @@ import sys
 
 import pytest
 
-PROGRAM = """
-import resource
-import numpy as np
-from jaxalign.host_memory import keep_freed_memory
+from jaxalign.host_memory import VARIABLE, huge_pages
 
-done = keep_freed_memory()
-for _ in range(3):
-    np.ones(16 << 20, np.uint8)
+PROGRAM = """
+import ctypes, os, resource
+from jaxalign.host_memory import restart_with_huge_pages
+
+restart_with_huge_pages()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
-    np.ones(16 << 20, np.uint8)
-print(int(done), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    block = libc.malloc(64 << 20)
+    libc.memset(block, 1, 64 << 20)
+    libc.free(block)
+print(os.environ.get("GLIBC_TUNABLES", ""), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
-@pytest.mark.parametrize(("environment", "done"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "1"}, False)])
-def test_pages_are_asked_for_once(environment, done):
-    """16 MiB are 4,096 pages of 4 KiB, or 8 of 2 MiB: asked for at every turn, or not again."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+def clean() -> dict[str, str]:
+    return {name: x for name, x in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+
+
+@pytest.mark.skipif(not huge_pages(clean()), reason="this system has none")
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [({}, "glibc.malloc.hugetlb=1"), ({VARIABLE: "glibc.malloc.perturb=0"}, "glibc.malloc.perturb=0")],
+)
+def test_memory_comes_in_large_pages(environment, said):
+    """64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB."""
     ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=clean | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM], env=clean() | environment, capture_output=True, text=True, check=True
     )
-    was_done, faults = map(int, ran.stdout.split())
-    if was_done or not done:
-        assert was_done == done
-        assert faults < 100 if done else faults >= 20 * 8
+    told, faults = ran.stdout.split()
+    assert told == said
+    assert int(faults) < 20 * 1000 if not environment else int(faults) > 20 * 10_000
+
+
+@pytest.mark.parametrize("told", [{"MALLOC_ARENA_MAX": "1"}, {VARIABLE: "glibc.malloc.check=1"}])
+def test_the_environment_has_the_last_word(told):
+    assert huge_pages(clean() | told) == {}
+
+
+@pytest.mark.skipif(not huge_pages(clean()), reason="this system has none")
+def test_the_command_starts_so():
+    """Under its own number, as what sends it a signal knows it by that."""
+    code = "import os; os.write(1, os.environ.get('GLIBC_TUNABLES', '').encode()); raise SystemExit"
+    program = f"import jaxalign.cli as cli; cli.main = lambda: exec({code!r}); cli.command()"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=clean(), capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "glibc.malloc.hugetlb=1"
