@@ -87,8 +87,8 @@ def make_credit(stage: "OnPolicyStage", options: Any) -> Callable[..., Any]:
 
 @made_once
 def make_measure(
-    model: ModelConfig, judges: tuple[ModelConfig, ...], samples: int, with_reference: bool
+    model: ModelConfig, judges: tuple[ModelConfig, ...], samples: int, readers: int
 ) -> Callable[..., Metrics]:
     """`rollout_work` of these models."""
-    settings: Any = {"judges": judges, "samples": samples, "with_reference": with_reference}
+    settings: Any = {"judges": judges, "samples": samples, "readers": readers}
     return jax.jit(functools.partial(rollout_work, model=model, **settings))

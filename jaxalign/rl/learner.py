@@ -65,8 +65,13 @@ def make_learner(
     frozen: dict[str, Params],
     text_batch: Callable[[int], Any] | None,
     critic_config: ModelConfig | None,
+    scored: bool,
 ) -> Callable[[OnPolicyState, Any], tuple[OnPolicyState, Metrics]]:
-    """The update phase: every minibatch of the rollout in the state through one jitted update a model."""
+    """The update phase: every minibatch of the rollout in the state through one jitted update a model.
+
+    Args:
+      scored: the policy has read its completions before.
+    """
     options: OnPolicyConfig = run.config.options
     M, packer = options.num_minibatches, Packer(run)
 
@@ -85,8 +90,8 @@ def make_learner(
                 text = text_batch(step + i) if text_batch else None
                 failed = 0 if critic is None else critic.skipped
                 policy, metrics = policy_update(policy, (part, text), frozen, failed)
-                # The rollout's, over all episodes, is the one reported.
-                metrics.pop("policy/entropy_avg", None)
+                if scored:  # the rollout's, over all episodes, is the one reported
+                    metrics.pop("policy/entropy_avg", None)
                 updates += 1
                 if step + i == 0:
                     _verify_ratio(metrics, run.model)

@@ -54,7 +54,8 @@ def on_policy_programs(stage: "OnPolicyStage", run: Run) -> list[Program]:
         return Program(name=name, function=function, arguments=arguments, model_flops=flops, **settings)
 
     sampled = sampling_flops(model, full_work(model, E // k, P), full_work(model, E, T), E // k, k)
-    forward = 1 + (reference is not None or moving)
+    scored = stage.scores_policy(options)
+    forward = scored + (reference is not None or moving)
     judged = work(E, T, False, forward) + work(E, T, True, has_critic + (judge is not None))
     states = {"policy": policy.opt_state, "critic": critic and critic.opt_state}
     policy_update, value_update = stage.updates(run)
@@ -73,7 +74,14 @@ def on_policy_programs(stage: "OnPolicyStage", run: Run) -> list[Program]:
         program(
             "score",
             stage.scorer(run, model, model if judge else None),
-            (params, scalar if has_critic else None, params if moving else reference, judge, prompts, done),
+            (
+                params if scored else None,
+                scalar if has_critic else None,
+                params if moving else reference,
+                judge,
+                prompts,
+                done,
+            ),
             judged,
             kinds={PARAMETERS: (params, scalar) if has_critic else params, FROZEN: frozen},
             beside=states | {"copies": copies},

@@ -17,7 +17,7 @@ from jaxalign.losses.running_moments import RunningMoments
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.flops import sampling_flops, step_flops
 from jaxalign.models.packed import Layout
-from jaxalign.models.scoring import divergence, score_scalar, score_tokens
+from jaxalign.models.scoring import Scores, divergence, score_scalar, score_tokens
 from jaxalign.rl.config import RewardedConfig
 from jaxalign.sampling.answers import answer_text
 from jaxalign.sampling.generate import Completions, close, join
@@ -34,7 +34,9 @@ class Rollout:
     positions: jax.Array  # int32
     segment_ids: jax.Array  # int32
     mask: jax.Array  # float32
-    old_logp: jax.Array  # float32, of the policy that sampled, by the same forward pass that trains
+    # float32, of the policy that sampled: by the same forward pass that trains, or, of a stage that has no use for
+    # that (`OnPolicyStage.scores_policy`), as the sampling had it.
+    old_logp: jax.Array
     # What a stage has not is None; it knows which it has.
     advantages: jax.Array | Any = None  # float32
     old_values: jax.Array | Any = None  # float32, as the critic put them out
@@ -69,7 +71,7 @@ def completion_texts(completions: Completions, tokenizer: Tokenizer) -> list[str
 
 
 def score_completions(
-    policy: Params,
+    policy: Params | None,
     critic: Params | None,
     reference: Params | None,
     reward_model: Params | None,
@@ -86,6 +88,7 @@ def score_completions(
     """What models say of the sampled completions, of which each prompt may have several.
 
     Args:
+      policy: None: what it says is taken from the sampling, which has no entropy.
       layouts: by which completions are packed into fewer rows, and by which for the reward model.
 
     Returns:
@@ -97,9 +100,14 @@ def score_completions(
     tokens: Any
     *tokens, mask = join_prompts(prompts, completions)
     read = functools.partial(score_tokens, temperature=temperature, mask=mask, layout=layout)
-    mine = read(policy, model, *tokens, with_entropy=True)
     out = {"tokens": tokens[0], "positions": tokens[1], "segment_ids": tokens[2], "mask": mask}
-    out |= {"old_logp": mine.logp, "entropy": mine.entropy}
+    if policy is None:
+        sampled = jnp.pad(completions.logp, ((0, 0), (prompts.tokens.shape[1], 0)))
+        mine = Scores(logp=sampled * mask)
+        out["old_logp"] = mine.logp
+    else:
+        mine = read(policy, model, *tokens, with_entropy=True)
+        out |= {"old_logp": mine.logp, "entropy": mine.entropy}
     if reference is not None:
         theirs = read(reference, model, *tokens)
         out |= {"ref_logp": theirs.logp, "kl1": kl_estimate(mine.logp, theirs.logp, "k1")}
@@ -137,20 +145,21 @@ def rollout_work(
     model: ModelConfig,
     judges: tuple[ModelConfig, ...],
     samples: int,
-    with_reference: bool,
+    readers: int,
 ) -> Metrics:
     """The tokens of a rollout, and the FLOPs of sampling it and of every model that reads it.
 
     Args:
       judges: critic and reward model, where there are any.
       samples: completions of each prompt.
+      readers: language models that read the completions: the policy once more, the reference.
     """
     read = count_work(model, prompts.segment_ids, prompts.positions)
     whole = count_work(model, scored["segment_ids"], scored["positions"])
     count = jnp.sum(jnp.any(prompts.segment_ids > 0, axis=1))
     flops = sampling_flops(model, read, whole, count, samples)
     scored_work = whole._replace(logits=scored["mask"].sum())
-    flops += step_flops(model, scored_work, passes=1 + with_reference)
+    flops += step_flops(model, scored_work, passes=readers)
     for judge in judges:
         work = count_work(judge, scored["segment_ids"], scored["positions"])
         flops += step_flops(judge, work, scalar=True, passes=1)
@@ -181,19 +190,19 @@ def rollout_metrics(
     are then `objective/raw_scores`. `objective/kl` is by the estimator of the stage; where that is another, the sum of
     log-ratios is `objective/kl_k1`.
     """
-    N = completions.logp.shape[1]
-    gap = jnp.abs(completions.logp - scored["old_logp"][:, -N:])
     length = completions.mask.sum(1)
     each = (length > 0).astype(jnp.float32)
     metrics: Metrics = {
         "objective/entropy": masked_mean(jnp.sum(-scored["old_logp"] * scored["mask"], axis=1), each),
-        "policy/entropy_avg": masked_mean(scored["entropy"], scored["mask"]),
         "val/num_eos_tokens": Mean(jnp.sum(completions.stopped * each), jnp.ones(())),
         "completions/mean_length": masked_mean(length, each),
         "completions/clipped_ratio": masked_mean(1.0 - completions.stopped.astype(jnp.float32), each),
-        "rollout_logp_diff": masked_mean(gap, completions.mask),
-        "rollout_logp_diff_max": Max(jnp.max(gap * completions.mask)),
     }
+    if "entropy" in scored:
+        sampled = jnp.pad(
+            completions.logp, ((0, 0), (scored["mask"].shape[1] - completions.logp.shape[1], 0))
+        )
+        metrics |= compare_sampling(scored["old_logp"], sampled, scored["entropy"], scored["mask"])
     if completions.places is not None:
         used, room = jnp.sum(completions.mask), completions.places.astype(jnp.float32)
         metrics["completions/slot_occupancy"] = Mean(used, room)
@@ -207,6 +216,16 @@ def rollout_metrics(
         if kl in scored and (kl == "kl" or kl_estimator != "k1"):
             metrics[name] = masked_mean(jnp.sum(scored[kl] * scored["mask"], axis=1), each)
     return metrics
+
+
+def compare_sampling(logp: jax.Array, sampled: jax.Array, entropy: jax.Array, mask: jax.Array) -> Metrics:
+    """What the policy says of its completions, and how far that is from what it said while it sampled: [E, T] each."""
+    gap = jnp.abs(logp - sampled)
+    return {
+        "policy/entropy_avg": masked_mean(entropy, mask),
+        "rollout_logp_diff": masked_mean(gap, mask),
+        "rollout_logp_diff_max": Max(jnp.max(gap * mask)),
+    }
 
 
 def plain_rollout(scored: dict[str, jax.Array], **more: Any) -> Rollout:

@@ -77,6 +77,11 @@ def never(options: Any) -> bool:
     return False
 
 
+def always(options: Any) -> bool:
+    """Of a stage whose policy reads its completions once more before it learns from them."""
+    return True
+
+
 @dataclasses.dataclass(frozen=True)
 class OnPolicyStage(Stage):
     """A stage that samples completions of prompts and learns from them; `options` derives from OnPolicyConfig.
@@ -91,6 +96,9 @@ class OnPolicyStage(Stage):
     control: Callable[[Any], dict[str, Any]] = no_control
     # options -> whether the rollout is scored by the model that training starts from.
     reference: Callable[[Any], bool] = never
+    # options -> whether the policy reads its completions once more before the update, as credit or loss ask what it
+    # said. Where it does not, the loss has the numbers of `compare_sampling`; of held-out prompts it always does.
+    scores_policy: Callable[[Any], bool] = always
     # As `loss`, of a scalar model beside the policy; None: there is no critic.
     critic_loss: LossFn | None = None
     log_samples: int = 4  # an evaluation samples anyway
@@ -187,6 +195,7 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
         frozen=models.frozen.params,
         text_batch=models.text_batch,
         critic_config=critic_config,
+        scored=stage.scores_policy(options),
     )
 
     wanted = shares(run, count_samples(run, stage.log_samples))
@@ -272,7 +281,8 @@ def make_rollout(
     score = stage.scorer(run, critic_config, models.reward_config)
     credit = make_credit(stage, options)
     judges = tuple(x for x in (critic_config, models.reward_config) if x is not None)
-    measure = make_measure(run.model, judges, k, stage.reference(options))
+    scores_policy = stage.scores_policy(options)
+    measure = make_measure(run.model, judges, k, scores_policy + stage.reference(options))
     exact = run.model.dtype == run.config.frozen.dtype == "float32"
     packer = Packer(run)
 
@@ -308,7 +318,8 @@ def make_rollout(
                 packer(segment_ids(prompts, completions)),
                 packer(segment_ids(prompts, completions, closed=True)) if judged else None,
             )
-        scored = score(state.policy.params, critic, reference, models.reward, prompts, completions, layouts)
+        policy = state.policy.params if scores_policy or dataset is not run.train else None
+        scored = score(policy, critic, reference, models.reward, prompts, completions, layouts)
         scores, more = scored.pop("scores", None), measure(prompts, scored)
         if scores is not None:
             scores = options.weights[options.reward_model] * scores

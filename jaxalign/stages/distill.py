@@ -19,7 +19,6 @@ from jaxalign.rl.config import OnPolicyConfig
 from jaxalign.rl.rollout import Rollout
 from jaxalign.rl.stage import OnPolicyStage
 from jaxalign.stages import published
-from jaxalign.stages.grpo import reading
 from jaxalign.training.stage import FrozenModel, Totals
 
 
@@ -89,7 +88,7 @@ STAGE = OnPolicyStage(
     loss=loss,
     totals=totals,
     frozen=lambda options: {"teacher": FrozenModel(options.teacher, "config.distill.teacher")},
-    reading=reading,
+    reading=lambda options: {"temperature": options.sampling.temperature},
     headlines=(
         *(
             "distill/divergence",

@@ -25,7 +25,7 @@ from jaxalign.losses.grpo import (
 from jaxalign.losses.metrics import Metrics
 from jaxalign.models.scoring import Scores
 from jaxalign.rl.config import GroupConfig
-from jaxalign.rl.rollout import Rollout, plain_rollout, rollout_metrics, shape
+from jaxalign.rl.rollout import Rollout, compare_sampling, plain_rollout, rollout_metrics, shape
 from jaxalign.rl.stage import OnPolicyStage, sampled_tokens
 from jaxalign.sampling.generate import Completions
 from jaxalign.stages import published
@@ -44,6 +44,11 @@ class GRPOConfig(GroupConfig, GRPOObjective, at="config.grpo"):
     drop_equal_groups: bool = False  # leave groups of one reward out of the loss, and count them
     mask_overlong: bool = False  # leave completions out of the loss that ran into the length limit
 
+    @property
+    def needs_old_logp(self) -> bool:
+        """Whether there are several updates on a rollout: the only one begins at the policy that has sampled."""
+        return self.updates_per_step > 1
+
 
 def totals(rollout: Rollout, options: Any) -> Totals:
     """What the loss divides by, over the completions of a minibatch."""
@@ -54,15 +59,20 @@ def loss(
     policy: Scores, rollout: Rollout, frozen: dict[str, Scores], options: Any, total: Totals
 ) -> tuple[jax.Array, Metrics]:
     """The clipped surrogate on completions [E, T], and the KL from the reference where β is not 0."""
-    return grpo_loss(
+    once = not options.needs_old_logp
+    value, metrics = grpo_loss(
         policy.logp,
-        rollout.old_logp,
+        policy.logp if once else rollout.old_logp,
         rollout.advantages,
         rollout.mask,
         options,
         ref_logp=rollout.ref_logp,
         normalizer=total["grpo"],
     )
+    if once:
+        entropy = policy.statistics.entropy
+        metrics |= compare_sampling(policy.logp, rollout.old_logp, entropy, rollout.mask)
+    return value, metrics
 
 
 def learn_from_groups(
@@ -95,8 +105,11 @@ def credit(
 
 
 def reading(options: Any) -> dict[str, Any]:
-    """Log-probabilities at the temperature of the sampling."""
-    return {"temperature": options.sampling.temperature}
+    """Log-probabilities at the temperature of the sampling, and what is logged where nothing has read them before."""
+    return {
+        "temperature": options.sampling.temperature,
+        "with_statistics": not options.needs_old_logp,
+    }
 
 
 STAGE = OnPolicyStage(
@@ -109,6 +122,7 @@ STAGE = OnPolicyStage(
     reading=reading,
     credit=credit,
     reference=lambda options: options.beta > 0,
+    scores_policy=lambda options: options.needs_old_logp,
     headlines=HEADLINES,
     changeable=("reward", "ptx_data"),
     recipe=published.GRPO,

@@ -30,6 +30,11 @@ class RLOOConfig(grpo.GRPOConfig, at="config.rloo"):
     baseline: str = like(grpo.GRPOConfig, "baseline", default="leave_one_out")
     scale: str = like(grpo.GRPOConfig, "scale", default="none")
 
+    @property
+    def needs_old_logp(self) -> bool:
+        """Always: what the policy said is in the reward."""
+        return True
+
 
 def credit(
     scored: dict[str, jax.Array],

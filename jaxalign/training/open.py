@@ -140,8 +140,10 @@ class Run:
         """Passes over the packed rows that all steps make."""
         return self.epochs_to_fill or self.steps * self.rows_per_step / len(self.train.rows)
 
-    def epochs_after(self, steps: int) -> float:
-        """Passes over the packed rows that the first `steps` steps make; of a stream, over its first window."""
+    def epochs_after(self, steps: int) -> float | None:
+        """Passes over the packed rows that the first `steps` steps make; None of a stream, whose end nobody knows."""
+        if self.train.stream is not None:
+            return None
         return min(steps * self.rows_per_step / len(self.train.rows), self.epochs)
 
     def batches(self, dataset: Dataset, of: range | None = None, rows: int = 0) -> Iterator[Any]:

@@ -145,9 +145,8 @@ class Recorder:
                 metrics[MFU] = _per(flops / self._flops, elapsed)
         self._first = False
         self._check_finite(step, metrics, rows, state)
-        totals = {NUM_TOKENS: self._tokens}
-        if self.run.train.stream is None:
-            totals[EPOCH] = self.run.epochs_after(step)
+        epoch = self.run.epochs_after(step)
+        totals = {NUM_TOKENS: self._tokens} | ({} if epoch is None else {EPOCH: epoch})
         self._window.add(metrics)
         self._shown.add(metrics)
         if self.progress.update(step, totals | self._shown.values()):

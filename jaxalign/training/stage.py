@@ -46,6 +46,10 @@ class FrozenModel:
     precompute: bool = False
 
 
+# Batches whose tokens were there before: of these a log shows how likely they are.
+SUPERVISED = (Batch, PairBatch, UnpairedBatch)
+
+
 def supervised_tokens(batch: Any, options: Any) -> jax.Array:
     """Of a stage that reads nothing but the tokens which are to be learned."""
     return batch.loss_mask
@@ -115,10 +119,11 @@ class Stage:
         Args:
           others: the architectures of frozen models that are not like `model`.
         """
-        reading, others = self.reading(options), others or {}
+        reading, others = dict(self.reading(options)), others or {}
+        observed = reading.pop("with_statistics", False)
 
         def score(params: Params, batch: Any, frozen: dict[str, Params]) -> tuple[Scores, dict[str, Scores]]:
-            measured = not self.scalar and isinstance(batch, Batch | PairBatch | UnpairedBatch)
+            measured = observed or (isinstance(batch, SUPERVISED) and not self.scalar)
             settings = reading | {"scalar": self.scalar, "mask": self.tokens_read(batch, options)}
             policy = score_batch(params, model, batch, **settings, with_statistics=measured)
             fixed = {
@@ -247,7 +252,7 @@ class Stage:
             constant = jax.lax.stop_gradient(policy)
             total = total | finalize(self.statistics(constant, batch, fixed, options))
         value, metrics = self._call_loss(policy, batch, fixed, options, total)
-        if policy.statistics is not None:
+        if policy.statistics is not None and isinstance(batch, SUPERVISED):
             metrics = token_metrics(policy.statistics, batch) | metrics
         return add_router_losses(value, metrics, policy.router, batch, total, model)
 
