@@ -357,11 +357,7 @@ def _logits_backward(
         # One dimension of tokens, as in `Projection`.
         d_logits, hidden = (x.reshape(1, -1, x.shape[-1]) for x in (d_logits, hidden))
     d_hidden = jnp.einsum("btv,vd->btd", d_logits, head, preferred_element_type=jnp.float32)
-    if d_logits.dtype == jnp.float32:
-        # Transposed afterwards: the CPU's compiler writes a copy of what stands first, which is the smaller one here.
-        d_head = jnp.einsum("btd,btv->dv", hidden, d_logits).T
-    else:
-        d_head = jnp.einsum("btv,btd->vd", d_logits, hidden, preferred_element_type=jnp.float32)
+    d_head = jnp.einsum("btv,btd->vd", d_logits, hidden, preferred_element_type=jnp.float32)
     return d_hidden.astype(hidden.dtype).reshape(shape), d_head
 
 
