@@ -95,6 +95,7 @@ def make_learner(
                 updates += 1
                 if step + i == 0:
                     _verify_ratio(metrics, run.model)
+                    _verify_sampling(metrics, run.model)
                 if options.early_stop_kl:
                     stopped = float(finalize(metrics)["policy/approxkl_avg"]) > options.early_stop_kl
             if critic is not None and value_update is not None and critic_config is not None:
@@ -191,4 +192,17 @@ def _verify_ratio(metrics: Metrics, model: ModelConfig) -> None:
         raise StepZeroError(
             f"before the first update π_θ / π_old must be 1, but its mean is {ratio['val/ratio']:.6f} and its mean "
             f"square {ratio['val/ratio_sq']:.6f}; rollout and update compute different log-probabilities"
+        )
+
+
+def _verify_sampling(metrics: Metrics, model: ModelConfig) -> None:
+    mean: Any = metrics.get("rollout_logp_diff")
+    if mean is None or not float(mean.weight):
+        return  # the rollout was scored before, or a minibatch of empty rows
+    gap = float(finalize({"gap": mean})["gap"])
+    # Two programs, which on an accelerator round products of float32 as well.
+    if not gap <= (0.05 if model.dtype == "float32" else 0.2):
+        raise StepZeroError(
+            f"before the first update the policy must say of its completions what it said when it sampled them, yet "
+            f"their log-probabilities differ by {gap:.4f} a token; sampling and update compute different ones"
         )

@@ -115,12 +115,12 @@ def test_a_run_counts_what_its_plan_counts(kind):
         model, (step,) = steps_of(tiny(stage, **kind))
         got = update_flops(model, full_batch(8, 512, 256), (model,) * frozen, scalar=stage == "reward")
         assert float(got) == pytest.approx(step.model_flops, rel=1e-6), stage
-    for stage, k, judges, passes in (("ppo", 1, 2, 2), ("grpo", 2, 1, 1), ("distill", 1, 0, 1)):
+    for stage, k, judges, passes in (("ppo", 1, 2, 2), ("grpo", 2, 1, 0), ("distill", 1, 0, 1)):
         model, programs = steps_of(tiny(stage, **kind))
         flops = {program.name: program.model_flops for program in programs}
         prompts, whole = full_batch(8 // k, 256, 256), full_batch(8, 384, 384)
         got = rollout_work(
-            prompts, vars(whole), model=model, judges=(model,) * judges, samples=k, with_reference=passes == 2
+            prompts, vars(whole), model=model, judges=(model,) * judges, samples=k, readers=passes
         )
         wanted = flops["rollout"] + flops["score"]
         assert float(got["perf/flops/rollout"].total) == pytest.approx(wanted, rel=1e-6), stage

@@ -163,7 +163,22 @@ def test_a_rollout_that_scores_differently_is_refused(stage, runs, tmp_path, mon
     monkeypatch.setattr(rollout, "score_tokens", shifted)  # policy and reference alike: their KL is still 0
     with pytest.raises(StepZeroError, match=r"π_θ / π_old must be 1, but its mean is 1\.105"):
         # Of the ratio of a whole completion, RLOO's, the mean over its tokens is shifted alike.
-        run(stage, runs, tmp_path, **({"rloo.importance": "sequence_mean"} if stage == "rloo" else {}))
+        own = {"rloo": {"rloo.importance": "sequence_mean"}, "grpo": {"grpo.num_iterations": 2}}
+        run(stage, runs, tmp_path, **own.get(stage, {}))
+
+
+@pytest.mark.slow
+def test_a_sampling_that_says_otherwise_is_refused(runs, tmp_path, monkeypatch):
+    """With one update a rollout nothing but the sampling has said what the policy thinks of its completions."""
+    sample = rl_stage.generate
+
+    def shifted(*args, **options):
+        completions = sample(*args, **options)
+        return completions.replace(logp=completions.logp - 0.1 * completions.mask)
+
+    monkeypatch.setattr(rl_stage, "generate", shifted)
+    with pytest.raises(StepZeroError, match=r"their log-probabilities differ by 0\.1000 a token"):
+        run("grpo", runs, tmp_path)
 
 
 @pytest.mark.slow
