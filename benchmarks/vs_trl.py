@@ -117,19 +117,25 @@ def table(results: dict[str, dict[str, Any]], peer: str = "TRL") -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Compares and prints the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rows", default=",".join(ROWS), help="rows of the table, separated by commas")
+def make_parser(doc: str | None, rows: str) -> argparse.ArgumentParser:
+    """The flags of a comparison, which compares `rows` where none are asked for."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser.add_argument("--rows", default=rows, help="rows of the table, separated by commas")
     parser.add_argument("--lengths", choices=LENGTHS, default="natural")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12, help="of each side and round")
-    parser.add_argument("--ppo", default="", help="a folder with TRL 1.9.2, for PPO")
     parser.add_argument(
         "--huge-pages", action="store_true", help="the peer, too, with memory in pages of 2 MiB"
     )
-    parser.add_argument("--shape", default="{}", help="changes to the model's config.json, as JSON")
     parser.add_argument("--out", default="", help="a file for the results, as JSON")
+    return parser
+
+
+def main() -> None:
+    """Compares and prints the table."""
+    parser = make_parser(__doc__, ",".join(ROWS))
+    parser.add_argument("--ppo", default="", help="a folder with TRL 1.9.2, for PPO")
+    parser.add_argument("--shape", default="{}", help="changes to the model's config.json, as JSON")
     given = parser.parse_args()
     env = huge_pages(os.environ) if given.huge_pages else {}
     results: dict[str, dict[str, Any]] = {}

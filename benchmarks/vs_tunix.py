@@ -8,7 +8,6 @@ whatever its config says, so both do. Its ORPO sums log-probabilities where ours
 no two losses to compare.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -17,8 +16,8 @@ import tempfile
 from typing import Any
 
 from benchmarks.rows import ROWS
-from benchmarks.vs_trl import check_losses, table, time_row
-from benchmarks.work import LENGTHS, make_work
+from benchmarks.vs_trl import check_losses, make_parser, table, time_row
+from benchmarks.work import make_work
 from jaxalign.host_memory import huge_pages
 
 SIDE = "tunix_side"
@@ -26,16 +25,7 @@ SIDE = "tunix_side"
 
 def main() -> None:
     """Compares and prints the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rows", default="sft,dpo", help="rows of the table, separated by commas")
-    parser.add_argument("--lengths", choices=LENGTHS, default="natural")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12, help="of each side and round")
-    parser.add_argument(
-        "--huge-pages", action="store_true", help="the peer, too, with memory in pages of 2 MiB"
-    )
-    parser.add_argument("--out", default="", help="a file for the results, as JSON")
-    given = parser.parse_args()
+    given = make_parser(__doc__, "sft,dpo").parse_args()
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as work:
         make_work(pathlib.Path(work), given.lengths, {"rope_theta": 1_000_000.0})

@@ -185,23 +185,34 @@ def _stream(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple[Datase
 def _check_streaming(config: DataConfig, kind: str, name: str, more: Sequence[str]) -> None:
     """Raises ConfigError for what needs all of the data at once."""
     found = KINDS[kind]
-    problems = {
-        f"reads one source, and config.data.train names {len(more) + 1}; name files of one format by a pattern": more,
-        f"is not for {kind} data, all of which is needed at once; leave it out": found.one_per_row
-        or found.mismatched,
-        f"holds nothing out by config.data.eval_fraction={config.eval_fraction}; name held-out data in "
-        "config.data.eval": config.eval_fraction,
-        f"keeps nothing, and config.data.store={config.store!r} names a place for it; leave out one of them": (
-            config.store not in ("", IN_MEMORY)
+    checks = [
+        (
+            not more,
+            f"reads one source, and config.data.train names {len(more) + 1}; name files of one format by a pattern",
         ),
-        "needs config.data.max_length: nobody knows how long the longest record is": not config.max_length,
-        f"reads rows that are records by themselves, and those of {name} are messages of trees; leave it out": (
-            needs_all_rows(name, kind)
+        (
+            not (found.one_per_row or found.mismatched),
+            f"is not for {kind} data, all of which is needed at once; leave it out",
         ),
-    }
-    for problem, holds in problems.items():
-        if holds:
-            raise ConfigError(f"config.data.streaming=True {problem}")
+        (
+            not config.eval_fraction,
+            f"holds nothing out by config.data.eval_fraction={config.eval_fraction}; name held-out data in "
+            "config.data.eval",
+        ),
+        (
+            config.store in ("", IN_MEMORY),
+            f"keeps nothing, and config.data.store={config.store!r} names a place for it; leave out one of them",
+        ),
+        (
+            config.max_length > 0,
+            "needs config.data.max_length: nobody knows how long the longest record is",
+        ),
+        (
+            not needs_all_rows(name, kind),
+            f"reads rows that are records by themselves, and those of {name} are messages of trees; leave it out",
+        ),
+    ]
+    _require([(holds, f"streaming=True {problem}") for holds, problem in checks])
 
 
 def open_sources(config: DataConfig, kind: str, part: str) -> list[Records]:
@@ -471,6 +482,11 @@ def _check(config: DataConfig, kind: str, source_count: int, weights: tuple[floa
             f"weights={weights}: give one positive share for each of the {source_count} sources, or none",
         ),
     ]
+    _require(checks)
+
+
+def _require(checks: Sequence[tuple[bool, str]]) -> None:
+    """Raises ConfigError for the first that does not hold: a key without config.data before it, and what is wrong."""
     for holds, problem in checks:
         if not holds:
             raise ConfigError(f"config.data.{problem}")

@@ -79,6 +79,10 @@ class Asked:
     part: str
     options: Mapping[str, Any]  # of `open_source`
 
+    def files(self, name: str) -> SourceFiles | None:
+        """The files that one of them names, none of them opened; None: it is on the hub."""
+        return files_of(name, self.kind, self.part, self.options)
+
     def open(self, name: str) -> Records:
         """One of them, opened."""
         return open_source(name, self.kind, self.part, **self.options)
@@ -163,7 +167,7 @@ def find_stores(asked: Asked, encoder: Encoder, place: Place) -> list[StoredSour
     """
     found = []
     for name in asked.names:
-        source = files_of(name, asked.kind, asked.part, asked.options)
+        source = asked.files(name)
         store = None if source is None else place.find(source, encoder)
         if source is None or store is None:
             why = "is no file or folder" if source is None else "is kept in memory by config.data.store"
@@ -184,7 +188,7 @@ def encode_sources(
     Raises:
       DataError: a source cannot be read. ConfigError: a store cannot be written.
     """
-    files = [files_of(name, asked.kind, asked.part, asked.options) for name in asked.names]
+    files = [asked.files(name) for name in asked.names]
     stores = [None if source is None else place.find(source, encoder) for source in files]
     stored = [None if store is None else store.open() for store in stores]
     records: list[Records] = []

@@ -23,35 +23,25 @@ if TYPE_CHECKING:
     from jaxalign.data.dataset import Dataset
 
 
-@dataclasses.dataclass(frozen=True)
-class Window(Records):
-    """Some neighbouring records of a source that stays open."""
+class _Neighbours(Sequence):
+    """Some neighbouring rows of a source that stays open, with the places that they have in it."""
 
-    whole: Records = dataclasses.field(default_factory=lambda: Records((), ""))
-    first: int = 0
-    count: int = 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def where(self, index: int) -> str:
-        return self.whole.where(self.first + index)
-
-    def raw(self, index: int) -> Any:
-        return self.whole.raw(self.first + index)
-
-
-class _Rows(Sequence):
-    """Rows `first` and following of others, or of none but these."""
-
-    def __init__(self, rows: Sequence[Any], first: int, count: int) -> None:
-        self._rows, self._first, self._count = rows, first, count
+    def __init__(self, whole: Records, first: int, count: int) -> None:
+        self._whole, self._first, self._count = whole, first, count
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> Any:
-        return self._rows[self._first + index]
+        return self._whole.rows[self._first + index]
+
+    def where(self, index: int) -> str:
+        """`file:row`."""
+        return self._whole.where(self._first + index)
+
+    def text(self, index: int) -> Any:
+        """A row as its file has it."""
+        return self._whole.raw(self._first + index)
 
 
 class Reader:
@@ -75,9 +65,8 @@ class Reader:
             return Records(rows, name, origin=_Numbered(rows, name, start))
         if self._files is None:
             self._files = read_records(name, split=split)
-        whole = self._files
-        count = max(0, min(take, len(whole) - start))
-        return Window(_Rows(whole.rows, start, count), name, whole=whole, first=start, count=count)
+        count = max(0, min(take, len(self._files) - start))
+        return Records(_Neighbours(self._files, start, count), name)
 
 
 class _Numbered(list):

@@ -102,8 +102,7 @@ def score_completions(
     read = functools.partial(score_tokens, temperature=temperature, mask=mask, layout=layout)
     out = {"tokens": tokens[0], "positions": tokens[1], "segment_ids": tokens[2], "mask": mask}
     if policy is None:
-        sampled = jnp.pad(completions.logp, ((0, 0), (prompts.tokens.shape[1], 0)))
-        mine = Scores(logp=sampled * mask)
+        mine = Scores(logp=sampled_logp(completions, mask))
         out["old_logp"] = mine.logp
     else:
         mine = read(policy, model, *tokens, with_entropy=True)
@@ -199,9 +198,7 @@ def rollout_metrics(
         "completions/clipped_ratio": masked_mean(1.0 - completions.stopped.astype(jnp.float32), each),
     }
     if "entropy" in scored:
-        sampled = jnp.pad(
-            completions.logp, ((0, 0), (scored["mask"].shape[1] - completions.logp.shape[1], 0))
-        )
+        sampled = sampled_logp(completions, scored["mask"])
         metrics |= compare_sampling(scored["old_logp"], sampled, scored["entropy"], scored["mask"])
     if completions.places is not None:
         used, room = jnp.sum(completions.mask), completions.places.astype(jnp.float32)
@@ -216,6 +213,11 @@ def rollout_metrics(
         if kl in scored and (kl == "kl" or kl_estimator != "k1"):
             metrics[name] = masked_mean(jnp.sum(scored[kl] * scored["mask"], axis=1), each)
     return metrics
+
+
+def sampled_logp(completions: Completions, mask: jax.Array) -> jax.Array:
+    """What the policy said while it sampled, behind the prompts' slots: [E, T], as the mask of the sampled tokens."""
+    return jnp.pad(completions.logp, ((0, 0), (mask.shape[1] - completions.logp.shape[1], 0))) * mask
 
 
 def compare_sampling(logp: jax.Array, sampled: jax.Array, entropy: jax.Array, mask: jax.Array) -> Metrics:
