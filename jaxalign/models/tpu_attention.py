@@ -22,6 +22,8 @@ from jaxalign.parallel.sharding import dividing, is_one_device, shards, spec
 _LANES = 128
 # From this many tokens of a block on, the kernel's backward pass is one.
 FUSED_BLOCK = 1024
+# So many rows of a device have a kernel each in the program.
+_UNROLLED = 4
 
 
 def splash_attention(
@@ -92,6 +94,11 @@ def _apply(
     def row(q: jax.Array, k: jax.Array, v: jax.Array, mine: jax.Array, theirs: jax.Array) -> Any:
         return _skip_other_segments(kernel, mine, theirs)(q, k, v, splash_kernel.SegmentIds(mine, theirs))
 
+    # Each row has a map of its own. To a kernel whose maps differ JAX brings the rows by a loop that copies them.
+    if len(q) <= _UNROLLED:
+        return jnp.stack([row(*each) for each in zip(q, k, v, q_segments, k_segments, strict=True)]).astype(
+            q.dtype
+        )
     return jax.vmap(row)(q, k, v, q_segments, k_segments).astype(q.dtype)
 
 
@@ -156,11 +163,14 @@ def _kernel(
     largest = block // _LANES * _LANES
     size = next(size for size in range(largest, 0, -_LANES) if length // parts % size == 0)
     fused = size >= FUSED_BLOCK
+    # Of each block of keys that is held at a time the fused kernel writes its part of dQ.
+    held = 2 * size if fused and length // parts % (2 * size) == 0 else size
     sizes = splash_kernel.BlockSizes(
         block_q=size,
         block_kv=size,
         block_q_dkv=size,
-        block_kv_dkv=size,
+        block_kv_dkv=held,
+        block_kv_dkv_compute=size,
         block_q_dq=None if fused else size,
         block_kv_dq=None if fused else size,
         use_fused_bwd_kernel=fused,

@@ -29,10 +29,10 @@ from jaxalign.models.rope import rotary, rotate
 from jaxalign.models.tpu_attention import splash_attention
 from jaxalign.parallel.sharding import (
     constrain,
-    gather_parameter,
     is_one_device,
     partitioned,
     saved_without_gathered,
+    split_rows,
     tokens_are_whole,
 )
 
@@ -95,20 +95,25 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         normal = partitioned(nn.initializers.normal(self.std), self.axes)
         kernel = weight(self.param("kernel", normal, self.shape, jnp.float32), x.dtype)
-        kernel = gather_parameter(kernel, *self.axes)
-        places = x.shape[: x.ndim - self.num_in]
-        if tokens_are_whole():
-            # The kernel's gradient sums over rows and tokens: of one dimension that is a product, of two the CPU's
-            # compiler would write a transposed copy of what it multiplies first.
-            x = x.reshape(-1, *x.shape[len(places) :])
-        first = x.ndim - self.num_in
-        contracted = (tuple(range(first, x.ndim)), tuple(range(self.num_in)))
-        y = jax.lax.dot_general(x, kernel, (contracted, ((), ())))
+        y = split_rows(functools.partial(_multiply, self.num_in), None, self.axes)(x, kernel)
         if self.use_bias:
             zeros = partitioned(nn.initializers.zeros, self.axes[self.num_in :])
             bias = self.param("bias", zeros, self.shape[self.num_in :], jnp.float32).astype(x.dtype)
-            y = y + jax.lax.broadcast_in_dim(bias, y.shape, tuple(range(first, y.ndim)))
-        return y.reshape(*places, *y.shape[first:])
+            y = y + jax.lax.broadcast_in_dim(bias, y.shape, tuple(range(2, y.ndim)))
+        return y
+
+
+def _multiply(num_in: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[B, T, inputs] by [inputs, outputs], of which each may be several dimensions, `num_in` those of the inputs."""
+    places = x.shape[:2]
+    if tokens_are_whole():
+        # The kernel's gradient sums over rows and tokens: of one dimension that is a product, of two the CPU's
+        # compiler would write a transposed copy of what it multiplies first.
+        x = x.reshape(-1, *x.shape[2:])
+    first = x.ndim - num_in
+    contracted = (tuple(range(first, x.ndim)), tuple(range(num_in)))
+    y = jax.lax.dot_general(x, kernel, (contracted, ((), ())))
+    return y.reshape(*places, *y.shape[first:])
 
 
 class Attention(nn.Module):

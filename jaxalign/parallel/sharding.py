@@ -2,12 +2,14 @@
 
 import contextlib
 import contextvars
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import linen as nn
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import ConfigError
@@ -122,18 +124,6 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(*dividing(jax.sharding.get_abstract_mesh(), x, names)))
 
 
-def gather_parameter(x: jax.Array, *names: str | None) -> jax.Array:
-    """A parameter as it is multiplied with: whole along the axes that split rows and tokens, as ZeRO-3 has it.
-
-    Said outright, since the compiler left to itself gathers some matrices once more than it needs.
-    """
-    if laid_out():
-        return x
-    tokens = mesh_axes("batch") + mesh_axes("length")
-    keep = (tuple(axis for axis in mesh_axes(name) if axis not in tokens) if name else () for name in names)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*keep))
-
-
 def saved_without_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     """A rematerialisation policy that keeps everything but what layouts and gathers give, and so no whole parameter."""
     return primitive.name not in ("sharding_constraint", "all_gather")
@@ -219,9 +209,24 @@ def _copies(x: jax.Array, names: Sequence[str], along: tuple[str, ...]) -> jax.A
         for dimension, axes in enumerate(inner):
             if axes:
                 x = jax.lax.all_gather(x, axes, axis=dimension, tiled=True)
-        return x[None]
+        ordered: Any = _in_order(tuple(sorted(range(x.ndim), key=lambda dimension: not inner[dimension])), x)
+        return ordered[None]
 
     return jax.shard_map(gather, in_specs=split, out_specs=PartitionSpec(along, *outer), check_vma=False)(x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_order(dimensions: tuple[int, ...], x: jax.Array) -> jax.Array:
+    """x with its `dimensions` in this order in memory: what is gathered lies one part behind the other.
+
+    Left to itself the compiler for TPUs copies it into another order. The gradient is in any.
+    """
+    return with_layout_constraint(x, Layout(major_to_minor=dimensions))
+
+
+_in_order.defvjp(
+    lambda dimensions, x: (_in_order(dimensions, x), None), lambda dimensions, _, gradient: (gradient,)
+)
 
 
 def partitioned(initializer: Callable[..., Any], names: Sequence[str | None]) -> Callable[..., Any]:

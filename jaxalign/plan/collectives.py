@@ -232,6 +232,8 @@ def needless_gathers(
         times = size / parameters[name]
         if size > least and times > passes * 1.01:
             out.append(f"{name} is gathered {times:.3g} times a step; {passes} would do")
+    # Less than a thousandth of what parameters need is not worth a word, such as token ids.
+    least = max(least, sum(gathered.values()) / 1000)
     for (name, axes), size in sorted(others.items(), key=lambda item: -item[1]):
         if size > least:
             out.append(

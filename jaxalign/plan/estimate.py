@@ -1,27 +1,33 @@
 """Memory and time of a step from shapes alone: for devices that cannot be compiled for, and to prune a search."""
 
-import math
 import os
 from typing import Any
 
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh
 
-from jaxalign import parallel
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig
-from jaxalign.models.activations import count_activations
 from jaxalign.parallel.chips import Chip
 from jaxalign.parallel.sharding import shards
 from jaxalign.plan.collectives import SLICES
-from jaxalign.plan.programs import bytes_per_device
 from jaxalign.plan.roofline import bounds, mfu_bound
 from jaxalign.plan.topology import Topology
 from jaxalign.training.config import Config
-from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS, Program
+from jaxalign.training.memory import (
+    ACTIVATIONS,
+    CACHE,
+    ELSEWHERE,
+    FROZEN,
+    GRADIENTS,
+    OPTIMIZER,
+    PARAMETERS,
+    SCRATCH,
+    Program,
+    estimate_memory,
+    weight_bytes,
+)
 
-GRADIENTS, ACTIVATIONS, CACHE, SCRATCH = "gradients", "saved activations", "keys and values", "scratch space"
-ELSEWHERE = "beside this program"
 # Of the memory there is, left free for what an estimate cannot know: scratch space, fragments, other buffers.
 MARGIN = 0.1
 _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
@@ -54,8 +60,7 @@ def estimate(
 ) -> dict[str, Any]:
     """What `measure` reports, but by arithmetic; without what only a compiler can know, and without warnings.
 
-    Temporaries are the saved activations, one layer's worth of others, gradients in float32, and the gathered output
-    matrix with its float32 gradient. Traffic of the memory is that of weights, optimizer and saved activations.
+    Memory is `estimate_memory`'s. Traffic of the memory is that of weights, optimizer and saved activations.
     Traffic between chips is the gathers of parameters and the scatter of gradients along fsdp, the sum of a chip's part
     of the gradients along data and between slices, along tensor two all-reduces of the activations a layer and pass,
     and along context the keys and values of whole rows.
@@ -65,7 +70,7 @@ def estimate(
     item = jnp.dtype(model.dtype).itemsize
     tensor, context = mesh.shape["tensor"], mesh.shape["context"]
     tokens = step.tokens / (shards(mesh, "batch") * context * parts)  # of a chip and microbatch
-    weights = sum(math.prod(x.shape) for x in _leaves(step.parameters)) * item / tensor
+    weights = weight_bytes(step, model, tensor)
     known = estimate_memory(step, model, config, mesh)
     saved, cache = known[ACTIVATIONS], known[CACHE]
     # Sampling reads the parameters for every token.
@@ -112,37 +117,6 @@ def estimate(
         "mfu_bound": mfu_bound(topology.chip, step.model_flops / mesh.size, times),
         "tokens": step.tokens,
     }
-
-
-def estimate_memory(
-    step: Program, model: ModelConfig, config: Config, mesh: AbstractMesh | Mesh
-) -> dict[str, float]:
-    """Bytes of one device by what holds them, by arithmetic; see `estimate` for what is counted."""
-    trains = OPTIMIZER in step.kinds
-    parts = config.num_microbatches if trains else 1
-    item = jnp.dtype(model.dtype).itemsize
-    tensor, context = mesh.shape["tensor"], mesh.shape["context"]
-    tokens = step.tokens / (shards(mesh, "batch") * context * parts)
-    weights = sum(math.prod(x.shape) for x in _leaves(step.parameters)) * item / tensor
-    held: dict[str, float] = {
-        kind: float(bytes_per_device(step.kinds.get(kind))) for kind in (PARAMETERS, OPTIMIZER, FROZEN)
-    }
-    layer, kept = count_activations(model, tensor)
-    samples = step.loop_trips > 1
-    # Sampling holds the parameters gathered, in the compute type.
-    gathered = samples and not parallel.parse_rules(config.mesh.rules)["decode_embed"]
-    heads = model.num_kv_heads / tensor
-    return held | {
-        GRADIENTS: held[PARAMETERS] + 6 * model.vocab_size * model.embed_dim / tensor if trains else 0.0,
-        ACTIVATIONS: tokens * kept * model.num_layers * item if trains else 0.0,
-        CACHE: 2 * tokens * model.num_layers * heads * model.head_dim * item if samples else 0.0,
-        SCRATCH: (weights if gathered else 0.0) + tokens * layer * item,
-        ELSEWHERE: float(bytes_per_device(step.beside)),
-    }
-
-
-def _leaves(tree: Any) -> list:
-    return [x for branch in tree.values() for x in _leaves(branch)] if isinstance(tree, dict) else [tree]
 
 
 def _share(n: int) -> float:

@@ -15,18 +15,12 @@ from jaxalign.plan import hlo
 from jaxalign.plan.collectives import find_collectives, needless_gathers, sent_by, whole_sums
 from jaxalign.plan.costs import Visible, count_bytes, count_flops, count_kernels
 from jaxalign.plan.estimate import room
-from jaxalign.plan.programs import bytes_per_device, gather_bytes, splitting_axes
+from jaxalign.plan.programs import gather_bytes, splitting_axes
 from jaxalign.plan.roofline import axis_bandwidth, bounds, mfu_bound
 from jaxalign.plan.topology import Topology
-from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS, Program
+from jaxalign.training.memory import FROZEN, OPTIMIZER, PARAMETERS, Program, bytes_per_device
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-OUT_OF_MEMORY = (
-    "more chips, a larger config.mesh.fsdp or tensor, more config.num_microbatches, config.model.remat='full', "
-    "config.frozen.dtype='bfloat16', or for sampling config.mesh.rules='decode_embed=fsdp'"
-)
-
-
 # As JAX's lowering names the platforms of `Topology.platform`.
 _LOWERED_FOR = {"tpu": "tpu", "gpu": "cuda"}
 
@@ -132,8 +126,9 @@ def _failed(step: Program, topology: Topology, error: Exception) -> dict[str, An
     forms = rf"Used {size} of {size} hbm", rf"\({size}\) exceeds available HBM \({size}\)"
     needed = next((found for form in forms if (found := re.search(form, text))), None)
     if not needed:
+        way_out = "; set a smaller config.model.attention_block" if "ScopedVmem" in text else ""
         raise ConfigError(
-            f"{step.name}: the compiler refuses it on {topology.name}: {text.splitlines()[0][:500]}"
+            f"{step.name}: the compiler refuses it on {topology.name}: {text.splitlines()[0][:500]}{way_out}"
         ) from error
     used, room = (float(needed[at]) * _UNITS[needed[at + 1]] for at in (1, 3))
     return {"name": step.name, "fits": False, "over_bytes": used - room, "error": text.splitlines()[0][:500]}

@@ -1,5 +1,6 @@
 """The jitted steps of a stage with abstract arguments: what a run would compile, without data, weights or devices."""
 
+import dataclasses
 import math
 import pathlib
 from typing import Any
@@ -13,11 +14,11 @@ from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.init import count_parameters
 from jaxalign.training.config import Config
+from jaxalign.training.memory import Program, attention_block, choose_remat
 from jaxalign.training.open import Run, count_updates
 from jaxalign.training.optimizer import make_optimizer, make_schedule
 from jaxalign.training.recipe import Size, resolve_model, resolve_without_data
 from jaxalign.training.saved_model import check_length, find_model
-from jaxalign.training.trainer import Program
 
 # Axes along which a parameter may be split at rest, and is not when used.
 GATHERED = ("data", "fsdp", "context")
@@ -62,6 +63,8 @@ def abstract_run(config: Config, mesh: Mesh | AbstractMesh, platform: str) -> Ru
       ConfigError: see `describe_model`, or a size does not divide by a mesh axis.
     """
     model = describe_model(config, platform)
+    if not config.model.attention_block:
+        model = dataclasses.replace(model, attention_block=attention_block(config))
     # Constants of the schedule: when the steps are counted in epochs of data that is not here, any number will do.
     steps = config.num_steps or config.optimizer.warmup_steps + 1000
     there: Any = mesh  # one that is only described serves where no array is made
@@ -86,9 +89,12 @@ def abstract_run(config: Config, mesh: Mesh | AbstractMesh, platform: str) -> Ru
 
 
 def stage_steps(
-    config: Config, mesh: Mesh | AbstractMesh, platform: str = "tpu"
+    config: Config, mesh: Mesh | AbstractMesh, platform: str = "tpu", memory: float = 0.0
 ) -> tuple[ModelConfig, list[Program]]:
     """The model, and every program of the config's stage that takes time or memory.
+
+    Args:
+      memory: bytes of a device, by which `config.model.remat="auto"` is resolved; 0: it means "full".
 
     Raises:
       ConfigError: see `abstract_run`.
@@ -96,7 +102,12 @@ def stage_steps(
     config = planned(config, mesh, platform)
     with parallel.use_mesh(_here(), parallel.parse_rules(config.mesh.rules)):
         run = abstract_run(config, mesh, platform)
-        return run.model, config.stage.programs(run)
+        steps = config.stage.programs(run)
+        if memory and config.model.remat == "auto":
+            remat, _ = choose_remat(config, run.model, mesh, steps, memory)
+            run = dataclasses.replace(run, model=dataclasses.replace(run.model, remat=remat))
+            steps = config.stage.programs(run)
+        return run.model, steps
 
 
 def full_rows(config: Config) -> tuple[tuple[int, ...], ...]:
@@ -124,15 +135,6 @@ def _here() -> Mesh:
     # Shapes are computed on a device that is here: some libraries make small arrays outright, which those of a
     # mesh that is only described cannot hold.
     return parallel.make_mesh(parallel.MeshConfig(data=1), jax.local_devices(backend="cpu")[:1])
-
-
-def bytes_per_device(tree: Any) -> int:
-    """Of arrays with shardings, what one device's own memory holds of them, without the padding of its layout."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(tree)
-        if x.sharding.memory_kind != "pinned_host"
-    )
 
 
 def splitting_axes(parameters: Params) -> frozenset[str]:

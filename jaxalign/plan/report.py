@@ -9,7 +9,7 @@ from rich.table import Table
 from jaxalign.errors import amount
 from jaxalign.parallel.chips import GIB
 from jaxalign.plan.gpus import INSTALL
-from jaxalign.plan.measure import OUT_OF_MEMORY
+from jaxalign.training.memory import CACHE, FROZEN
 
 
 def print_plan(plan: Mapping[str, Any], console: Console) -> None:
@@ -91,12 +91,39 @@ def _rows(steps: list[dict[str, Any]], room: float) -> Iterator[tuple[str, list[
 
 
 def problem_lines(plan: Mapping[str, Any]) -> Iterator[str]:
-    """What does not fit, and by how much; and what is gathered for nothing."""
+    """What does not fit, by how much, what it is made of, and what would help; and what is gathered for nothing."""
     for step in plan["steps"]:
         if not step["fits"]:
+            held = step.get("estimate", step.get("memory", {}))
+            parts = ", ".join(f"{kind} {size / GIB:.1f}" for kind, size in held.items() if size > 0.05 * GIB)
             yield (
                 f"PROBLEM: {step['name']} needs {step['over_bytes'] / GIB:.2f} GiB more than a {plan['unit']} of "
-                f"{plan['topology']} has for it; try {OUT_OF_MEMORY}"
+                f"{plan['topology']} has for it (by estimate, GiB: {parts}); try "
+                f"{', '.join(remedies(plan, held))}"
             )
         for warning in step.get("warnings", ()):
             yield f"WARNING: {step['name']}: {warning}"
+
+
+def remedies(plan: Mapping[str, Any], held: Mapping[str, float]) -> Iterator[str]:
+    """What makes a step smaller that is not done yet.
+
+    Args:
+      held: bytes of a device by what holds them.
+    """
+    if plan["remat"] != "full":
+        yield "config.model.remat='full'"
+    rows = plan["batch_size"] // (plan["mesh"]["data"] * plan["mesh"]["fsdp"] * plan["mesh"]["expert"])
+    if rows > plan["num_microbatches"]:
+        yield f"config.num_microbatches={2 * plan['num_microbatches']}"
+    if held.get(FROZEN):
+        kinds = ("float32", "bfloat16", "int8")
+        yield from (
+            f"config.frozen.dtype={kind!r}" for kind in kinds[kinds.index(plan["frozen"]["dtype"]) + 1 :]
+        )
+        if not plan["frozen"]["offload"]:
+            yield "config.frozen.offload=True"
+    if held.get(CACHE):
+        yield "config.mesh.rules='decode_embed=fsdp'"
+    yield "a larger config.mesh.fsdp or tensor"
+    yield "more chips" if plan["unit"] != "GPU" else "more GPUs"

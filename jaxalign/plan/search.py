@@ -7,9 +7,9 @@ from typing import Any
 from jaxalign.errors import ConfigError
 from jaxalign.plan.topology import Topology
 from jaxalign.training.config import Config
+from jaxalign.training.memory import REMAT
 
 SLACK = 1.15  # An estimate this much above the memory may still fit: it knows nothing of fusion.
-REMAT = ("none", "dots_no_batch", "attention", "full")
 
 
 def candidates(config: Config, topology: Topology) -> Iterator[Config]:

@@ -10,9 +10,9 @@ from jaxalign.models.flops import full_work, sampling_flops, step_flops
 from jaxalign.models.frozen import abstract_keep
 from jaxalign.rl.abstract import abstract_rollout, check_run
 from jaxalign.sampling.generate import Completions, generate
+from jaxalign.training.memory import FROZEN, OPTIMIZER, PARAMETERS, Program
 from jaxalign.training.open import Run
 from jaxalign.training.state import abstract_train_state
-from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS, Program
 
 if TYPE_CHECKING:
     from jaxalign.rl.stage import OnPolicyStage

@@ -39,12 +39,13 @@ from jaxalign.rl.rollout import (
 )
 from jaxalign.sampling.answers import answer_text
 from jaxalign.sampling.generate import Completions, generate
+from jaxalign.training.memory import Program
 from jaxalign.training.open import Run, local_rows
 from jaxalign.training.samples import Samples, count_samples, describe_prompt, make_sample, shares
 from jaxalign.training.stage import LossFn, Stage
 from jaxalign.training.state import Update, make_state
 from jaxalign.training.supervised import check_frozen, name_sets
-from jaxalign.training.trainer import Program, Trainer
+from jaxalign.training.trainer import Trainer
 
 SCORE_TIME = "perf/score_time"
 

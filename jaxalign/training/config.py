@@ -31,11 +31,13 @@ class ModelSettings(ModelConfig):
     # "auto": bfloat16, and float32 on a CPU, which has no faster way.
     dtype: str = field("float32", choices=("auto", "float32", "bfloat16", "float16"))
     # Recomputed in backward: nothing; full: layers; attention: all but what the kernel of attention gives; dots,
-    # dots_no_batch: all but that and (weight) matmuls; auto: nothing where all that it reads takes at most a quarter of
-    # a device's memory, else layers.
+    # dots_no_batch: all but that and (weight) matmuls; auto: as little as a device has the memory for, on a CPU nothing
+    # or layers.
     remat: str = field("auto", choices=("auto", *REMATS))
     # "auto": splash on TPU; on GPU flash, or blockwise where that cannot; block_sparse on CPU.
     attention: str = field("auto", choices=("auto", *ATTENTION))
+    # 0: 1,024 where sequences are of 4,096 tokens or more, else 512.
+    attention_block: int = field(0, at_least=0)
     # None: True, but on a CPU where the layers are at most 12.
     scan_layers: bool | None = None
     # None: that of init_from, which has it from its config.json; from scratch 0.
@@ -70,6 +72,8 @@ class ModelSettings(ModelConfig):
             values["scan_layers"] = best["scan_layers"]
         if self.remat == "auto":
             values["remat"] = "full"  # until the sizes of a step are known, see `training.recipe`
+        if not self.attention_block:
+            values["attention_block"] = ModelConfig.attention_block  # likewise
         if self.attention == "auto":
             values["attention"] = best["attention"]
         for kernel, runs_on in (("splash", ("tpu",)), ("flash", ("gpu", "cuda", "rocm"))):

@@ -36,8 +36,9 @@ from jaxalign.models.init import count_parameters
 from jaxalign.parallel import processes
 from jaxalign.storage import Path, to_path
 from jaxalign.training.config import Config, to_json
+from jaxalign.training.memory import resolve_kernels
 from jaxalign.training.optimizer import make_optimizer, make_schedule
-from jaxalign.training.recipe import Size, keep_found, resolve_data, resolve_model, resolve_remat
+from jaxalign.training.recipe import Size, keep_found, resolve_data, resolve_model
 from jaxalign.training.saved_model import (
     SavedModel,
     check_length,
@@ -383,7 +384,6 @@ def _open(config: Config, workdir: Path) -> Run:
     inputs = open_inputs(keep_found(config, workdir))
     train, held_out = build_datasets(inputs.config.data, inputs.tokenizer, inputs.config.stage.data)
     config, found = resolve_data(inputs.config, train.rows, mesh, inputs.size)
-    config, model, chosen = resolve_remat(config, inputs.model, mesh)
     total = rows_of_epochs(train.rows, config.num_epochs)
     steps = config.num_steps or -(-total // count_rows(config))
     updates = count_updates(config, steps)
@@ -391,11 +391,11 @@ def _open(config: Config, workdir: Path) -> Run:
         mesh, "batch_size / config.num_microbatches", config.batch_size // config.num_microbatches
     )
     _check_eval_batch(config, mesh)
-    return Run(
+    run = Run(
         config=config,
         workdir=workdir,
         mesh=mesh,
-        model=model,
+        model=inputs.model,
         tokenizer=inputs.tokenizer,
         source=inputs.source,
         train=train,
@@ -403,8 +403,9 @@ def _open(config: Config, workdir: Path) -> Run:
         steps=steps,
         optimizer=make_optimizer(config.optimizer, updates),
         schedule=make_schedule(config.optimizer, updates),
-        found=(*inputs.found, *found, *chosen),
+        found=(*inputs.found, *found),
     )
+    return resolve_kernels(run)
 
 
 def _check_eval_batch(config: Config, mesh: Mesh) -> None:

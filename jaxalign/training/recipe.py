@@ -9,15 +9,12 @@ import json
 import math
 from typing import Any
 
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxalign.data.packing import Rows
 from jaxalign.data.records import KINDS
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.models import ModelConfig
-from jaxalign.models.activations import count_activations
-from jaxalign.parallel.chips import memory_of
 from jaxalign.parallel.sharding import shards
 from jaxalign.storage import Path
 from jaxalign.training.checkpoint import CHECKPOINTS
@@ -26,7 +23,6 @@ SETTINGS = "settings.json"  # every setting of a run as it goes on now, by the n
 LEAST_STEPS = 20  # with fewer there is hardly a schedule, and each is a large part of the run
 SLICE_TOKENS = 16_384  # most tokens of a microbatch on one device
 ANSWER = 1024  # most tokens of a sampled answer
-KEPT_PART = 1 / 4  # of a device's memory, for what the backward pass reads of the forward pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,33 +151,12 @@ def resolve_data(
     return config, tuple(found)
 
 
-def resolve_remat(config: Any, model: ModelConfig, mesh: Mesh) -> tuple[Any, ModelConfig, tuple[str, ...]]:
-    """Says what the backward pass computes again, where the config leaves it open: whole layers, or nothing.
-
-    Nothing, where all that it reads of a microbatch takes at most `KEPT_PART` of a device's memory.
-
-    Args:
-      config: with batch size and microbatches.
-    """
-    if config.model.remat != "auto":
-        return config, model, ()
-    tokens = config.batch_size / (_pieces(config, mesh) * config.num_microbatches) * _slots(config)
-    numbers, _ = count_activations(model, shards(mesh, "act_heads"))
-    kept = tokens * numbers * model.num_layers * jnp.dtype(model.dtype).itemsize
-    memory = memory_of(mesh.local_devices[0])
-    remat = "none" if kept <= KEPT_PART * memory else "full"
-    why = f"keeping all takes about {kept / 1e9:.2g} of a device's {memory / 1e9:.3g} GB"
-    model = dataclasses.replace(model, remat=remat)
-    settings = dataclasses.replace(config.model, remat=remat)
-    return dataclasses.replace(config, model=settings), model, (f"model.remat={remat} ({why})",)
-
-
-def _pieces(config: Any, mesh: Mesh | AbstractMesh) -> int:
+def batch_pieces(config: Any, mesh: Mesh | AbstractMesh) -> int:
     """Into how many pieces a batch is cut by the devices and by the updates on it."""
     return shards(mesh, "batch") * getattr(config.options, "num_minibatches", 1)
 
 
-def _slots(config: Any) -> int:
+def row_slots(config: Any) -> int:
     """Tokens of a row, with what is sampled behind it."""
     sampling = getattr(config.options, "sampling", None)
     return config.data.slots(config.stage.data) + (0 if sampling is None else sampling.max_new_tokens)
@@ -255,7 +230,7 @@ def keep_found(config: Any, workdir: Path) -> Any:
     return dataclasses.replace(
         kept(config, "config", "batch_size"),
         options=options,
-        model=kept(config.model, "config.model", "dtype", "remat"),
+        model=kept(config.model, "config.model", "dtype", "remat", "attention_block"),
         optimizer=kept(config.optimizer, "config.optimizer", "learning_rate"),
         # The row length is that of the same data again.
         data=kept(config.data, "config.data", "max_length"),
@@ -267,7 +242,7 @@ def _with_rows(config: Any, rows: int, mesh: Mesh | AbstractMesh) -> Any:
     per_row = config.samples_per_row
     parts = shards(mesh, "batch")
     # Rows are split over the devices, and so are the completions of a minibatch of them.
-    pieces = _pieces(config, mesh) * max(1, config.num_microbatches)
+    pieces = batch_pieces(config, mesh) * max(1, config.num_microbatches)
     unit = math.lcm(parts, pieces // math.gcd(pieces, per_row))
     return dataclasses.replace(config, batch_size=max(1, rows // unit) * unit * per_row)
 
@@ -278,8 +253,8 @@ def _with_microbatches(config: Any, mesh: Mesh | AbstractMesh, *, free: bool) ->
     Args:
       free: the batch may become a little smaller where that halves their number.
     """
-    length = _slots(config)
-    pieces = _pieces(config, mesh)
+    length = row_slots(config)
+    pieces = batch_pieces(config, mesh)
     rows = max(1, config.batch_size // pieces)  # of a device, in an update
     most = max(1, SLICE_TOKENS // length)
     per_row = config.samples_per_row

@@ -25,12 +25,13 @@ from jaxalign.models import ModelConfig, Params
 from jaxalign.models.logprobs import TokenStatistics
 from jaxalign.models.scoring import Scores, score_batch
 from jaxalign.training.flops import count_work, flops_metric, tokens_metric, update_flops
+from jaxalign.training.memory import Program
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxalign.training.programs import made_once
 from jaxalign.training.recipe import Recipe
 from jaxalign.training.state import Objective, Update, make_update, slices
 from jaxalign.training.supervised import build_trainer, find_frozen, update_program
-from jaxalign.training.trainer import Program, Trainer
+from jaxalign.training.trainer import Trainer
 
 Totals = dict[str, jax.Array]  # float32 scalars over the whole batch, by name
 LossFn = Callable[[Scores, Any, dict[str, Scores], Any, Totals], tuple[jax.Array, Metrics]]

@@ -15,13 +15,14 @@ from jaxalign.losses.metrics import Metrics, finalize, merge
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.flops import full_work, step_flops
 from jaxalign.models.frozen import FrozenConfig, abstract_keep, keep
+from jaxalign.training.memory import FROZEN, OPTIMIZER, PARAMETERS, Program
 from jaxalign.training.open import Run
 from jaxalign.training.programs import made_once
 from jaxalign.training.reference import score_dataset
 from jaxalign.training.samples import count_samples, make_sampler
 from jaxalign.training.saved_model import SavedModel, find_language_model, fingerprint
 from jaxalign.training.state import TrainState, abstract_train_state, make_state
-from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS, Program, Trainer
+from jaxalign.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from jaxalign.training.stage import FrozenModel, Stage

@@ -1,4 +1,4 @@
-"""What a stage becomes once a run is open: functions for the loop, and programs for the planner."""
+"""What a stage becomes once a run is open: functions for the loop."""
 
 import dataclasses
 import functools
@@ -12,8 +12,6 @@ from jaxalign.training.open import Run
 State = Any
 Batch = Any
 Phase = Callable[[State, Batch], tuple[State, Metrics]]
-
-PARAMETERS, OPTIMIZER, FROZEN = "parameters", "optimizer state", "frozen models"
 
 
 def _nothing(*_: Any) -> None:
@@ -52,20 +50,3 @@ class Trainer:
         """The weights that the stage is for."""
         where = self.run.config.stage.weights(self.run.config.options)
         return functools.reduce(getattr, where.split("/"), state)
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """One program of a stage: `function.lower(*arguments, **keywords)` inside `parallel.use_mesh`."""
-
-    name: str
-    function: Any  # jitted
-    arguments: tuple
-    kinds: dict[str, Any]  # PARAMETERS, OPTIMIZER and FROZEN: which trees among the arguments are what
-    tokens: int  # slots of a step, packed full
-    model_flops: float  # of a step over all devices: nothing recomputed, attention causal and counted once
-    parameters: Params  # of which gathers are looked at
-    passes: int  # how often a step may gather each parameter
-    keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
-    beside: dict[str, Any] = dataclasses.field(default_factory=dict)  # trees in memory that are no arguments
-    loop_trips: int = 1  # of a loop whose end depends on data

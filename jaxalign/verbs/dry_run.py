@@ -13,9 +13,9 @@ from rich.text import Text
 from jaxalign import parallel
 from jaxalign.data.items import Item
 from jaxalign.parallel.chips import GIB
-from jaxalign.plan.estimate import estimate_memory
 from jaxalign.training.config import Config
 from jaxalign.training.introduction import introduce
+from jaxalign.training.memory import estimate_memory
 from jaxalign.training.open import Run, open_run
 from jaxalign.verbs.audit_page import show_tokens
 

@@ -23,6 +23,7 @@ from jaxalign.plan.topology import Topology, describe_devices, parse_topology
 from jaxalign.stages import parse_config
 from jaxalign.storage import to_path, write_whole
 from jaxalign.training.config import Config
+from jaxalign.training.memory import estimate_memory
 from jaxalign.verbs.requests import ConfigRequest, flag
 
 
@@ -81,9 +82,12 @@ def compiled_plan(config: Config, topology: Topology) -> dict[str, Any]:
     mesh = parallel.make_mesh(config.mesh, devices, by_process=topology.platform == "gpu")
     rules = parallel.parse_rules(config.mesh.rules)
     config = planned(config, mesh, topology.platform)
-    model, steps = stage_steps(config, mesh, topology.platform)
+    model, steps = stage_steps(config, mesh, topology.platform, room(topology.chip, compiled=True)["fits"])
     rows = full_rows(config)
     measured = [measure(step, model, mesh, rules, topology, rows) for step in steps]
+    for step, found in zip(steps, measured, strict=True):
+        if not found["fits"]:
+            found["estimate"] = estimate_memory(step, model, config, mesh)
     return _head(config, topology, model, mesh, steps, compiled=True) | {"steps": measured}
 
 
@@ -91,7 +95,7 @@ def estimated_plan(config: Config, topology: Topology) -> dict[str, Any]:
     """Every step by arithmetic on shapes alone: to prune a search, and for GPUs where their compiler is not here."""
     mesh = _described(config, topology)
     config = planned(config, mesh, topology.platform)
-    model, steps = stage_steps(config, mesh, topology.platform)
+    model, steps = stage_steps(config, mesh, topology.platform, room(topology.chip)["fits"])
     estimated = [estimate(step, model, config, mesh, topology) for step in steps]
     return _head(config, topology, model, mesh, steps, compiled=False) | {"steps": estimated}
 
@@ -162,6 +166,7 @@ def _head(
         "remat": model.remat,
         "batch_size": config.batch_size,
         "num_microbatches": config.num_microbatches,
+        "frozen": dataclasses.asdict(config.frozen),
     }
 
 

@@ -168,9 +168,10 @@ def test_splash(window, softcap, fused, monkeypatch):
 @pytest.mark.parametrize("fused", [False, True])
 def test_splash_reads_only_blocks_of_segments_that_a_query_is_in(fused, monkeypatch):
     """The keys and queries of other segments, in blocks of their own, may be anything, backward too."""
+    T = 512
     if fused:
         monkeypatch.setattr(module, "FUSED_BLOCK", 128)
-    T = 512
+        T = 1024  # two blocks of keys are held at a time
     segments = np.repeat(np.int32([[1, 2, 2, 0]]), T // 4, axis=1)
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(1, T, n, 16)).astype(np.float32) for n in (2, 1, 1))

@@ -17,7 +17,7 @@ from jaxalign.plan.report import print_plan
 from jaxalign.plan.roofline import axis_bandwidth, bounds
 from jaxalign.plan.topology import describe_devices, parse_topology
 from jaxalign.stages import default_config, parse_config
-from jaxalign.training.trainer import OPTIMIZER, PARAMETERS
+from jaxalign.training.memory import OPTIMIZER, PARAMETERS
 from jaxalign.verbs.plan import run_plan
 
 GPUS = [name for name, chip in CHIPS.items() if not chip.torus]

@@ -21,14 +21,14 @@ from jaxalign.parallel.mesh import mesh_shape
 from jaxalign.plan import hlo
 from jaxalign.plan.costs import count_flops
 from jaxalign.plan.measure import measure, split_memory
-from jaxalign.plan.programs import bytes_per_device, planned, stage_steps
-from jaxalign.plan.report import print_plan, problem_lines
+from jaxalign.plan.programs import planned, stage_steps
+from jaxalign.plan.report import print_plan, problem_lines, remedies
 from jaxalign.plan.topology import describe_devices, parse_topology
 from jaxalign.rl.rollout import rollout_work
 from jaxalign.stages import NAMES, default_config, parse_config
 from jaxalign.training.flops import update_flops
-from jaxalign.training.trainer import FROZEN, OPTIMIZER, PARAMETERS
-from jaxalign.verbs.plan import run_plan, write_json
+from jaxalign.training.memory import FROZEN, OPTIMIZER, PARAMETERS, bytes_per_device
+from jaxalign.verbs.plan import estimated_plan, run_plan, write_json
 
 STAGES = list(NAMES)
 # SFT is compiled below; what the other stages run are the parts of these two.
@@ -300,11 +300,37 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change(tpu):
     found = run_plan(parse_config(values), "v5e:2x2")
     assert not found["steps"][0]["fits"] and found["steps"][0]["over_bytes"] > 2**30
     (line,) = (line for line in problem_lines(found) if line.startswith("PROBLEM"))
-    assert "update needs" in line and "config.mesh.fsdp" in line
+    assert "update needs" in line and "saved activations" in line
+    assert "try config.model.remat='full', config.num_microbatches=2, a larger config.mesh.fsdp" in line
+    assert "config.frozen" not in line  # SFT has none
+
+
+def test_what_helps_a_step_that_does_not_fit_is_what_is_not_done_yet():
+    plan = {"remat": "full", "num_microbatches": 1, "batch_size": 8, "unit": "chip", "stage": "dpo"}
+    plan |= {"mesh": {"data": 1, "fsdp": 8, "expert": 1}, "frozen": {"dtype": "bfloat16", "offload": False}}
+    found = list(remedies(plan, {FROZEN: 1.0}))
+    assert found[:2] == ["config.frozen.dtype='int8'", "config.frozen.offload=True"]
+    assert not any("remat" in line or "microbatches" in line or "decode" in line for line in found)
+
+
+def test_a_plan_recomputes_as_little_as_there_is_memory_for():
+    """The same step on chips of 95.7, 31.25 and 15.75 GiB; parameters and both moments are 12 of its 16 bytes each."""
+    values = load_config("sft", "llama3_1_8b")
+    values.data.update(max_length=8192, row_length=8192)
+    chosen = {}
+    for topology, batch in (("v5p:4x4x4", 128), ("v6e:16x16", 256), ("v5e:8x8", 64)):
+        values.batch_size = batch
+        plan = estimated_plan(parse_config(values), parse_topology(topology))
+        chosen[topology] = plan["remat"]
+        (step,) = plan["steps"]
+        assert step["memory"]["total"] < 0.8 * plan["room"]["fits"] and plan["model"]["attention_block"] == 1024
+    assert chosen == {"v5p:4x4x4": "dots_no_batch", "v6e:16x16": "attention", "v5e:8x8": "attention"}
 
 
 def test_gpus_are_estimated_without_their_compiler(estimates):
-    found = run_plan(parse_config(load_config("sft", "llama3_2_1b")), "h200:8")
+    values = load_config("sft", "llama3_2_1b")
+    values.model.remat = "full"
+    found = run_plan(parse_config(values), "h200:8")
     (step,) = found["steps"]
     assert not found["compiled"] and step["memory"][PARAMETERS] == pytest.approx(
         4 * 1_235_814_400 / 8, rel=1e-3

@@ -11,8 +11,8 @@ from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.parallel import make_mesh, use_mesh
 from jaxalign.plan.estimate import ACTIVATIONS, GRADIENTS
 from jaxalign.stages import parse_config, train
+from jaxalign.training.memory import OPTIMIZER, PARAMETERS
 from jaxalign.training.open import open_run
-from jaxalign.training.trainer import OPTIMIZER, PARAMETERS
 from jaxalign.verbs.dry_run import measure_memory, print_dry_run
 from jaxalign.verbs.train import TrainRequest
 
