@@ -101,7 +101,14 @@ def on_own_rows(
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, scale: float, softcap: float = 0.0
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    heads_first: bool = False,
 ) -> jax.Array:
     """Softmax attention with grouped heads: q [B, T, H, d], k and v [B, S, K, d], mask [B, T, S] -> [B, T, H, d].
 
@@ -110,15 +117,16 @@ def attention(
     Args:
       scale: scores are multiplied by it.
       softcap: see `soft_cap`, which is applied to the scores.
+      heads_first: k and v are [B, K, S, d], as a cache has them.
     """
     B, T, H, d = q.shape
-    K = k.shape[2]
+    K, keys = (k.shape[1], "bksd") if heads_first else (k.shape[2], "bskd")
     q = q.reshape(B, T, K, H // K, d) * scale
-    scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(f"btkgd,{keys}->bkgts", q, k, preferred_element_type=jnp.float32)
     scores = soft_cap(scores, softcap)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(B, T, H, d)
+    return jnp.einsum(f"bkgts,{keys}->btkgd", weights, v).reshape(B, T, H, d)
 
 
 def blockwise_attention(
@@ -133,18 +141,21 @@ def blockwise_attention(
     window: jax.Array | int,
     scale: float,
     softcap: float = 0.0,
+    heads_first: bool = False,
     block: int = QUERY_BLOCK,
 ) -> jax.Array:
     """`attention` a block of queries at a time, computed again in the backward pass: [B, T, H, d].
 
     Args:
       window: as in `attention_mask`.
+      heads_first: as in `attention`.
       block: queries held against all keys at once.
     """
     T = q.shape[1]
+    settings: Any = {"scale": scale, "softcap": softcap, "heads_first": heads_first}
     if block >= T:
         mask = attention_mask(q_positions, q_segments, k_positions, k_segments, window)
-        return attention(q, k, v, mask, scale=scale, softcap=softcap)
+        return attention(q, k, v, mask, **settings)
     count = -(-T // block)
 
     def split(x: jax.Array) -> jax.Array:
@@ -155,7 +166,7 @@ def blockwise_attention(
     def one(queries: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         q, positions, segments = queries
         mask = attention_mask(positions, segments, k_positions, k_segments, window)
-        return attention(q, k, v, mask, scale=scale, softcap=softcap)
+        return attention(q, k, v, mask, **settings)
 
     out = jax.lax.map(one, (split(q), split(q_positions), split(q_segments)))
     return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], count * block, *q.shape[2:])[:, :T]

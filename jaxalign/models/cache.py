@@ -21,8 +21,8 @@ class Cache:
     that holds padding, or nothing yet, has segment 0 and is seen by no real token.
     """
 
-    # [L, B, S, K, d] in the compute dtype; of layers that are not scanned [B, S, K, d] each, so that a layer reads its
-    # own where they lie.
+    # [L, B, K, S, d] in the compute dtype: what a head reads lies together. Of layers that are not scanned [B, K, S, d]
+    # each, so that a layer reads its own where they lie.
     k: Stack
     v: Stack
     positions: jax.Array  # [B, S] int32
@@ -30,17 +30,18 @@ class Cache:
     index: jax.Array  # int32 scalar: the next slot to write
 
     def write(self, layer: jax.Array, k: jax.Array, v: jax.Array) -> tuple["Cache", jax.Array, jax.Array]:
-        """The cache with keys and values [B, T, K, d] of T more tokens of a layer, and all of that layer.
+        """The cache with keys and values [B, T, K, d] of T more tokens of a layer, and all of that layer, [B, K, S, d].
 
         Layers that are not scanned take turns: each finds its own in front and puts them at the end.
         """
 
         def put(stack: Any, new: jax.Array) -> tuple[Any, jax.Array]:
+            new = new.swapaxes(1, 2)
             if isinstance(stack, tuple):
                 first, *rest = stack
-                own = jax.lax.dynamic_update_slice(first, new, (0, self.index, 0, 0))
+                own = jax.lax.dynamic_update_slice(first, new, (0, 0, self.index, 0))
                 return (*rest, own), own
-            stack = jax.lax.dynamic_update_slice(stack, new[None], (layer, 0, self.index, 0, 0))
+            stack = jax.lax.dynamic_update_slice(stack, new[None], (layer, 0, 0, self.index, 0))
             return stack, jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
 
         (ks, k), (vs, v) = put(self.k, k), put(self.v, v)
@@ -54,7 +55,7 @@ def is_unrolled(config: ModelConfig) -> bool:
 
 def init_cache(config: ModelConfig, batch_size: int, length: int) -> Cache:
     """An empty cache for `length` tokens a row; writing past its end would overwrite its last slots."""
-    shape = (batch_size, length, config.num_kv_heads, config.head_dim)
+    shape = (batch_size, config.num_kv_heads, length, config.head_dim)
 
     def empty() -> Stack:
         if is_unrolled(config):

@@ -178,7 +178,8 @@ class Attention(nn.Module):
         if c.attention == "block_sparse" and not cached:
             return block_sparse_attention(q, k, v, _of_layer(context["view"], local), **settings)
         if c.attention in ("xla", "block_sparse"):
-            return attention(q, k, v, _of_layer(context["mask"], local), **settings)
+            mask = _of_layer(context["mask"], local)
+            return attention(q, k, v, mask, heads_first=cached, **settings)
         if c.attention == "flash" and not cached:
             return flash_attention(q, k, v, _of_layer(context["view"], local), **settings)
         if c.attention == "splash" and not cached:
@@ -191,7 +192,8 @@ class Attention(nn.Module):
         window = c.window if c.local_layers[0] else 0
         if local is not None:
             window = jnp.where(local, c.window, jnp.iinfo(jnp.int32).max)
-        return blockwise_attention(q, k, v, *context["places"], window=window, **settings)
+        places = context["places"]
+        return blockwise_attention(q, k, v, *places, window=window, heads_first=cached, **settings)
 
 
 class MLP(nn.Module):

@@ -308,7 +308,7 @@ def _decode(
 
     def lay_cache(cache: Cache) -> Cache:
         def lay(x: jax.Array) -> jax.Array:
-            return constrain(x, *[None] * (x.ndim - 4), "batch", None, "act_kv_heads", None)
+            return constrain(x, *[None] * (x.ndim - 4), "batch", "act_kv_heads", None, None)
 
         return dataclasses.replace(cache, k=jax.tree.map(lay, cache.k), v=jax.tree.map(lay, cache.v))
 
@@ -325,7 +325,7 @@ def _decode(
             new = take_rows(new, prompt, parts, axis)
             which = filled.reshape(*(1,) * axis, -1, *(1,) * (new.ndim - axis - 1))
             # Of a cache, the slots of prompts: those of tokens stand behind them.
-            new = jnp.where(which, new, jax.lax.slice_in_dim(old, 0, new.shape[axis + 1], axis=axis + 1))
+            new = jnp.where(which, new, jax.lax.slice(old, (0,) * old.ndim, new.shape))
             return jax.lax.dynamic_update_slice(old, new, (0,) * old.ndim)
 
         (logits, seen, cache), (first, known, prompts) = state, read

@@ -62,7 +62,7 @@ def test_a_dead_row_leaves_the_others_and_its_own_past_unchanged():
 def test_cache_has_the_compute_dtype_and_the_documented_shapes():
     config = ModelConfig(**SIZES, num_layers=3, num_kv_heads=2, dtype="bfloat16")
     cache = init_cache(config, 5, 7)
-    assert cache.k.shape == cache.v.shape == (3, 5, 7, 2, 6)
+    assert cache.k.shape == cache.v.shape == (3, 5, 2, 7, 6)
     assert cache.k.dtype == cache.v.dtype == jnp.bfloat16
     assert cache.positions.shape == cache.segment_ids.shape == (5, 7)
     assert cache.index == 0 and not cache.segment_ids.any()

@@ -323,7 +323,9 @@ def test_a_plan_recomputes_as_little_as_there_is_memory_for():
         plan = estimated_plan(parse_config(values), parse_topology(topology))
         chosen[topology] = plan["remat"]
         (step,) = plan["steps"]
-        assert step["memory"]["total"] < 0.8 * plan["room"]["fits"] and plan["model"]["attention_block"] == 1024
+        assert (
+            step["memory"]["total"] < 0.8 * plan["room"]["fits"] and plan["model"]["attention_block"] == 1024
+        )
     assert chosen == {"v5p:4x4x4": "dots_no_batch", "v6e:16x16": "attention", "v5e:8x8": "attention"}
 
 
