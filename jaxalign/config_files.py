@@ -84,10 +84,13 @@ def call_get_config(get_config: Any, path: str, arg: str | None, **given: Any) -
 
 
 @contextlib.contextmanager
-def blaming(path: str) -> Iterator[None]:
+def blaming(path: str, flag: str = "--config=") -> Iterator[None]:
     """Turns what the code of a config file raises, or a sys.exit there, into a ConfigError with its line.
 
     A deliberate error without a line of the file is put down to the file; all others pass.
+
+    Args:
+      flag: what stands before the path where it is given.
     """
     try:
         yield
@@ -97,11 +100,11 @@ def blaming(path: str) -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         if cause is not None:
             said = str(cause) if isinstance(cause, JaxalignError) else f"{type(cause).__name__}: {cause}"
-            way_out = "" if isinstance(cause, JaxalignError) else "; mend the config file"
-            raise ConfigError(f"--config={path}, line {line}: {said}{way_out}") from error
+            way_out = "" if isinstance(cause, JaxalignError) else "; mend the file"
+            raise ConfigError(f"{flag}{path}, line {line}: {said}{way_out}") from error
         if isinstance(error, JaxalignError | OSError | UnicodeError):
             kind = UsageError if isinstance(error, UsageError) else ConfigError
-            raise kind(f"--config={path}: {error}") from error
+            raise kind(f"{flag}{path}: {error}") from error
         raise
 
 

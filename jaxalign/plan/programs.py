@@ -56,15 +56,18 @@ def planned(config: Config, mesh: Mesh | AbstractMesh, platform: str = "tpu") ->
         return resolve_without_data(resolve_model(config, model, size)[0], mesh)
 
 
-def abstract_run(config: Config, mesh: Mesh | AbstractMesh, platform: str) -> Run:
+def abstract_run(config: Config, mesh: Mesh | AbstractMesh, platform: str, memory: float = 0.0) -> Run:
     """A run without data, tokenizer and weights of a `planned` config; call inside `use_mesh` of a device that is here.
+
+    Args:
+      memory: bytes of a device; 0: little.
 
     Raises:
       ConfigError: see `describe_model`, or a size does not divide by a mesh axis.
     """
     model = describe_model(config, platform)
     if not config.model.attention_block:
-        model = dataclasses.replace(model, attention_block=attention_block(config))
+        model = dataclasses.replace(model, attention_block=attention_block(config, memory))
     # Constants of the schedule: when the steps are counted in epochs of data that is not here, any number will do.
     steps = config.num_steps or config.optimizer.warmup_steps + 1000
     there: Any = mesh  # one that is only described serves where no array is made
@@ -101,7 +104,7 @@ def stage_steps(
     """
     config = planned(config, mesh, platform)
     with parallel.use_mesh(_here(), parallel.parse_rules(config.mesh.rules)):
-        run = abstract_run(config, mesh, platform)
+        run = abstract_run(config, mesh, platform, memory)
         steps = config.stage.programs(run)
         if memory and config.model.remat == "auto":
             remat, _ = choose_remat(config, run.model, mesh, steps, memory)

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from jaxalign.quickstart.plots import AXIS, COLOURS, DARK_COLOURS, INK, LINE
+from jaxalign.drawing import AXIS, INK, LINE
+from jaxalign.quickstart.plots import COLOURS, DARK_COLOURS
 from jaxalign.worlds.judge import HARMLESS_WEIGHT, HELPFUL_WEIGHT, HONEST_WEIGHT
 
 # Rows of boxes, each the colour's key in plots.COLOURS and the text, and what the row is.

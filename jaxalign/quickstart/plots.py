@@ -3,7 +3,6 @@
 The same results give the same bytes.
 """
 
-import io
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -11,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxalign.drawing import AXIS, INK, LINE
+from jaxalign.drawing import draw as draw_chart
 from jaxalign.quickstart.findings import (
     ALIGNED,
     AXES,
@@ -50,7 +49,6 @@ DARK_COLOURS = {
     "orpo": "#e093be",
     "reward": "#e5b33c",
 }
-INK, AXIS, LINE = "#1c2330", "#8a8a8a", "#dfe3e8"
 # What a colour of a chart is called by the style of the page, which has another one for it in the dark.
 VARIABLES = {colour: name for name, colour in COLOURS.items()} | {INK: "ink", AXIS: "axis", LINE: "line"}
 MARKERS = {"pretrained": "o", "sft": "s", "ppo": "^", "grpo": "<", "dpo": "D", "orpo": "v"}
@@ -69,29 +67,7 @@ QUANTITIES = {
     "rewards/margins": "margin, chosen over rejected",
     "log_odds_chosen": "log odds, chosen over rejected",
 }
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": AXIS,
-    "xtick.color": AXIS,
-    "ytick.color": AXIS,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "legend.frameon": False,
-    "text.parse_math": False,  # names of metrics are shown as they are
-    "svg.fonttype": "none",
-    "svg.hashsalt": "jaxalign",
-}
-_WIDTH, _DPI = 3.4, 200  # inches: 326 points, so that text is of the page's size on a narrow screen
+_WIDTH = 3.4  # inches: 326 points, so that text is of the page's size on a narrow screen
 
 Draw = Callable[[Figure], str]
 
@@ -110,18 +86,10 @@ def write_plots(results: Mapping[str, Any], folder: str | Path) -> dict[str, lis
     folder.mkdir(parents=True, exist_ok=True)
     plots: dict[str, list[Plot]] = {}
     for section, name, height, draw in _charts(results):
-        with matplotlib.rc_context(_STYLE):
-            figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-            FigureCanvasAgg(figure)
-            alt = draw(figure)
-            path = folder / f"{name}.png"
-            # Without version and date, so that the bytes depend on the picture alone.
-            png, svg = io.BytesIO(), io.BytesIO()
-            figure.savefig(png, dpi=_DPI, metadata={"Software": None})
-            figure.set_layout_engine("none")  # it has done its work, which is slow
-            figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        write_whole(path, png.getvalue())
-        plots.setdefault(section, []).append(Plot(path, _for_page(svg.getvalue().decode()), alt))
+        png, svg, alt = draw_chart(_WIDTH, height, draw)
+        path = folder / f"{name}.png"
+        write_whole(path, png)
+        plots.setdefault(section, []).append(Plot(path, _for_page(svg), alt))
     return plots
 
 

@@ -36,7 +36,7 @@ class ModelSettings(ModelConfig):
     remat: str = field("auto", choices=("auto", *REMATS))
     # "auto": splash on TPU; on GPU flash, or blockwise where that cannot; block_sparse on CPU.
     attention: str = field("auto", choices=("auto", *ATTENTION))
-    # 0: 1,024 where sequences are of 4,096 tokens or more, else 512.
+    # 0: 1,024 where sequences are of 4,096 tokens or more and a device has 24 GB, else 512.
     attention_block: int = field(0, at_least=0)
     # None: True, but on a CPU where the layers are at most 12.
     scan_layers: bool | None = None

@@ -27,6 +27,8 @@ FILLED = 0.8
 KEPT_PART = 1 / 4
 # From so many tokens of a sequence on, few blocks of the kernel of attention lie between two.
 LONG = 4096
+# The one backward kernel that large blocks have writes a part of dQ for each block of keys: not where memory is short.
+LARGE = 24e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,11 +126,11 @@ def resolve_kernels(run: Any) -> Any:
     of the machine's memory, else layers; on other devices see `choose_remat`.
     """
     config, model, found = run.config, run.model, []
+    device = run.mesh.local_devices[0]
+    memory = memory_of(device)
     if not config.model.attention_block:
-        model = dataclasses.replace(model, attention_block=attention_block(config))
+        model = dataclasses.replace(model, attention_block=attention_block(config, memory))
     if config.model.remat == "auto":
-        device = run.mesh.local_devices[0]
-        memory = memory_of(device)
         if device.platform == "cpu":
             numbers, _ = count_activations(model, shards(run.mesh, "act_heads"))
             rows = config.batch_size / (batch_pieces(config, run.mesh) * config.num_microbatches)
@@ -145,6 +147,10 @@ def resolve_kernels(run: Any) -> Any:
     return dataclasses.replace(run, config=config, model=model, found=(*run.found, *found))
 
 
-def attention_block(config: Any) -> int:
-    """Tokens of a block of the kernel of attention: large for long sequences; small ones skip more between short."""
-    return 1024 if config.data.max_length >= LONG else 512
+def attention_block(config: Any, memory: float) -> int:
+    """Tokens of a block of the kernel of attention: large for long sequences; small ones skip more between short.
+
+    Args:
+      memory: of a device, in bytes.
+    """
+    return 1024 if config.data.max_length >= LONG and memory >= LARGE else 512

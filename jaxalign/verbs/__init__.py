@@ -22,10 +22,11 @@ VERBS = (
     "chat",
     "compare",
     "convert",
+    "ablate",
     "version",
 )
 # Those that go on where they were stopped, when the same command is given again.
-RESUMED = ("quickstart", "train", "prepare")
+RESUMED = ("quickstart", "train", "prepare", "ablate")
 
 
 def load_verb(name: str) -> tuple[ModuleType, type[Request]]:

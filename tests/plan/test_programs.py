@@ -323,9 +323,8 @@ def test_a_plan_recomputes_as_little_as_there_is_memory_for():
         plan = estimated_plan(parse_config(values), parse_topology(topology))
         chosen[topology] = plan["remat"]
         (step,) = plan["steps"]
-        assert (
-            step["memory"]["total"] < 0.8 * plan["room"]["fits"] and plan["model"]["attention_block"] == 1024
-        )
+        assert step["memory"]["total"] < 0.8 * plan["room"]["fits"]
+        assert plan["model"]["attention_block"] == (512 if "v5e" in topology else 1024)
     assert chosen == {"v5p:4x4x4": "dots_no_batch", "v6e:16x16": "attention", "v5e:8x8": "attention"}
 
 

@@ -1,0 +1,61 @@
+"""Whether a study that is run here gives what was recorded: one seed, run anew."""
+
+import pathlib
+
+from rich.console import Console
+
+from jaxalign.ablation.effects import arm_name
+from jaxalign.ablation.results import FILE, Results
+from jaxalign.ablation.runs import begin, read_outcomes, run_seed
+from jaxalign.ablation.statistics import prediction_interval
+from jaxalign.ablation.study import Study
+from jaxalign.errors import DataError
+
+# What rounding alone may change, of the size of a number.
+ROUNDING = 1e-3
+
+
+def recorded(name: str) -> pathlib.Path:
+    """Where the results of a study lie that are kept with the code."""
+    return pathlib.Path(__file__).parents[2] / "docs" / "ablations" / name / FILE
+
+
+def check_seed(study: Study, results: Results, workdir: pathlib.Path, console: Console) -> int:
+    """Runs the first seed in `workdir`; 1 where a measure lies outside of where one more seed would, at 99 %.
+
+    Raises:
+      DataError: the results hold fewer than three seeds of an arm.
+    """
+    seed = study.seeds[0]
+    begin(study, workdir)
+    run_seed(study, workdir, seed)
+    outside = same = 0
+    for x in read_outcomes(workdir):
+        arm = arm_name(x["arm"])
+        if x["seed"] != seed:
+            continue
+        for measure, number in x["measures"].items():
+            others = results.of_arm(measure, arm)
+            if len(others) < 3:
+                raise DataError(
+                    f"{study.name}: {len(others)} recorded seeds of {arm}; a check needs 3 or more"
+                )
+            low, high = prediction_interval(others)
+            slack = ROUNDING * max(1.0, abs(number))
+            before = results.table.get((seed, arm), {}).get(measure)
+            same += before is not None and abs(before - number) <= slack
+            if not low - slack <= number <= high + slack:
+                outside += 1
+                console.print(
+                    f"OUTSIDE: {measure} of {arm}, seed {seed}: {number:.4g}, expected {low:.4g} to {high:.4g}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+    count = len(study.arms) * len(study.measures)
+    console.print(
+        f"{study.name}, seed {seed}: {count - outside} of {count} measures lie where the recorded seeds say, "
+        f"{same} are the recorded numbers",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 1 if outside else 0

@@ -1,0 +1,193 @@
+"""Running a study: seed by seed and arm by arm, on several processes, and again from where it was stopped.
+
+WORKDIR/declaration.json          what was fixed before the first run
+WORKDIR/seeds/3/shared/           what the arms of seed 3 have in common, made once
+WORKDIR/seeds/3/ARM/outcome.json  what a run found; one that is there is never run again
+"""
+
+import concurrent.futures
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jaxalign
+from jaxalign.ablation.effects import Table, arm_name
+from jaxalign.ablation.study import Outcome, Study, Trial
+from jaxalign.errors import ConfigError, JaxalignError
+from jaxalign.storage import claim, read_json, write_whole
+
+DECLARATION, OUTCOME = "declaration.json", "outcome.json"
+
+Note = Callable[[], None]
+
+
+def begin(study: Study, workdir: pathlib.Path) -> None:
+    """Writes down what is fixed, or finds it written.
+
+    Raises:
+      ConfigError: results of another declaration lie there; says what is different.
+    """
+    way_out = "name another --workdir, or delete it"
+    declared = study.declaration()
+    found = claim(workdir / DECLARATION, declared, way_out)
+    if found != json.loads(json.dumps(declared)):
+        changed = [key for key in declared if found.get(key) != json.loads(json.dumps(declared[key]))]
+        raise ConfigError(
+            f"--workdir={workdir} holds results of {found.get('study', 'another study')} as it was declared before: "
+            f"its {' and '.join(changed)} changed since, and a rule must stand before the runs; {way_out}"
+        )
+
+
+def pending(study: Study, workdir: pathlib.Path, only: Sequence[str] = ()) -> dict[int, list[str]]:
+    """The arms that are still to be run, by seed."""
+    left = {
+        seed: [
+            arm_name(arm)
+            for arm in study.trials(seed, only)
+            if not (trial_folder(workdir, seed, arm_name(arm)) / OUTCOME).is_file()
+        ]
+        for seed in study.seeds
+    }
+    return {seed: arms for seed, arms in left.items() if arms}
+
+
+def trial_folder(workdir: pathlib.Path, seed: int, arm: str) -> pathlib.Path:
+    """The folder of a run."""
+    return workdir / "seeds" / str(seed) / (arm.replace("/", "_") or "all")
+
+
+def run_seed(
+    study: Study, workdir: pathlib.Path, seed: int, only: Sequence[str] = (), note: Note = lambda: None
+) -> None:
+    """Runs what is left of a seed, and calls `note` after each run.
+
+    Raises:
+      ConfigError: a run found no number, or not those that the study declares.
+    """
+    arms = [arm for arm in study.trials(seed, only) if arm_name(arm) in pending(study, workdir).get(seed, ())]
+    if not arms:
+        return
+    shared = study.share(seed, workdir / "seeds" / str(seed) / "shared")
+    for arm in arms:
+        folder = trial_folder(workdir, seed, arm_name(arm))
+        began = time.monotonic()
+        outcome = study.run(Trial(arm, seed, folder, shared))
+        _check(study, arm_name(arm), seed, outcome)
+        found = {
+            "study": study.name,
+            "arm": dict(arm),
+            "seed": seed,
+            "measures": dict(outcome.measures),
+            "curves": {name: [list(point) for point in points] for name, points in outcome.curves.items()},
+            "flops": outcome.flops,
+            "seconds": round(time.monotonic() - began, 2),
+            "declaration": study.hash,
+            "version": jaxalign.__version__,
+            "commit": commit(),
+        }
+        write_whole(folder / OUTCOME, json.dumps(found, indent=1).encode())
+        note()
+
+
+def _check(study: Study, arm: str, seed: int, outcome: Outcome) -> None:
+    where = f"study {study.name!r}, arm {arm}, seed {seed}"
+    if missing := sorted(set(study.measures) ^ set(outcome.measures)):
+        raise ConfigError(f"{where}: {', '.join(missing)} is declared and not measured, or the reverse")
+    for name, value in outcome.measures.items():
+        if not math.isfinite(value):
+            raise ConfigError(f"{where}: {name} is {value}; let the run measure a number also where it fails")
+
+
+def run_all(
+    study: Study,
+    workdir: pathlib.Path,
+    *,
+    source: tuple[str, str | None],
+    jobs: int,
+    only: Sequence[str] = (),
+    note: Note = lambda: None,
+) -> None:
+    """Runs what is left of a study, `jobs` seeds at a time, each in a process of its own on cores of its own.
+
+    Args:
+      source: the file of the study and its argument, by which other processes find it.
+      note: called when there is something new to show, and every second or so.
+
+    Raises:
+      JaxalignError: a process ended by itself, killed for its memory perhaps.
+    """
+    left = pending(study, workdir, only)
+    if jobs == 1:
+        for seed in left:
+            run_seed(study, workdir, seed, only, note)
+        return
+    context = multiprocessing.get_context("spawn")
+    cores: Any = context.Queue()
+    for own in share_cores(jobs):
+        cores.put(own)
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, _take_cores, (cores,)) as pool:
+        waiting = {pool.submit(_run_elsewhere, source, str(workdir), seed, tuple(only)) for seed in left}
+        try:
+            while waiting:
+                done, waiting = concurrent.futures.wait(waiting, timeout=1.0, return_when="FIRST_COMPLETED")
+                for each in done:
+                    each.result()
+                note()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise JaxalignError(
+                "a process of the study ended by itself, killed for its memory perhaps; run the same command again, "
+                f"with fewer --jobs than {jobs}"
+            ) from None
+        finally:
+            for each in waiting:
+                each.cancel()
+
+
+def share_cores(jobs: int) -> Iterator[set[int]]:
+    """The cores of each of several processes, which would otherwise wait for each other."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    for job in range(jobs):
+        yield set(cores[job % len(cores) :: jobs]) or set(cores) if cores else set()
+
+
+def _take_cores(cores: Any) -> None:
+    # Before JAX counts them.
+    if own := cores.get():
+        os.sched_setaffinity(0, own)
+
+
+def _run_elsewhere(source: tuple[str, str | None], workdir: str, seed: int, only: tuple[str, ...]) -> None:
+    from jaxalign.ablation.files import load_study
+
+    run_seed(load_study(*source), pathlib.Path(workdir), seed, only)
+
+
+def read_outcomes(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """What all finished runs in a workdir found, by seed and arm."""
+    files = sorted((workdir / "seeds").glob(f"*/*/{OUTCOME}"))
+    found = [
+        read_json(file, lambda reason, file=file: ConfigError(f"{file}: {reason}; delete it"))
+        for file in files
+    ]
+    return sorted(found, key=lambda x: (x["seed"], arm_name(x["arm"])))
+
+
+def as_table(outcomes: Sequence[dict[str, Any]]) -> Table:
+    """Outcomes as effects read them."""
+    return {(x["seed"], arm_name(x["arm"])): x["measures"] for x in outcomes}
+
+
+def commit() -> str:
+    """The commit of the code that runs, "" where it lies in no repository."""
+    place = pathlib.Path(__file__).parent
+    told = ["git", "-C", str(place), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(told, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,238 @@
+"""Studies as they run: each run once, on after any end, and never by another rule than that of before."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxalign.ablation.files import load_study, own_studies
+from jaxalign.ablation.results import FILE, read_results
+from jaxalign.ablation.runs import OUTCOME, read_outcomes
+from jaxalign.cli import main
+from jaxalign.errors import DataError
+
+STUDY = """
+import pathlib, time
+from jaxalign.ablation import Chart, Claim, Outcome, Study, Trial, cross, value
+
+def share(seed, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "made").open("a") as file:
+        file.write("x")
+    return 100 * seed
+
+def run(trial):
+    time.sleep({pause})
+    with open({log!r}, "a") as file:
+        file.write(f"{{trial.seed}} {{trial.arm['way']}}\\n")
+    score = trial.shared + (1.0 if trial.arm["way"] == "new" else 0.0) + 0.01 * trial.seed
+    return Outcome({{"score": score}}, {{"line": [(0, 0.0), (1, score)]}})
+
+def get_study(size):
+    return Study(
+        name="tried", title="Tried", papers=("none",), question="Is new better?", setting="Numbers.",
+        arms=cross(way=("old", "new")), seeds=tuple(range({seeds})), measures={{"score": "a number"}}, run=run,
+        share=share,
+        claims=(Claim("new wins", "new is better", value("score", way="new") - value("score", way="old"),
+                      smallest={smallest}, seeds=5),),
+        charts=(Chart("Score", "score"), Chart("Line", "line", kind="lines", x="step", y="score")),
+    )
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Writes a study of ten runs; gives its path and the log in which each run leaves a line."""
+
+    def write(smallest=0.5, seeds=5, pause=0.0):
+        path, log = tmp_path / "tried.py", tmp_path / "log"
+        path.write_text(STUDY.format(smallest=smallest, seeds=seeds, pause=pause, log=str(log)))
+        return path, log
+
+    return write
+
+
+def values(workdir):
+    return {(x["seed"], x["arm"]["way"]): x["measures"] for x in read_outcomes(workdir)}
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_study_runs_everything_once_and_says_what_holds(study, tmp_path, capsys, jobs):
+    path, log = study()
+    work = tmp_path / "work"
+    assert main(["ablate", str(path), f"--workdir={work}", f"--jobs={jobs}"]) == 0
+    assert "reproduced: new wins" in capsys.readouterr().out
+    assert sorted(log.read_text().split("\n")[:-1]) == sorted(
+        f"{s} {w}" for s in range(5) for w in ("old", "new")
+    )
+    assert (work / "seeds/3/shared/made").read_text() == "x"  # once for both arms
+    page = (work / "README.md").read_text()
+    assert "**new wins**: new is better" in page and "| 1 [1, 1] | 0.5 | 5 | **reproduced** |" in page
+    assert "| way=new | 201 ± 2e+02 |" in page
+    assert {"chart_1.png", "chart_1.svg", "chart_2.png", "chart_2.svg"} <= {x.name for x in work.iterdir()}
+    found = read_results(work / FILE)
+    assert found.table[4, "way=new"]["score"] == 401.04
+    assert found.curves["line"][4, "way=new"].tolist() == [[0, 0], [1, 401.04]]
+    before = (work / FILE).read_bytes()
+    assert main(["ablate", str(path), f"--workdir={work}"]) == 0
+    assert (work / FILE).read_bytes() == before and len(log.read_text().splitlines()) == 10
+
+
+def test_arms_can_be_run_alone_and_the_rest_later(study, tmp_path, capsys):
+    path, log = study()
+    work = tmp_path / "work"
+    assert main(["ablate", str(path), f"--workdir={work}", "--only=way=new"]) == 0
+    assert "undecided: new wins" in capsys.readouterr().out
+    assert main(["ablate", str(path), f"--workdir={work}"]) == 0
+    assert len(log.read_text().splitlines()) == 10
+    assert main(["ablate", str(path), f"--workdir={work}", "--only=way=newer"]) == 1
+    assert (
+        "--only=way=newer: study 'tried' has no such arm; did you mean 'way=new'?" in capsys.readouterr().err
+    )
+
+
+def test_a_rule_that_changes_after_the_runs_is_refused_and_shows(study, tmp_path, capsys):
+    path, _ = study()
+    work = tmp_path / "work"
+    main(["ablate", str(path), f"--workdir={work}"])
+    study(smallest=0.01)
+    assert main(["ablate", str(path), f"--workdir={work}"]) == 1
+    error = capsys.readouterr().err
+    assert f"--workdir={work} holds results of tried" in error and "its claims changed since" in error
+    assert main(["ablate", "report", str(path), f"--workdir={work}"]) == 0
+    assert "The declaration changed since these results were made" in (work / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_study_that_is_killed_again_and_again_ends_as_one_that_is_not(study, tmp_path, jobs):
+    path, _ = study(pause=0.15, seeds=6)
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    main(["ablate", str(path), f"--workdir={calm}"])
+    command = [sys.executable, "-m", "jaxalign", "ablate", str(path), f"--workdir={killed}", f"--jobs={jobs}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    for kill in range(10):
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        begun = len(values(killed))
+        deadline = time.monotonic() + 60
+        while process.poll() is None and len(values(killed)) == begun and time.monotonic() < deadline:
+            time.sleep(0.01 + 0.013 * kill)
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+    assert values(killed) == values(calm) and len(values(calm)) == 12
+    assert [x["curves"] for x in read_outcomes(killed)] == [x["curves"] for x in read_outcomes(calm)]
+
+
+def test_a_second_start_is_told_of_the_first(study, tmp_path, capsys):
+    from jaxalign.locks import LOCK, locked
+
+    path, _ = study()
+    work = tmp_path / "work"
+    with locked(work / LOCK, "here"):
+        assert main(["ablate", str(path), f"--workdir={work}"]) == 1
+    assert f"--workdir={work} is in use by process" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(study, tmp_path, capsys, monkeypatch):
+    import errno
+
+    from jaxalign.ablation import runs
+
+    path, log = study()
+    work = tmp_path / "work"
+    whole = runs.write_whole
+
+    def full(file, data):
+        if file.name == OUTCOME and "seeds/2" in str(file):
+            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+        whole(file, data)
+
+    monkeypatch.setattr(runs, "write_whole", full)
+    assert main(["ablate", str(path), f"--workdir={work}"]) == 1
+    assert "the disk takes no more" in capsys.readouterr().err
+    monkeypatch.setattr(runs, "write_whole", whole)
+    assert main(["ablate", str(path), f"--workdir={work}"]) == 0
+    assert len(values(work)) == 10 and len(log.read_text().splitlines()) == 11
+
+
+def test_one_seed_is_checked_against_recorded_ones(study, tmp_path, capsys):
+    path, _ = study()
+    work, again = tmp_path / "work", tmp_path / "again"
+    main(["ablate", str(path), f"--workdir={work}"])
+    flags = [f"--results={work / FILE}", "--check"]
+    assert main(["ablate", str(path), f"--workdir={again}", *flags]) == 0
+    assert (
+        "2 of 2 measures lie where the recorded seeds say, 2 are the recorded numbers"
+        in capsys.readouterr().out
+    )
+    rows = [json.loads(line) for line in (work / FILE).read_text().splitlines()]
+    for row in rows:
+        if row.get("measure") and row["arm"] == "way=new":
+            row["value"] = -500.0 + row["seed"]
+    (work / FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["ablate", str(path), f"--workdir={again}", *flags]) == 1
+    assert "OUTSIDE: score of way=new, seed 0: 1," in capsys.readouterr().out
+
+
+WRONG = [
+    (
+        'value("score", way="old")',
+        'value("score", way="older")',
+        "there is no arm 'way=older'; did you mean 'way=old'?",
+    ),
+    (
+        'value("score", way="new")',
+        'value("scor", way="new")',
+        "there is no measure 'scor'; did you mean 'score'?",
+    ),
+    ("tuple(range(5))", "tuple(range(4))", "needs 5 seeds for its verdict, and the study has 4; add seeds"),
+    ("tuple(range(5))", "(0, 1, 2, 3, 3)", "a seed stands twice"),
+    ('cross(way=("old", "new"))', 'cross(way=("old", "new", "new"))', "two arms are named 'way=new'"),
+    ("def get_study", "def got_study", "no function get_study"),
+    ('Outcome({"score": score}', 'Outcome({"score": score / 0}', "ZeroDivisionError"),
+    (
+        'Outcome({"score": score}',
+        'Outcome({"score": float("nan")}',
+        "score is nan; let the run measure a number",
+    ),
+    ('Outcome({"score": score}', 'Outcome({"points": score}', "points, score is declared and not measured"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "said"), WRONG)
+def test_what_cannot_be_is_refused_with_its_place(study, tmp_path, capsys, right, wrong, said):
+    path, _ = study()
+    text = path.read_text()
+    assert right in text
+    path.write_text(text.replace(right, wrong))
+    assert main(["ablate", str(path), f"--workdir={tmp_path / 'work'}"]) == 1
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+
+
+def test_the_studies_that_come_with_jaxalign_are_listed_and_declared(capsys):
+    assert main(["ablate", "--list"]) == 0
+    listed = capsys.readouterr().out
+    for name in own_studies():
+        for size in ("small", "paper"):
+            declared = load_study(name, size)
+            assert declared.name == name and declared.claims and len(declared.seeds) >= 5
+        assert f"{name}: {declared.title}" in listed
+    assert main(["ablate", "ipo_bandit"]) == 2
+    assert "did you mean ipo_bandits?" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"nowhere: .*; run the study first"):
+        read_results(pathlib.Path("nowhere"))
