@@ -99,9 +99,14 @@ def make_examiner(
     take: int,
     prompt_slots: int,
     questions: str = "questions_held_out.jsonl",
+    reference_run: str = "sft",
 ) -> Examiner:
-    """An examiner with the SFT model of a quickstart in `root` as its reference, and the first `take` questions."""
-    reference = find_model(str(root / "sft"), "the quickstart's SFT run")
+    """An examiner with the first `take` questions of the data in `root`.
+
+    Args:
+      reference_run: the run in `root` whose model KL is measured from.
+    """
+    reference = find_model(str(root / reference_run), f"the quickstart's run {reference_run}")
     data = DataConfig(take=take, tokenizer=str(reference.path), max_length=prompt_slots, row_length=96)
     long = dataclasses.replace(data, max_length=96)
     tokenizer = reference.tokenizer()
