@@ -68,12 +68,12 @@ def get_study(size: str) -> Study:
             "paper's figures hold, and is one stage as good as two of the same number of steps in all?"
         ),
         setting=(
-            f"A Llama of 1 million parameters, pretrained for {PRETRAINING} steps on the corpus of a synthetic world (a "
-            f"new one for each seed). From there every arm trains {STEPS} steps: SFT on the preferred answers, ORPO "
+            f"A Llama of 1 million parameters, pretrained for {PRETRAINING} steps on the corpus of a synthetic world "
+            f"(a new one for each seed). From there every arm trains {STEPS} steps: SFT on the preferred answers, ORPO "
             f"with three weights of its odds ratio, or SFT for {STEPS // 2} and DPO for {STEPS // 2}; a fifth of all "
-            "rows but DPO's is text of the corpus. Pairs are answers of demonstrators of different quality, chosen by a "
-            "noisy judge; log-probabilities are of 600 held-out pairs, gold scores those of the judge without noise for "
-            f"{QUESTIONS} held-out questions. Learning rates are those of the quickstart, not tuned for this study."
+            "rows but DPO's is text of the corpus. Pairs are answers of demonstrators of different quality, chosen by "
+            "a noisy judge; log-probabilities are of 600 held-out pairs, gold scores those of the judge without noise "
+            f"for {QUESTIONS} held-out questions. Learning rates are those of the quickstart, not tuned for this study."
         ),
         arms=arms,
         seeds=tuple(range(5)),

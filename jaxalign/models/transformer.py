@@ -29,9 +29,11 @@ from jaxalign.models.rope import rotary, rotate
 from jaxalign.models.tpu_attention import splash_attention
 from jaxalign.parallel.sharding import (
     constrain,
+    gather_parameter,
     is_one_device,
     partitioned,
     saved_without_gathered,
+    split_by_features,
     split_rows,
     tokens_are_whole,
 )
@@ -95,7 +97,11 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         normal = partitioned(nn.initializers.normal(self.std), self.axes)
         kernel = weight(self.param("kernel", normal, self.shape, jnp.float32), x.dtype)
-        y = split_rows(functools.partial(_multiply, self.num_in), None, self.axes)(x, kernel)
+        multiply = functools.partial(_multiply, self.num_in)
+        if split_by_features(self.axes):
+            y = multiply(x, gather_parameter(kernel, *self.axes))
+        else:
+            y = split_rows(multiply, None, self.axes)(x, kernel)
         if self.use_bias:
             zeros = partitioned(nn.initializers.zeros, self.axes[self.num_in :])
             bias = self.param("bias", zeros, self.shape[self.num_in :], jnp.float32).astype(x.dtype)

@@ -124,6 +124,26 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(*dividing(jax.sharding.get_abstract_mesh(), x, names)))
 
 
+def gather_parameter(x: jax.Array, *names: str | None) -> jax.Array:
+    """A parameter whole along the axes that split rows and tokens, as it is multiplied with, by the compiler's choice.
+
+    Said outright, since the compiler left to itself gathers some matrices once more than it needs.
+    """
+    if laid_out():
+        return x
+    tokens = mesh_axes("batch") + mesh_axes("length")
+    keep = (tuple(axis for axis in mesh_axes(name) if axis not in tokens) if name else () for name in names)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*keep))
+
+
+def split_by_features(names: Sequence[str]) -> bool:
+    """True where an axis that splits no tokens splits a parameter with these logical names, as tensor does."""
+    if laid_out():
+        return False
+    mesh, tokens = jax.sharding.get_abstract_mesh(), mesh_axes("batch") + mesh_axes("length")
+    return any(mesh.shape[axis] > 1 for name in names for axis in mesh_axes(name) if axis not in tokens)
+
+
 def saved_without_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     """A rematerialisation policy that keeps everything but what layouts and gathers give, and so no whole parameter."""
     return primitive.name not in ("sharding_constraint", "all_gather")
