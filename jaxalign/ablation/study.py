@@ -102,9 +102,10 @@ class Study:
         return (arm for arm in self.arms if not only or arm_name(arm) in only)
 
     def declaration(self) -> dict[str, Any]:
-        """What is fixed before the runs: arms, seeds, and the rule of every claim."""
+        """What is fixed before the runs: the setting, arms, seeds, and the rule of every claim."""
         return {
             "study": self.name,
+            "setting": self.setting,
             "arms": [arm_name(arm) for arm in self.arms],
             "seeds": list(self.seeds),
             "measures": sorted(self.measures),

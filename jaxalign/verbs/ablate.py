@@ -6,7 +6,7 @@ import pathlib
 from jaxalign.errors import ConfigError, UsageError
 from jaxalign.verbs.requests import Request, flag
 
-REPORT = "report"
+REPORT, ALL = "report", "all"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,8 @@ class AblateRequest(Request):
 
         jaxalign ablate ipo_bandits --jobs=2
 
-    `jaxalign ablate report NAME` makes the page anew from the results.
+    `jaxalign ablate report NAME` makes the page anew from the results, `jaxalign ablate report all` one of all studies
+    whose results lie in folders of --out.
     """
 
     study: tuple[str, ...] = flag(
@@ -48,6 +49,7 @@ def run(request: AblateRequest) -> int:
 
     from jaxalign.ablation.check import check_seed, recorded
     from jaxalign.ablation.files import load_study, own_studies
+    from jaxalign.ablation.overview import write_overview
     from jaxalign.ablation.page import PAGE, write_page
     from jaxalign.ablation.results import FILE, read_results, verdicts, write_results
     from jaxalign.ablation.runs import read_outcomes
@@ -61,6 +63,11 @@ def run(request: AblateRequest) -> int:
     words = request.study[1:] if request.study[0] == REPORT else request.study
     if len(words) != 1:
         raise UsageError(f"{' '.join(request.study)}: name one study")
+    if words == (ALL,):
+        out = pathlib.Path(request.out or "ablations")
+        write_overview([load_study(name) for name in own_studies()], out)
+        console.print(f"The page: {out / PAGE}", highlight=False, soft_wrap=True)
+        return 0
     name, _, size = words[0].partition(":")
     study = load_study(name, size or None)
     workdir = pathlib.Path(request.workdir or f"ablations/{study.name}")
