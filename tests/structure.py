@@ -11,6 +11,7 @@ STAGES = ("pretrain", "sft", "reward", "ppo", "dpo", "orpo", "kto", "grpo", "rlo
 # Formulas bear the names of the papers, as stages do; their errors name the key that the stage of that name has.
 MAY_NAME_STAGES = ("stages", "quickstart", "losses")
 OTHER_MEANINGS = {
+    ("ablation/language.py", "sft"): "a file of demonstrations, and the run that is the reference by default",
     ("data/kinds.py", "sft"): "a kind of data",
     ("models/hf/config.py", "reward"): "the label that transformers gives a score",
     ("rl/programs.py", "reward"): "a frozen model, by what it gives",
@@ -22,7 +23,18 @@ OTHER_MEANINGS = {
 
 # From the top down; a room imports from those below it. data/public is part of data.
 ROOMS = (
-    *("__main__", "cli", "session", "objectives", "library", "verbs", "quickstart", "worlds", "plan"),
+    *(
+        "__main__",
+        "cli",
+        "session",
+        "objectives",
+        "library",
+        "verbs",
+        "ablation",
+        "quickstart",
+        "worlds",
+        "plan",
+    ),
     *("stages", "rl", "training", "evaluation", "sampling", "rewards", "tokens", "losses", "data", "text"),
     *("arguments", "scale"),
     *("models.hf", "models", "parallel"),
@@ -39,6 +51,7 @@ ROOMS = (
         "compilation_cache",
         "streams",
         "host_memory",
+        "drawing",
         "cache_folder",
         "imports",
         "fields",

@@ -92,12 +92,17 @@ def abstract_run(config: Config, mesh: Mesh | AbstractMesh, platform: str, memor
 
 
 def stage_steps(
-    config: Config, mesh: Mesh | AbstractMesh, platform: str = "tpu", memory: float = 0.0
+    config: Config,
+    mesh: Mesh | AbstractMesh,
+    platform: str = "tpu",
+    memory: float = 0.0,
+    intensity: float = 0.0,
 ) -> tuple[ModelConfig, list[Program]]:
     """The model, and every program of the config's stage that takes time or memory.
 
     Args:
       memory: bytes of a device, by which `config.model.remat="auto"` is resolved; 0: it means "full".
+      intensity: as for `choose_remat`.
 
     Raises:
       ConfigError: see `abstract_run`.
@@ -107,7 +112,7 @@ def stage_steps(
         run = abstract_run(config, mesh, platform, memory)
         steps = config.stage.programs(run)
         if memory and config.model.remat == "auto":
-            remat, _ = choose_remat(config, run.model, mesh, steps, memory)
+            remat, _ = choose_remat(config, run.model, mesh, steps, memory, intensity)
             run = dataclasses.replace(run, model=dataclasses.replace(run.model, remat=remat))
             steps = config.stage.programs(run)
         return run.model, steps

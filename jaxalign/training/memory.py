@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxalign import parallel
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.activations import count_activations
-from jaxalign.parallel.chips import memory_of
+from jaxalign.parallel.chips import find_chip, memory_of
 from jaxalign.parallel.sharding import shards
 from jaxalign.training.recipe import batch_pieces, row_slots
 
@@ -23,6 +23,8 @@ ELSEWHERE = "beside this program"
 REMAT = ("none", "dots_no_batch", "attention", "full")
 # Of a device's memory, what a choice may fill by estimate, which knows nothing of the compiler's own scratch space.
 FILLED = 0.8
+# How often a kept number is moved, stacked over layers and sliced out again, counted twice as other traffic is there.
+MOVES = 16
 # Of a machine's memory, which others need as well.
 KEPT_PART = 1 / 4
 # From so many tokens of a sequence on, few blocks of the kernel of attention lie between two.
@@ -100,22 +102,37 @@ def _leaves(tree: Any) -> list:
 
 
 def choose_remat(
-    config: Any, model: ModelConfig, mesh: AbstractMesh | Mesh, steps: Sequence[Program], memory: float
+    config: Any,
+    model: ModelConfig,
+    mesh: AbstractMesh | Mesh,
+    steps: Sequence[Program],
+    memory: float,
+    intensity: float = 0.0,
 ) -> tuple[str, float]:
     """The least recomputation with which all steps fill at most `FILLED` of a device's memory, and what they fill.
 
     Args:
       memory: of a device, in bytes.
+      intensity: FLOP that it does while its memory moves a byte. Where that is much, products are quicker computed
+        again than kept; 0: not known.
 
     Returns:
       One of `REMAT`, "full" where nothing fits, and bytes by estimate.
     """
     policy, held = REMAT[-1], 0.0
+    tensor = mesh.shape["tensor"]
     for policy in REMAT:
         trial = dataclasses.replace(model, remat=policy)
         held = max(sum(estimate_memory(step, trial, config, mesh).values()) for step in steps)
-        if held <= FILLED * memory:
-            break
+        if held > FILLED * memory:
+            continue
+        if policy == "dots_no_batch":
+            kept = count_activations(trial, tensor)[1] * jnp.dtype(model.dtype).itemsize
+            trained = [step for step in steps if OPTIMIZER in step.kinds]
+            again = min(step.model_flops / step.tokens for step in trained) / (3 * model.num_layers * tensor)
+            if MOVES * kept * intensity > again:
+                continue
+        break
     return policy, held
 
 
@@ -138,7 +155,9 @@ def resolve_kernels(run: Any) -> Any:
             remat = "none" if held <= KEPT_PART * memory else "full"
             why = f"keeping all takes about {held / 1e9:.2g} of a device's {memory / 1e9:.3g} GB"
         else:
-            remat, held = choose_remat(config, model, run.mesh, config.stage.programs(run), memory)
+            chip = find_chip(device.device_kind)
+            intensity = chip.flops / chip.hbm_bandwidth if chip else 0.0
+            remat, held = choose_remat(config, model, run.mesh, config.stage.programs(run), memory, intensity)
             why = f"about {held / 1e9:.3g} of a device's {memory / 1e9:.3g} GB are filled"
         model = dataclasses.replace(model, remat=remat)
         found.append(f"model.remat={remat} ({why})")

@@ -82,7 +82,7 @@ def compiled_plan(config: Config, topology: Topology) -> dict[str, Any]:
     mesh = parallel.make_mesh(config.mesh, devices, by_process=topology.platform == "gpu")
     rules = parallel.parse_rules(config.mesh.rules)
     config = planned(config, mesh, topology.platform)
-    model, steps = stage_steps(config, mesh, topology.platform, room(topology.chip, compiled=True)["fits"])
+    model, steps = stage_steps(config, mesh, topology.platform, *_limits(topology, compiled=True))
     rows = full_rows(config)
     measured = [measure(step, model, mesh, rules, topology, rows) for step in steps]
     for step, found in zip(steps, measured, strict=True):
@@ -95,9 +95,15 @@ def estimated_plan(config: Config, topology: Topology) -> dict[str, Any]:
     """Every step by arithmetic on shapes alone: to prune a search, and for GPUs where their compiler is not here."""
     mesh = _described(config, topology)
     config = planned(config, mesh, topology.platform)
-    model, steps = stage_steps(config, mesh, topology.platform, room(topology.chip)["fits"])
+    model, steps = stage_steps(config, mesh, topology.platform, *_limits(topology, compiled=False))
     estimated = [estimate(step, model, config, mesh, topology) for step in steps]
     return _head(config, topology, model, mesh, steps, compiled=False) | {"steps": estimated}
+
+
+def _limits(topology: Topology, *, compiled: bool) -> tuple[float, float]:
+    """Bytes of a device that a step may fill, and FLOP that it does while its memory moves a byte."""
+    chip = topology.chip
+    return room(chip, compiled=compiled)["fits"], chip.flops / chip.hbm_bandwidth
 
 
 def _described(config: Config, topology: Topology) -> AbstractMesh:
