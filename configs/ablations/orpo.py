@@ -154,10 +154,10 @@ def get_study(size: str) -> Study:
             "could not show here: the model begins without ever having seen a conversation, so that all answers "
             "become likelier by tens of nats first. That ORPO's answers are better than those of SFT did not show "
             "either, and the arms say where it is lost: with λ = 0.1 answers are as good as after SFT (.390 against "
-            ".395) and the margin is larger; with λ = 1 the margin is five times that of SFT, preferred answers are 3 "
-            "nats less likely, and the score is .24. SFT and then DPO, of half the steps each, pays still more: 60 steps "
-            "of SFT are too few to prefer anything within. So at this size and budget of steps a preference is paid for "
-            "with likelihood; whether longer training turns the order is open."
+            ".395) and the margin is larger; with λ = 1 the margin is five times that of SFT, preferred answers are "
+            "3 nats less likely, and the score is .24. SFT and then DPO, of half the steps each, loses still more of "
+            "both. At this size and this budget of steps a preference is paid for with likelihood; whether longer "
+            "training turns the order was not tried."
         ),
         charts=(
             Chart("Score of sampled answers", "gold"),
