@@ -21,7 +21,9 @@ def recorded(name: str) -> pathlib.Path:
 
 
 def check_seed(study: Study, results: Results, workdir: pathlib.Path, console: Console) -> int:
-    """Runs the first seed in `workdir`; 1 where a measure lies outside of where one more seed would, at 99 %.
+    """Runs the first seed in `workdir`; 1 where a measure is not the recorded one, nor where one more seed would lie.
+
+    That is an interval in which all measures of a study together lie in 99 of 100 cases (Bonferroni).
 
     Raises:
       DataError: the results hold fewer than three seeds of an arm.
@@ -30,6 +32,7 @@ def check_seed(study: Study, results: Results, workdir: pathlib.Path, console: C
     begin(study, workdir)
     run_seed(study, workdir, seed)
     outside = same = 0
+    count = len(study.arms) * len(study.measures)
     for x in read_outcomes(workdir):
         arm = arm_name(x["arm"])
         if x["seed"] != seed:
@@ -40,18 +43,18 @@ def check_seed(study: Study, results: Results, workdir: pathlib.Path, console: C
                 raise DataError(
                     f"{study.name}: {len(others)} recorded seeds of {arm}; a check needs 3 or more"
                 )
-            low, high = prediction_interval(others)
+            low, high = prediction_interval(others, 1 - 0.01 / count)
             slack = ROUNDING * max(1.0, abs(number))
             before = results.table.get((seed, arm), {}).get(measure)
-            same += before is not None and abs(before - number) <= slack
-            if not low - slack <= number <= high + slack:
+            if before is not None and abs(before - number) <= slack:
+                same += 1
+            elif not low - slack <= number <= high + slack:
                 outside += 1
                 console.print(
                     f"OUTSIDE: {measure} of {arm}, seed {seed}: {number:.4g}, expected {low:.4g} to {high:.4g}",
                     highlight=False,
                     soft_wrap=True,
                 )
-    count = len(study.arms) * len(study.measures)
     console.print(
         f"{study.name}, seed {seed}: {count - outside} of {count} measures lie where the recorded seeds say, "
         f"{same} are the recorded numbers",

@@ -11,9 +11,9 @@ REPORT, ALL = "report", "all"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AblateRequest(Request):
-    """Run a study: arms, seeds and claims of a paper, with verdicts by rules that stood before the runs.
+    """Run a study: claims of papers, decided over seeds.
 
-    Goes on where it was stopped. A study is a file, or the name of one that comes with jaxalign:
+    Its rules stand before the runs. It goes on where it was stopped. A study is a file, or the name of one that comes with jaxalign:
 
         jaxalign ablate ipo_bandits --jobs=2
 

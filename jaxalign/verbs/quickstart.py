@@ -7,7 +7,7 @@ from jaxalign.verbs.requests import Request, flag
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuickstartRequest(Request):
-    """Pretrain, fine-tune and align a small model in a synthetic world, by six methods, and report. No download.
+    """Pretrain, fine-tune and align a small model in a synthetic world, by six methods. No download.
 
     Goes on where it was stopped.
 
