@@ -235,7 +235,7 @@ PAGES = [name for name, text in DOCS.items() if any(blocks(text))]
 
 
 def test_these_pages_have_commands():
-    assert PAGES == ["config", "data", "defaults", "library", "plans", "rewards", "runs"]
+    assert PAGES == ["config", "data", "defaults", "library", "plans", "rewards", "runs", "studies"]
     for path in sorted((ROOT / "docs").glob("*.md")):  # what is not in a block of its own is not run here
         assert not re.search(r"^(    |```\n)jaxalign ", path.read_text("utf-8"), re.MULTILINE), path
 
