@@ -14,7 +14,7 @@ from jaxalign.config_files import blaming
 from jaxalign.errors import ConfigError, UsageError
 from jaxalign.fields import nearest
 
-SMALL, PAPER = "small", "paper"
+SMALL = "small"
 
 
 def own_studies() -> dict[str, pathlib.Path]:

@@ -18,15 +18,15 @@ from jaxalign.errors import amount
 class Progress:
     """Reads a workdir as it fills."""
 
-    def __init__(self, study: Study, workdir: pathlib.Path, only: Sequence[str], jobs: int) -> None:
-        self._study, self._workdir, self._only, self._jobs = study, workdir, only, jobs
+    def __init__(self, study: Study, workdir: pathlib.Path, only: Sequence[str]) -> None:
+        self._study, self._workdir, self._only = study, workdir, only
         self._began = time.monotonic()
         self._at_first = len(read_outcomes(workdir))
 
     def table(self) -> Group:
         """How it stands now."""
         outcomes = read_outcomes(self._workdir)
-        arms = [arm_name(arm) for arm in self._study.trials(0, self._only)]
+        arms = [arm_name(arm) for arm in self._study.trials(self._only)]
         total = len(arms) * len(self._study.seeds)
         done = [x for x in outcomes if arm_name(x["arm"]) in arms and x["seed"] in self._study.seeds]
         counts = Table(show_edge=False, title=f"{self._study.title}: {len(done)} of {amount(total, 'run')}")

@@ -6,6 +6,7 @@ WORKDIR/seeds/3/ARM/outcome.json  what a run found; one that is there is never r
 """
 
 import concurrent.futures
+import functools
 import json
 import math
 import multiprocessing
@@ -36,8 +37,8 @@ def begin(study: Study, workdir: pathlib.Path) -> None:
     way_out = "name another --workdir, or delete it"
     declared = study.declaration()
     found = claim(workdir / DECLARATION, declared, way_out)
-    if found != json.loads(json.dumps(declared)):
-        changed = [key for key in declared if found.get(key) != json.loads(json.dumps(declared[key]))]
+    if found != declared:
+        changed = [key for key in declared if found.get(key) != declared[key]]
         raise ConfigError(
             f"--workdir={workdir} holds results of {found.get('study', 'another study')} as it was declared before: "
             f"its {' and '.join(changed)} changed since, and a rule must stand before the runs; {way_out}"
@@ -49,7 +50,7 @@ def pending(study: Study, workdir: pathlib.Path, only: Sequence[str] = ()) -> di
     left = {
         seed: [
             arm_name(arm)
-            for arm in study.trials(seed, only)
+            for arm in study.trials(only)
             if not (trial_folder(workdir, seed, arm_name(arm)) / OUTCOME).is_file()
         ]
         for seed in study.seeds
@@ -70,7 +71,8 @@ def run_seed(
     Raises:
       ConfigError: a run found no number, or not those that the study declares.
     """
-    arms = [arm for arm in study.trials(seed, only) if arm_name(arm) in pending(study, workdir).get(seed, ())]
+    left = pending(study, workdir, only).get(seed, ())
+    arms = [arm for arm in study.trials(only) if arm_name(arm) in left]
     if not arms:
         return
     shared = study.share(seed, workdir / "seeds" / str(seed) / "shared")
@@ -183,6 +185,7 @@ def as_table(outcomes: Sequence[dict[str, Any]]) -> Table:
     return {(x["seed"], arm_name(x["arm"])): x["measures"] for x in outcomes}
 
 
+@functools.cache
 def commit() -> str:
     """The commit of the code that runs, "" where it lies in no repository."""
     place = pathlib.Path(__file__).parent

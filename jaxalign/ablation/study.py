@@ -97,8 +97,8 @@ class Study:
                     f"{len(self.seeds)}; add seeds"
                 )
 
-    def trials(self, seed: int, only: Sequence[str] = ()) -> Iterator[Arm]:
-        """The arms to run with a seed."""
+    def trials(self, only: Sequence[str] = ()) -> Iterator[Arm]:
+        """The arms to run, with each seed."""
         return (arm for arm in self.arms if not only or arm_name(arm) in only)
 
     def declaration(self) -> dict[str, Any]:

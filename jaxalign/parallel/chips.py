@@ -48,6 +48,11 @@ class Chip:
     devices: int = 1
 
     @property
+    def intensity(self) -> float:
+        """FLOP that it does while its memory moves a byte."""
+        return self.flops / self.hbm_bandwidth
+
+    @property
     def unit(self) -> str:
         """What one of them is called."""
         return "chip" if self.torus and self.devices == 1 else "device" if self.torus else "GPU"

@@ -71,7 +71,7 @@ class ModelSettings(ModelConfig):
         if self.scan_layers is None:
             values["scan_layers"] = best["scan_layers"]
         if self.remat == "auto":
-            values["remat"] = "full"  # until the sizes of a step are known, see `training.recipe`
+            values["remat"] = "full"  # until the sizes of a step are known, see `training.memory`
         if not self.attention_block:
             values["attention_block"] = ModelConfig.attention_block  # likewise
         if self.attention == "auto":

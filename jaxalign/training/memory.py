@@ -156,7 +156,7 @@ def resolve_kernels(run: Any) -> Any:
             why = f"keeping all takes about {held / 1e9:.2g} of a device's {memory / 1e9:.3g} GB"
         else:
             chip = find_chip(device.device_kind)
-            intensity = chip.flops / chip.hbm_bandwidth if chip else 0.0
+            intensity = chip.intensity if chip else 0.0
             remat, held = choose_remat(config, model, run.mesh, config.stage.programs(run), memory, intensity)
             why = f"about {held / 1e9:.3g} of a device's {memory / 1e9:.3g} GB are filled"
         model = dataclasses.replace(model, remat=remat)

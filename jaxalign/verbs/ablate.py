@@ -13,7 +13,8 @@ REPORT, ALL = "report", "all"
 class AblateRequest(Request):
     """Run a study: claims of papers, decided over seeds.
 
-    Its rules stand before the runs. It goes on where it was stopped. A study is a file, or the name of one that comes with jaxalign:
+    Its rules stand before the runs. It goes on where it was stopped. A study is a file, or the name of one that comes
+    with jaxalign:
 
         jaxalign ablate ipo_bandits --jobs=2
 
@@ -110,7 +111,7 @@ def _run(study, source, workdir, arms, jobs, console) -> None:
 
     with locked(workdir / LOCK, f"--workdir={workdir}"):
         begin(study, workdir)
-        progress = Progress(study, workdir, arms, jobs)
+        progress = Progress(study, workdir, arms)
         if console.is_terminal:
             with Live(progress.table(), console=console, auto_refresh=False) as live:
                 run_all(

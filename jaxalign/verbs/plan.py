@@ -103,7 +103,7 @@ def estimated_plan(config: Config, topology: Topology) -> dict[str, Any]:
 def _limits(topology: Topology, *, compiled: bool) -> tuple[float, float]:
     """Bytes of a device that a step may fill, and FLOP that it does while its memory moves a byte."""
     chip = topology.chip
-    return room(chip, compiled=compiled)["fits"], chip.flops / chip.hbm_bandwidth
+    return room(chip, compiled=compiled)["fits"], chip.intensity
 
 
 def _described(config: Config, topology: Topology) -> AbstractMesh:
