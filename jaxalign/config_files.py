@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -29,15 +29,26 @@ def find_config(name: str) -> str:
     Raises:
       UsageError: there is no such file; says which name is nearest.
     """
-    own = own_configs()
+    return find_own(name, own_configs(), "--config=")
+
+
+def find_own(name: str, own: Mapping[str, pathlib.Path], flag: str) -> str:
+    """The path of a file that is named by its path, or by a name among `own`.
+
+    Args:
+      flag: what stands before it where it is given.
+
+    Raises:
+      UsageError: there is no such file; says which name is nearest.
+    """
     if os.path.isfile(name):
         return name
     if name in own:
         return str(own[name])
     near = nearest(pathlib.PurePath(name).stem, list(own))
-    hint = f"did you mean --config={near}? " if near else ""
+    hint = f"did you mean {flag}{near}? " if near else ""
     raise UsageError(
-        f"--config={name} does not exist; {hint}write the path of a file, or one that comes with jaxalign: "
+        f"{flag}{name} does not exist; {hint}write the path of a file, or one that comes with jaxalign: "
         f"{', '.join(own)}"
     )
 
@@ -48,18 +59,31 @@ def load_get_config(path: str) -> Any:
     Raises:
       ConfigError: the file does not run, or has no such function; names the line.
     """
-    name = f"jaxalign.config_file.{pathlib.PurePath(path).stem}"
+    return load_function(path, "get_config", "config", "--config=")
+
+
+def load_function(path: str, function: str, returns: str, flag: str) -> Any:
+    """Runs the file at `path` and returns its function of that name.
+
+    Args:
+      returns: what the function is to return, in a word.
+      flag: what stands before the path where it is given.
+
+    Raises:
+      ConfigError: the file does not run, or has no such function; names the line.
+    """
+    name = f"jaxalign.{returns}_file.{pathlib.PurePath(path).stem}"
     loader = importlib.machinery.SourceFileLoader(name, path)
     spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     # Dataclasses of the file look up their module there.
     sys.modules[name] = module
-    with blaming(path):
+    with blaming(path, flag):
         loader.exec_module(module)
-    if not callable(getattr(module, "get_config", None)):
-        raise ConfigError(f"--config={path} has no function get_config; write one that returns a config")
-    return module.get_config
+    if not callable(getattr(module, function, None)):
+        raise ConfigError(f"{flag}{path} has no function {function}; write one that returns a {returns}")
+    return getattr(module, function)
 
 
 def call_get_config(get_config: Any, path: str, arg: str | None, **given: Any) -> ConfigDict:

@@ -2,17 +2,12 @@
 
 import dataclasses
 import functools
-import importlib.machinery
-import importlib.util
-import os
 import pathlib
-import sys
 from typing import Any
 
 from jaxalign.ablation.study import Study
-from jaxalign.config_files import blaming
-from jaxalign.errors import ConfigError, UsageError
-from jaxalign.fields import nearest
+from jaxalign.config_files import blaming, find_own, load_function
+from jaxalign.errors import ConfigError
 
 SMALL = "small"
 
@@ -29,14 +24,7 @@ def find_study(name: str) -> str:
     Raises:
       UsageError: there is no such file; says which name is nearest.
     """
-    own = own_studies()
-    if os.path.isfile(name):
-        return name
-    if name in own:
-        return str(own[name])
-    near = nearest(pathlib.PurePath(name).stem, list(own))
-    hint = f"did you mean {near}? " if near else ""
-    raise UsageError(f"{name} is no study; {hint}write the path of a file, or one of {', '.join(own)}")
+    return find_own(name, own_studies(), "")
 
 
 def load_study(name: str, size: str | None = None) -> Study:
@@ -50,16 +38,9 @@ def load_study(name: str, size: str | None = None) -> Study:
       ConfigError: it does not run, has no `get_study` or not this size, or declares what cannot be.
     """
     path = find_study(name)
-    loader = importlib.machinery.SourceFileLoader(f"jaxalign.study.{pathlib.PurePath(path).stem}", path)
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    sys.modules[loader.name] = module  # where dataclasses of the file look up their module
+    get_study = load_function(path, "get_study", "study", "")
     with blaming(path, ""):
-        loader.exec_module(module)
-        if not callable(getattr(module, "get_study", None)):
-            raise ConfigError("it has no function get_study; write one that returns a Study")
-        study = module.get_study(size or SMALL)
+        study = get_study(size or SMALL)
     if not isinstance(study, Study):
         raise ConfigError(f"{path}: get_study returns a {type(study).__name__}; return a Study")
 
