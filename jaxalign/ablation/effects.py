@@ -38,9 +38,6 @@ class Effect:
     def __truediv__(self, other: "Effect | float") -> "Effect":
         return Combined("/", self, as_effect(other))
 
-    def __neg__(self) -> "Effect":
-        return Combined("-", Number(0.0), self)
-
     def of_seed(self, table: Table, seed: int) -> float:
         """The number of a seed; KeyError where one of its runs is not there."""
         raise NotImplementedError

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from jaxalign.models.activations import count_activations
 from jaxalign.parallel.chips import find_chip, memory_of
 from jaxalign.parallel.sharding import shards
 from jaxalign.training.recipe import batch_pieces, row_slots
+
+if TYPE_CHECKING:
+    from jaxalign.training.open import Run
 
 PARAMETERS, OPTIMIZER, FROZEN = "parameters", "optimizer state", "frozen models"
 GRADIENTS, ACTIVATIONS, CACHE, SCRATCH = "gradients", "saved activations", "keys and values", "scratch space"
@@ -136,7 +139,7 @@ def choose_remat(
     return policy, held
 
 
-def resolve_kernels(run: Any) -> Any:
+def resolve_kernels(run: "Run") -> "Run":
     """A Run, with how the model is computed where the config leaves it open: `model.remat`, `model.attention_block`.
 
     On a CPU nothing is computed again where all that the backward pass reads of a microbatch takes at most `KEPT_PART`

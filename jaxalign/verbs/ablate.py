@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 from jaxalign.errors import ConfigError, UsageError
 from jaxalign.verbs.requests import Request, flag
@@ -89,7 +91,7 @@ def run(request: AblateRequest) -> int:
     return 0
 
 
-def _check_arms(study, arms) -> None:
+def _check_arms(study: Any, arms: Sequence[str]) -> None:
     from jaxalign.ablation.effects import arm_name
     from jaxalign.fields import nearest_hint
 
@@ -102,7 +104,14 @@ def _check_arms(study, arms) -> None:
             )
 
 
-def _run(study, source, workdir, arms, jobs, console) -> None:
+def _run(
+    study: Any,
+    source: tuple[str, str | None],
+    workdir: pathlib.Path,
+    arms: Sequence[str],
+    jobs: int,
+    console: Any,
+) -> None:
     from rich.live import Live
 
     from jaxalign.ablation.progress import Progress, print_table
