@@ -13,6 +13,7 @@ from jaxalign.models.cache import Cache
 from jaxalign.models.config import ModelConfig, Params
 from jaxalign.models.experts import ROUTER
 from jaxalign.models.frozen import weight
+from jaxalign.models.packed import Whole
 from jaxalign.models.transformer import Transformer
 
 
@@ -23,16 +24,18 @@ def hidden_states(
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     cache: Cache | None = None,
+    whole: Whole | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """Applies the transformer: int32 [B, T] each -> hidden [B, T, D] and the cache after it.
 
-    Without positions and segment_ids every row is one sequence without padding.
+    Without positions and segment_ids every row is one sequence without padding. `whole` are the rows that attention
+    sees where these share tokens.
 
     Raises:
       ValueError: tokens, positions and segment_ids differ in shape, which would broadcast silently.
     """
     arrays = _complete(tokens, positions, segment_ids)
-    out: Any = Transformer(config).apply({"params": params}, *arrays, cache)
+    out: Any = Transformer(config).apply({"params": params}, *arrays, cache, whole)
     return out
 
 
@@ -42,12 +45,13 @@ def hidden_states_and_router(
     tokens: jax.Array,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    whole: Whole | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Hidden states [B, T, D], and `router_losses` averaged over layers: float32 [2], None of a dense model."""
     if not config.num_experts:
-        return hidden_states(params, config, tokens, positions, segment_ids)[0], None
+        return hidden_states(params, config, tokens, positions, segment_ids, whole=whole)[0], None
     arrays = _complete(tokens, positions, segment_ids)
-    out: Any = Transformer(config).apply({"params": params}, *arrays, mutable=[ROUTER])
+    out: Any = Transformer(config).apply({"params": params}, *arrays, None, whole, mutable=[ROUTER])
     (hidden, _), sown = out
     return hidden, sown[ROUTER]["layers"]["mlp"]["losses"].mean(0)
 

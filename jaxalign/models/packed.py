@@ -3,46 +3,118 @@
 A model's work grows with the slots of its rows, full or not. Where a batch [E, T] has one sequence a row, most of them
 shorter than T, they are packed into R < E rows for the forward pass, and what is read off each slot is put back where
 its token stands: losses and advantages go on seeing [E, T].
+
+Sequences that begin alike, as the completions of one prompt do, can have the tokens of that beginning stand once:
+what a model computes for a token depends on what stands before it alone. Then only attention goes back to the rows of
+the batch, where every sequence is whole, and everything else is computed once for all of them (as arXiv 2410.20305
+does for pairs).
 """
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxalign.parallel.sharding import constrain
+from jaxalign.parallel.sharding import constrain, laid_out, mesh_axes, shards, spec
 
 
 @flax.struct.dataclass
 class Layout:
-    """Where the slots of a batch [E, T] lie in R rows, and where the slots of these come from."""
+    """Where the slots of a batch [E, T] lie in R rows of W slots, and where the slots of these come from.
 
-    source: jax.Array  # int32 [R, T]: the slot of the flattened batch; -1: empty
-    place: jax.Array  # int32 [E, T]: the slot of the flattened rows; -1: of padding
-    segment_ids: jax.Array  # int32 [R, T]
+    Slots are numbered within a shard, the part of batch and rows that one device has; -1 is none.
+    """
+
+    source: jax.Array  # int32 [R, W]: the slot of the batch; -1: empty
+    place: jax.Array  # int32 [E, T]: the slot of the rows; -1: of padding
+    segment_ids: jax.Array  # int32 [R, W]
+    # Where tokens are shared: int32 [S, W, J], the slots of the batch that have each of S * W tokens after its source.
+    copies: jax.Array | None = None
+    shared: jax.Array | None = (
+        None  # int32 [R, W]: which of these tokens a slot has; -1: one that nothing shares
+    )
+    shards: int = flax.struct.field(pytree_node=False, default=1)
 
     def pack(self, x: jax.Array) -> jax.Array:
-        """[E, T] to [R, T], empty slots 0."""
-        return constrain(_take(x, self.source, self.place), "batch", "length")
+        """[E, T, ...] to [R, W, ...], empty slots 0. Of slots that share a token the first one is taken."""
+        return self._on_own_shards(_pack, x)
 
     def unpack(self, x: jax.Array) -> jax.Array:
-        """[R, T] back to [E, T], padding 0."""
-        return constrain(_take(x, self.place, self.source), "batch", "length")
+        """[R, W, ...] back to [E, T, ...], padding 0. All slots that share a token get what is said of it."""
+        return self._on_own_shards(_unpack, x)
+
+    def _on_own_shards(self, move: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
+        mesh = jax.sharding.get_abstract_mesh()
+        split = 1 if laid_out() else shards(mesh, "batch")
+        args = (x, self.source, self.place, self.copies, self.shared)
+        if split == 1 or self.shards % split:
+            return move(self.shards, *args)
+        # Said outright: the compiler left to itself gathers all rows on every device.
+        local = functools.partial(move, self.shards // split)
+        rows, axes = spec("batch"), set(mesh_axes("batch"))
+        out = jax.shard_map(local, in_specs=rows, out_specs=rows, axis_names=axes, check_vma=False)(*args)
+        return constrain(out, "batch", "length", *[None] * (x.ndim - 2)) if x.ndim == 2 else out
 
 
-@jax.custom_vjp
-def _take(x: jax.Array, places: jax.Array, back: jax.Array) -> jax.Array:
-    found = jnp.take(x.reshape(-1), jnp.maximum(places, 0).reshape(-1), mode="clip")
-    return jnp.where(places >= 0, found.reshape(places.shape), 0)
+def _take(count: int, x: jax.Array, slots: jax.Array) -> jax.Array:
+    """Slots [A, ...] of x [B, T, *rest], both of which are cut into `count` shards: [A, ..., *rest], 0 for -1."""
+    rest = x.shape[2:]
+    flat, wanted = x.reshape(count, -1, *rest), jnp.maximum(slots, 0).reshape(count, -1)
+    found = jax.vmap(lambda x, i: jnp.take(x, i, axis=0, mode="clip"))(flat, wanted)
+    real = jnp.expand_dims(slots >= 0, tuple(range(slots.ndim, slots.ndim + len(rest))))
+    return jnp.where(real, found.reshape(*slots.shape, *rest), 0)
 
 
-def _take_forward(x: jax.Array, places: jax.Array, back: jax.Array) -> tuple[jax.Array, tuple]:
-    return _take(x, places, back), (places, back)
+# Nothing is added up into single slots, which would be slow, and on GPUs in any order.
 
 
-def _take_backward(residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, None, None]:
-    # No slot is taken twice, so the gradient is taken, too: sums into single slots would be slow.
-    places, back = residuals
-    return _take(gradient, back, places), None, None
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _unpack(count: int, x: jax.Array, source: Any, place: Any, copies: Any, shared: Any) -> jax.Array:
+    return _take(count, x, place)
 
 
-_take.defvjp(_take_forward, _take_backward)
+def _unpack_forward(count: int, x: jax.Array, *own: Any) -> tuple[jax.Array, tuple]:
+    return _unpack(count, x, *own), own
+
+
+def _unpack_backward(count: int, own: tuple, gradient: jax.Array) -> tuple:
+    source, _, copies, shared = own
+    out = _take(count, gradient, source)
+    if copies is not None:
+        others = _take(count, gradient, copies).sum(2)
+        out = out + _take(count, others, shared)
+    return out, None, None, None, None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _pack(count: int, x: jax.Array, source: Any, place: Any, copies: Any, shared: Any) -> jax.Array:
+    return _take(count, x, source)
+
+
+def _pack_forward(count: int, x: jax.Array, *own: Any) -> tuple[jax.Array, tuple]:
+    return _pack(count, x, *own), own
+
+
+def _pack_backward(count: int, own: tuple, gradient: jax.Array) -> tuple:
+    source, place, copies, _ = own
+    if copies is not None:  # what is not taken has no part in it
+        slots = jnp.broadcast_to(
+            jnp.arange(place.size // count, dtype=jnp.int32), (count, place.size // count)
+        )
+        place = jnp.where(_take(count, source, place) == slots.reshape(place.shape), place, -1)
+    return _take(count, gradient, place), None, None, None, None
+
+
+_unpack.defvjp(_unpack_forward, _unpack_backward)
+_pack.defvjp(_pack_forward, _pack_backward)
+
+
+class Whole(NamedTuple):
+    """The rows in which attention sees sequences that share their beginnings elsewhere: of the batch."""
+
+    layout: Layout
+    positions: jax.Array  # int32 [E, T]
+    segment_ids: jax.Array  # int32 [E, T]

@@ -18,7 +18,7 @@ from jaxalign.models.config import ModelConfig, Params
 from jaxalign.models.embedding import TABLE
 from jaxalign.models.forward import hidden_states_and_router, scalar_head, unembedding
 from jaxalign.models.logprobs import TokenLogprobs, TokenStatistics, token_divergence, token_logprobs
-from jaxalign.models.packed import Layout
+from jaxalign.models.packed import Layout, Whole
 from jaxalign.parallel.sharding import split_rows
 
 
@@ -225,9 +225,12 @@ def _read(
     layout: Layout | None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Hidden states [B, T, D], or [R, T, D] by a layout, and what `hidden_states_and_router` says of the router."""
+    whole = None
     if layout is not None:
+        if layout.copies is not None:
+            whole = Whole(layout, positions, segment_ids)
         tokens, positions, segment_ids = layout.pack(tokens), layout.pack(positions), layout.segment_ids
-    return hidden_states_and_router(params, config, tokens, positions, segment_ids)
+    return hidden_states_and_router(params, config, tokens, positions, segment_ids, whole)
 
 
 def _at_last_token(numbers: jax.Array, segment_ids: jax.Array, num_segments: int) -> jax.Array:

@@ -25,6 +25,7 @@ from jaxalign.models.embedding import TABLE, embed
 from jaxalign.models.experts import ROUTER, Experts
 from jaxalign.models.frozen import weight
 from jaxalign.models.gpu_attention import flash_attention
+from jaxalign.models.packed import Whole
 from jaxalign.models.rope import rotary, rotate
 from jaxalign.models.tpu_attention import splash_attention
 from jaxalign.parallel.sharding import (
@@ -157,7 +158,10 @@ class Attention(nn.Module):
         v = constrain(v, "batch", None, "act_kv_heads", None)
         if cache is not None:
             cache, k, v = cache.write(layer, k, v)
+        if (layout := context["layout"]) is not None:
+            q, k, v = layout.unpack(q), layout.unpack(k), layout.unpack(v)
         y = self.attend(q, k, v, context, local, cached=cache is not None)
+        y = y if layout is None else layout.pack(y)
         out = Projection(
             (c.num_heads, c.head_dim, c.embed_dim),
             ("heads", "head_dim", "embed"),
@@ -190,7 +194,7 @@ class Attention(nn.Module):
             return flash_attention(q, k, v, _of_layer(context["view"], local), **settings)
         if c.attention == "splash" and not cached:
             splash = functools.partial(splash_attention, block=c.attention_block, **settings)
-            segments = context["segment_ids"]
+            segments = context["places"][1]
             near, all_ = (functools.partial(splash, window=window) for window in (c.window, 0))
             if local is None:
                 return (near if c.local_layers[0] else all_)(q, k, v, segments)
@@ -263,15 +267,21 @@ class Transformer(nn.Module):
     """tokens, positions, segment_ids int32 [B, T] -> (hidden [B, T, D] in the compute dtype, cache).
 
     Hidden states are after the last norm; `unembedding` gives the matrix that turns them into logits. With a
-    cache, the T tokens are written at its index and see what it holds. Layers are scanned, their parameters
-    stacked on a leading axis, so compile time does not grow with depth where `scan_layers` holds.
+    cache, the T tokens are written at its index and see what it holds. Where these rows share tokens of several
+    sequences, attention sees those of `whole`. Layers are scanned, their parameters stacked on a leading axis, so
+    compile time does not grow with depth where `scan_layers` holds.
     """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: Cache | None = None
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: Cache | None = None,
+        whole: Whole | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         c = self.config
         normal = nn.initializers.normal(c.init_std)
@@ -280,7 +290,9 @@ class Transformer(nn.Module):
         if not c.tie_embeddings:
             self.param("unembedding", table, (c.vocab_size, c.embed_dim), jnp.float32)
         x = embed(embedding, TABLE, tokens, c.dtype)
-        context: dict[str, Any] = {"segment_ids": segment_ids}
+        layout = None if whole is None else whole.layout
+        context: dict[str, Any] = {"segment_ids": segment_ids, "layout": layout}
+        kinds = (False, True) if len(set(c.local_layers)) == 2 else c.local_layers[:1]
         if c.positions == "learned":
             places = partitioned(normal, ("position", "embed"))
             table = self.param(
@@ -291,6 +303,10 @@ class Transformer(nn.Module):
             x = x * jnp.asarray(c.embed_dim**0.5, x.dtype)
         x = constrain(x, "batch", "length", "act_embed")
 
+        if c.positions == "rope":
+            context["rotary"] = tuple(rotary(c, positions, segment_ids, local=local) for local in kinds)
+        if whole is not None:
+            positions, segment_ids = whole.positions, whole.segment_ids
         k_positions, k_segments = positions, segment_ids
         if cache is not None:
             at = (0, cache.index)
@@ -300,15 +316,12 @@ class Transformer(nn.Module):
                 segment_ids=jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, at),
             )
             k_positions, k_segments = cache.positions, cache.segment_ids
-        kinds = (False, True) if len(set(c.local_layers)) == 2 else c.local_layers[:1]
         context["places"] = (positions, segment_ids, k_positions, k_segments)
         windows = [c.window if local else 0 for local in kinds]
         if c.attention in ("block_sparse", "flash") and cache is None:
             context["view"] = tuple(see(segment_ids, window) for window in windows)
         elif c.attention in ("xla", "block_sparse"):
             context["mask"] = tuple(attention_mask(*context["places"], window) for window in windows)
-        if c.positions == "rope":
-            context["rotary"] = tuple(rotary(c, positions, segment_ids, local=local) for local in kinds)
         local = jnp.array(c.local_layers) if len(kinds) == 2 else None
 
         block = Block

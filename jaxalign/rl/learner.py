@@ -73,7 +73,7 @@ def make_learner(
       scored: the policy has read its completions before.
     """
     options: OnPolicyConfig = run.config.options
-    M, packer = options.num_minibatches, Packer(run)
+    M, packer = options.num_minibatches, Packer(run, critic_config)
 
     def update(state: OnPolicyState, batch: Any) -> tuple[OnPolicyState, Metrics]:
         policy, critic = state.policy, state.critic
@@ -82,7 +82,9 @@ def make_learner(
         seen: list[Metrics] = []
         updates, stopped = 0, False
         choices = minibatch_rows(order, len(state.rollout.tokens), options.passes, M)
-        layouts = packer.several(state.rollout.segment_ids, choices, parts=run.config.num_microbatches)
+        ids = state.rollout.segment_ids
+        slots = ids.shape[1] - options.sampling.max_new_tokens
+        layouts = packer.several(ids, slots, choices, parts=run.config.num_microbatches)
         for i, (rows, layout) in enumerate(zip(choices, layouts, strict=True)):
             part = dataclasses.replace(take_rows(state.rollout, rows), layout=layout)
             metrics: Metrics = {}

@@ -21,7 +21,7 @@ from jaxalign.models.scoring import Scores, divergence, score_scalar, score_toke
 from jaxalign.rl.config import RewardedConfig
 from jaxalign.sampling.answers import answer_text
 from jaxalign.sampling.generate import Completions, close, join
-from jaxalign.training.flops import count_work, flops_metric, tokens_metric
+from jaxalign.training.flops import as_laid_out, count_work, flops_metric, tokens_metric
 from jaxalign.training.open import local_rows
 from jaxalign.training.state import TrainState
 
@@ -140,6 +140,7 @@ def join_prompts(
 def rollout_work(
     prompts: PromptBatch,
     scored: dict[str, jax.Array],
+    layout: Layout | None,
     *,
     model: ModelConfig,
     judges: tuple[ModelConfig, ...],
@@ -149,6 +150,7 @@ def rollout_work(
     """The tokens of a rollout, and the FLOPs of sampling it and of every model that reads it.
 
     Args:
+      layout: of the completions, for those models.
       judges: critic and reward model, where there are any.
       samples: completions of each prompt.
       readers: language models that read the completions: the policy once more, the reference.
@@ -157,10 +159,10 @@ def rollout_work(
     whole = count_work(model, scored["segment_ids"], scored["positions"])
     count = jnp.sum(jnp.any(prompts.segment_ids > 0, axis=1))
     flops = sampling_flops(model, read, whole, count, samples)
-    scored_work = whole._replace(logits=scored["mask"].sum())
+    scored_work = as_laid_out(whole._replace(logits=scored["mask"].sum()), layout)
     flops += step_flops(model, scored_work, passes=readers)
     for judge in judges:
-        work = count_work(judge, scored["segment_ids"], scored["positions"])
+        work = as_laid_out(count_work(judge, scored["segment_ids"], scored["positions"]), layout)
         flops += step_flops(judge, work, scalar=True, passes=1)
     return tokens_metric(whole) | flops_metric(flops, "/rollout")
 

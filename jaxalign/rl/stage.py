@@ -18,7 +18,7 @@ from jaxalign.parallel import processes
 from jaxalign.rewards import Rewards, TrainerState, reward_metrics
 from jaxalign.rl.abstract import abstract_state, check_run, critic_rates, make_critic_optimizer
 from jaxalign.rl.jitted import make_credit, make_measure, make_scorer, make_updates
-from jaxalign.rl.layout import SIZES, Packer
+from jaxalign.rl.layout import SHARED_SIZES, SIZES, Packer
 from jaxalign.rl.learner import make_learner, merge_ragged
 from jaxalign.rl.models import (
     RolloutModels,
@@ -110,7 +110,8 @@ class OnPolicyStage(Stage):
 
     def shapes(self, options: Any) -> int:
         """Completions take as many rows as they need."""
-        return len(SIZES) if options.pack_completions else 1
+        sizes = SIZES if options.samples_per_row == 1 else SHARED_SIZES
+        return len(sizes) if options.pack_completions else 1
 
     def check(self, run: Run) -> None:
         """Raises, as `build` would, for what can be known without loading a model."""
@@ -285,7 +286,7 @@ def make_rollout(
     scores_policy = stage.scores_policy(options)
     measure = make_measure(run.model, judges, k, scores_policy + stage.reference(options))
     exact = run.model.dtype == run.config.frozen.dtype == "float32"
-    packer = Packer(run)
+    packer = Packer(run, *judges)
 
     def rollout(
         state: OnPolicyState,
@@ -314,14 +315,14 @@ def make_rollout(
         critic = None if state.critic is None else state.critic.params
         layouts = (None, None)
         if options.pack_completions:
-            judged = models.reward is not None
+            judged, slots = models.reward is not None, prompts.tokens.shape[1]
             layouts = (
-                packer(segment_ids(prompts, completions)),
-                packer(segment_ids(prompts, completions, closed=True)) if judged else None,
+                packer(segment_ids(prompts, completions), slots),
+                packer(segment_ids(prompts, completions, closed=True), slots) if judged else None,
             )
         policy = state.policy.params if scores_policy or dataset is not run.train else None
         scored = score(policy, critic, reference, models.reward, prompts, completions, layouts)
-        scores, more = scored.pop("scores", None), measure(prompts, scored)
+        scores, more = scored.pop("scores", None), measure(prompts, scored, layouts[0])
         if scores is not None:
             scores = options.weights[options.reward_model] * scores
         if models.functions is not None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxalign.losses.metrics import Mean, Metrics
 from jaxalign.models import ModelConfig
 from jaxalign.models.flops import Work, step_flops
+from jaxalign.models.packed import Layout
 
 # Metrics for the recorder, of which those that begin with FLOPS add up to the step's.
 TOKENS, FLOPS = "perf/tokens", "perf/flops"
@@ -43,11 +44,19 @@ def update_flops(
     Args:
       mask: see `count_work`.
     """
-    arrays = (batch.segment_ids, batch.positions, mask)
-    total = step_flops(config, count_work(config, *arrays), scalar=scalar)
+    arrays, layout = (batch.segment_ids, batch.positions, mask), getattr(batch, "layout", None)
+    total = step_flops(config, as_laid_out(count_work(config, *arrays), layout), scalar=scalar)
     for other in frozen:
-        total += step_flops(other, count_work(other, *arrays), scalar=scalar, passes=1)
+        work = as_laid_out(count_work(other, *arrays), layout)
+        total += step_flops(other, work, scalar=scalar, passes=1)
     return total
+
+
+def as_laid_out(work: Work, layout: Layout | None) -> Work:
+    """The work on sequences whose common beginnings stand once: fewer tokens, which see as many."""
+    return (
+        work if layout is None else work._replace(tokens=jnp.sum(layout.segment_ids > 0, dtype=jnp.float32))
+    )
 
 
 def flops_metric(flops: jax.Array, part: str = "") -> Metrics:

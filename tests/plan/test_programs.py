@@ -120,7 +120,7 @@ def test_a_run_counts_what_its_plan_counts(kind):
         flops = {program.name: program.model_flops for program in programs}
         prompts, whole = full_batch(8 // k, 256, 256), full_batch(8, 384, 384)
         got = rollout_work(
-            prompts, vars(whole), model=model, judges=(model,) * judges, samples=k, readers=passes
+            prompts, vars(whole), None, model=model, judges=(model,) * judges, samples=k, readers=passes
         )
         wanted = flops["rollout"] + flops["score"]
         assert float(got["perf/flops/rollout"].total) == pytest.approx(wanted, rel=1e-6), stage
