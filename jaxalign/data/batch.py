@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxalign.models.packed import Layout
+
 Array = Any  # numpy.ndarray on the host, jax.Array (or its abstract shape) on the device
 
 
@@ -47,6 +49,7 @@ class PairBatch:
     weight: Array  # [B, P] float32: 1 for a pair, 1 / n for each of the n in a ranking, 0 for none
     margin: Array  # [B, P] float32, the annotators' margin; 0 where none was given
     ref_logp: Array  # [B, S] float32, cached reference log-probability of segment s + 1; 0 if unused
+    layout: Layout | None = None  # by which models read the tokens of a prompt once
 
     def pick(self, per_segment: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The values of the chosen and of the rejected sequence of each pair: [B, S] -> [B, P] twice."""
@@ -121,6 +124,7 @@ class UnpairedBatch:
     desirable: Array  # [B, P] float32: 1 for a desirable completion, 0 for an undesirable one and for none
     weight: Array  # [B, P] float32: 1 for a completion, 0 for none
     ref_logp: Array  # [B, S] float32, cached reference log-probability of segment s + 1; 0 if unused
+    layout: Layout | None = None  # by which models read the tokens of a prompt once
 
     def pick(self, per_segment: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The values of each completion and of its mismatched sequence: [B, S] -> [B, P] twice."""

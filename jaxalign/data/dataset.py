@@ -28,7 +28,7 @@ from jaxalign.data.encoder import Encoder
 from jaxalign.data.invalid import BadRow, Invalid
 from jaxalign.data.mapping import check_mapping, parse_mapping
 from jaxalign.data.mismatched import add_mismatched
-from jaxalign.data.packing import AnyBatch, Keeper, Rows, build_rows
+from jaxalign.data.packing import AnyBatch, Keeper, Rows, build_rows, saves_enough
 from jaxalign.data.parts import Items
 from jaxalign.data.public.advice import advise
 from jaxalign.data.public.recipes import needs_all_rows, open_source
@@ -412,7 +412,9 @@ def _pack(
         raise ConfigError(
             f"config.data.max_segments={config.max_segments}: must be {most} or more, for so long a ranking"
         )
-    keepers = [_keeper(own, each, config, kind) for own, each in zip(items, encoded, strict=True)]
+    # Windows of a stream are to have one shape.
+    sharing = config.share_prompts and not config.streaming and saves_enough(items)
+    keepers = [_keeper(own, each, config, kind, sharing) for own, each in zip(items, encoded, strict=True)]
     rows = build_rows(
         items,
         kind,
@@ -420,6 +422,7 @@ def _pack(
         row_length=config.slots(kind),
         max_segments=config.segments,
         packing=config.packing,
+        sharing=sharing,
         seed=config.seed,
         weights=tuple(config.weights) if part == "train" else (),
         pad_id=tokenizer.pad_id,
@@ -434,12 +437,12 @@ def _pack(
     return Dataset(rows, report, tuple(sources), tuple(bad), stores)
 
 
-def _keeper(items: Items, encoded: Encoded, config: DataConfig, kind: str) -> Keeper:
+def _keeper(items: Items, encoded: Encoded, config: DataConfig, kind: str, sharing: bool) -> Keeper:
     """Keeps the rows of a source that is in a store there."""
     store = encoded.store
     if store is None:
         return lambda find: find()
-    more = items.max_length if KINDS[kind].mismatched else 0
+    more = (items.max_length if KINDS[kind].mismatched else 0, sharing)
     name = rows_name(config.slots(kind), config.segments, config.seed, items.chosen, more)
     return partial(store.rows, name)
 

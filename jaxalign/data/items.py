@@ -45,9 +45,24 @@ class Item:
         return self.examples if self.desirable is None else self.examples[:1]
 
     @property
+    def shared(self) -> tuple[int, ...]:
+        """Of each sequence, how many tokens of its prompt the first one begins with, too: of itself none.
+
+        All but the last of those, off which it is read what comes after them.
+        """
+        first, *others = self.examples
+        return (0, *(max(0, _common_prompt(first, other) - 1) for other in others))
+
+    @property
     def prompt_length(self) -> int:
         """Tokens before the first supervised one; the whole length if none is."""
         return int(np.argmax(self.mask)) if self.mask.any() else len(self.ids)
+
+
+def _common_prompt(a: Item, b: Item) -> int:
+    size = min(a.prompt_length, b.prompt_length)
+    differ = a.ids[:size] != b.ids[:size]
+    return int(np.argmax(differ)) if differ.any() else size
 
 
 def join(parts: Sequence[Item], **fields: Any) -> Item:

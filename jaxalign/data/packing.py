@@ -15,7 +15,11 @@ from jaxalign.data.batch import ARRAYS, Batch, PairBatch, PromptBatch, UnpairedB
 from jaxalign.data.items import Item
 from jaxalign.data.parts import Items, as_items
 from jaxalign.data.records import KINDS
+from jaxalign.models.packed import Layout
 
+# Attention goes back and forth between rows with and without what is shared: a little is not worth it.
+LEAST_SHARED = 1 / 8
+SHARED_UNIT = 16  # tokens, of which the longer rows are multiples
 AnyBatch = Batch | PairBatch | UnpairedBatch | PromptBatch
 
 
@@ -65,6 +69,8 @@ class Rows:
 
     `bounds` delimits the rows of each source: source k owns rows bounds[k] to bounds[k + 1].
     `ref_logp` [R, S] float32, once known for all rows in order, is collated into the `ref_logp` of batches.
+    With `whole_length` rows hold what sequences of an item begin with once, in `row_length` slots that a model
+    computes, and a batch has so many slots a row, where every sequence is whole; see `models.packed`.
     """
 
     items: Items
@@ -78,6 +84,7 @@ class Rows:
     weights: tuple[float, ...] = ()
     pad_id: int = 0
     ref_logp: np.ndarray | None = None
+    whole_length: int = 0
 
     def __len__(self) -> int:
         return len(self.bins)
@@ -86,6 +93,21 @@ class Rows:
     def tokens(self) -> int:
         """Tokens of all items."""
         return int(self.items.lengths.sum(dtype=np.int64))
+
+    @property
+    def slots(self) -> int:
+        """T of every batch."""
+        return self.whole_length or self.row_length
+
+    @cached_property
+    def shared(self) -> int:
+        """Tokens of all items that stand in no row, as others of their items are the same."""
+        return int(self.items.shared.sum(dtype=np.int64)) if self.whole_length else 0
+
+    @cached_property
+    def most_shared(self) -> int:
+        """Of the row that has most of them."""
+        return int(self.bins.sums(self.items.shared).max())
 
     @cached_property
     def crowded(self) -> float:
@@ -96,7 +118,7 @@ class Rows:
     @cached_property
     def efficiency(self) -> float:
         """Share of token slots that hold a token."""
-        return self.tokens / (len(self) * self.row_length)
+        return (self.tokens - self.shared) / (len(self) * self.row_length)
 
 
 # Gives the rows of a source, for which it is given the function that finds them: a store keeps what was found.
@@ -114,6 +136,7 @@ def build_rows(
     weights: tuple[float, ...] = (),
     pad_id: int = 0,
     keepers: Sequence[Keeper] = (),
+    sharing: bool = False,
 ) -> Rows:
     """Pack the items of every source into rows of its own.
 
@@ -122,16 +145,19 @@ def build_rows(
 
     Args:
       keepers: one for each source, where there are any.
+      sharing: what the sequences of an item begin with stands once.
     """
     own = [as_items(source) for source in sources]
     items = Items.join(own)
     packing = packing and not KINDS[kind].one_per_row
+    sharing = sharing and packing
     if not packing:
         max_segments = int(items.segments.max())
 
     def find(source: Items) -> Bins:
         if packing:
-            return pack(source.lengths, row_length, max_segments, seed, source.segments)
+            lengths = source.lengths - source.shared if sharing else source.lengths
+            return pack(lengths, row_length, max_segments, seed, source.segments)
         return Bins(np.arange(len(source)), np.arange(len(source) + 1))
 
     finders = [partial(find, source) for source in own]
@@ -140,6 +166,7 @@ def build_rows(
     else:
         found = [finder() for finder in finders]
     bins = Bins.join(found)
+    longest = int(bins.sums(items.lengths).max()) if sharing else 0
     most_pairs = int(bins.sums(items.pair_counts).max()) if KINDS[kind].pair else 0
     return Rows(
         items,
@@ -152,7 +179,15 @@ def build_rows(
         bounds=tuple(np.cumsum([0, *map(len, found)]).tolist()),
         weights=weights,
         pad_id=pad_id,
+        whole_length=-(-longest // SHARED_UNIT) * SHARED_UNIT,
     )
+
+
+def saves_enough(sources: Sequence[Items]) -> bool:
+    """Whether prompts that stand once in a row are worth what it takes to bring them together for attention."""
+    shared = sum(int(source.shared.sum(dtype=np.int64)) for source in sources)
+    whole = sum(int(source.lengths.sum(dtype=np.int64)) for source in sources)
+    return shared >= LEAST_SHARED * whole
 
 
 def pack(
@@ -285,7 +320,7 @@ def _place_alike(lengths: np.ndarray, segments: np.ndarray, row_length: int, max
 def collate(rows: Rows, indices: Sequence[int]) -> AnyBatch:
     """The batch of rows `indices` as NumPy arrays; an index of -1 makes an empty row."""
     kind = KINDS[rows.kind]
-    sizes = {"B": len(indices), "T": rows.row_length, "S": rows.max_segments}
+    sizes = {"B": len(indices), "T": rows.slots, "S": rows.max_segments}
     sizes |= {"P": rows.max_pairs, "L": rows.longest_ending}
     fill = {"tokens": rows.pad_id, "rows": -1, "ending": -1}
     x = {
@@ -315,7 +350,34 @@ def collate(rows: Rows, indices: Sequence[int]) -> AnyBatch:
             start = slots.stop
         if rows.ref_logp is not None and index >= 0:
             x["ref_logp"][b] = rows.ref_logp[index]
-    return kind.batch(**x)
+    return kind.batch(**x, **({"layout": _lay_out(rows, indices)} if rows.whole_length else {}))
+
+
+def _lay_out(rows: Rows, indices: Sequence[int]) -> Layout:
+    """Where the tokens of whole rows stand in those that share them."""
+    most = -(-rows.most_shared // SHARED_UNIT) * SHARED_UNIT
+    short, whole = (len(indices), rows.row_length), (len(indices), rows.slots)
+    segments = np.zeros(short, np.int32)
+    source, shared, place = (np.full(shape, -1, np.int32) for shape in (short, short, whole))
+    copies = np.full((len(indices), most, int(rows.items.segments.max()) - 1), -1, np.int32)
+    for b, index in enumerate(indices):
+        at = start = segment = listed = 0  # the next slot of the short row, and of the whole one
+        for item in [rows.items[i] for i in rows.bins[index]] if index >= 0 else []:
+            first, counts = at, item.shared
+            alike = max(counts)
+            shared[b, at : at + alike] = np.arange(listed, listed + alike)
+            for number, (example, count) in enumerate(zip(item.examples, counts, strict=True)):
+                segment += 1
+                if count:
+                    place[b, start : start + count] = np.arange(first, first + count)
+                    copies[b, listed : listed + count, number - 1] = np.arange(start, start + count)
+                size = len(example.ids) - count
+                source[b, at : at + size] = np.arange(start + count, start + count + size)
+                place[b, start + count : start + count + size] = np.arange(at, at + size)
+                segments[b, at : at + size] = segment
+                at, start = at + size, start + count + size
+            listed += alike
+    return Layout(source, place, segments, copies, shared, shards=0)
 
 
 def _place_prompts(x: dict[str, np.ndarray], rows: Rows, indices: Sequence[int]) -> None:

@@ -33,6 +33,7 @@ class Part:
     row: np.ndarray  # int32 [N]: the record of an item, counted from the first of its source
     prompt: np.ndarray  # int32 [N], `Item.prompt_length`
     supervised: np.ndarray  # int32 [N], tokens
+    shared: np.ndarray  # int32 [N], the sum of `Item.shared`
     weight: np.ndarray  # float64 [N], as are the next two
     margin: np.ndarray
     desirable: np.ndarray  # NaN for None
@@ -144,6 +145,7 @@ def make_part(
         "row": np.asarray([item.row - first_row for item in items], np.int32),
         "prompt": np.asarray([item.prompt_length for item in items], np.int32),
         "supervised": np.asarray([np.count_nonzero(item.mask) for item in items], np.int32),
+        "shared": np.asarray([sum(item.shared) for item in items], np.int32),
         "weight": np.asarray([item.weight for item in items], np.float64),
         "margin": np.asarray([item.margin for item in items], np.float64),
         "desirable": np.asarray(
@@ -277,6 +279,15 @@ class Items(Sequence[Item]):
         prompt = self.column(lambda part: part.prompt)
         with_other = np.minimum(prompt + (own - prompt)[self.partner], self.max_length)
         return own + np.where(self.partner < 0, 0, with_other)
+
+    @cached_property
+    def shared(self) -> np.ndarray:
+        """Tokens of each item that need not be computed twice, `Item.shared` added up: int32 [M]."""
+        own = self.column(lambda part: part.shared)
+        if self.partner is None:
+            return own
+        prompt = self.column(lambda part: part.prompt)
+        return own + np.where(self.partner < 0, 0, np.maximum(np.minimum(prompt, self.max_length) - 1, 0))
 
     @property
     def segments(self) -> np.ndarray:

@@ -18,6 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from jaxalign.models.config import ModelConfig
 from jaxalign.parallel.sharding import constrain, laid_out, mesh_axes, shards, spec
 
 
@@ -25,7 +26,7 @@ from jaxalign.parallel.sharding import constrain, laid_out, mesh_axes, shards, s
 class Layout:
     """Where the slots of a batch [E, T] lie in R rows of W slots, and where the slots of these come from.
 
-    Slots are numbered within a shard, the part of batch and rows that one device has; -1 is none.
+    Slots are numbered within a shard, a part of batch and rows that lies on one device; -1 is none.
     """
 
     source: jax.Array  # int32 [R, W]: the slot of the batch; -1: empty
@@ -36,7 +37,7 @@ class Layout:
     shared: jax.Array | None = (
         None  # int32 [R, W]: which of these tokens a slot has; -1: one that nothing shares
     )
-    shards: int = flax.struct.field(pytree_node=False, default=1)
+    shards: int = flax.struct.field(pytree_node=False, default=1)  # 0: each row is one, R = E
 
     def pack(self, x: jax.Array) -> jax.Array:
         """[E, T, ...] to [R, W, ...], empty slots 0. Of slots that share a token the first one is taken."""
@@ -46,14 +47,18 @@ class Layout:
         """[R, W, ...] back to [E, T, ...], padding 0. All slots that share a token get what is said of it."""
         return self._on_own_shards(_unpack, x)
 
+    def sum(self, x: jax.Array) -> jax.Array:
+        """[E, T] to [R, W], empty slots 0. Of slots that share a token, what all of them have, added up."""
+        return self._on_own_shards(_sum, x)
+
     def _on_own_shards(self, move: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
         mesh = jax.sharding.get_abstract_mesh()
-        split = 1 if laid_out() else shards(mesh, "batch")
+        count, split = self.shards or x.shape[0], 1 if laid_out() else shards(mesh, "batch")
         args = (x, self.source, self.place, self.copies, self.shared)
-        if split == 1 or self.shards % split:
-            return move(self.shards, *args)
+        if split == 1 or count % split:
+            return move(count, *args)
         # Said outright: the compiler left to itself gathers all rows on every device.
-        local = functools.partial(move, self.shards // split)
+        local = functools.partial(move, count // split)
         rows, axes = spec("batch"), set(mesh_axes("batch"))
         out = jax.shard_map(local, in_specs=rows, out_specs=rows, axis_names=axes, check_vma=False)(*args)
         return constrain(out, "batch", "length", *[None] * (x.ndim - 2)) if x.ndim == 2 else out
@@ -81,12 +86,14 @@ def _unpack_forward(count: int, x: jax.Array, *own: Any) -> tuple[jax.Array, tup
 
 
 def _unpack_backward(count: int, own: tuple, gradient: jax.Array) -> tuple:
-    source, _, copies, shared = own
-    out = _take(count, gradient, source)
-    if copies is not None:
-        others = _take(count, gradient, copies).sum(2)
-        out = out + _take(count, others, shared)
-    return out, None, None, None, None
+    return _sum(count, gradient, *own), None, None, None, None
+
+
+def _sum(count: int, x: jax.Array, source: Any, place: Any, copies: Any, shared: Any) -> jax.Array:
+    out = _take(count, x, source)
+    if copies is None:
+        return out
+    return out + _take(count, _take(count, x, copies).sum(2, dtype=x.dtype), shared)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -110,6 +117,15 @@ def _pack_backward(count: int, own: tuple, gradient: jax.Array) -> tuple:
 
 _unpack.defvjp(_unpack_forward, _unpack_backward)
 _pack.defvjp(_pack_forward, _pack_backward)
+
+
+def can_share(model: ModelConfig, mesh: Any) -> bool:
+    """Whether tokens may stand once for several sequences.
+
+    Not where what a token becomes depends on more than what stands before it: experts are balanced by counting tokens,
+    and of "longrope" positions depend on how long the whole sequence is. Nor where an axis splits the tokens of a row.
+    """
+    return not model.num_experts and model.rope_scaling != "longrope" and shards(mesh, "length") == 1
 
 
 class Whole(NamedTuple):

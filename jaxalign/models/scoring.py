@@ -125,8 +125,8 @@ def score_tokens(
 
     # What is said of a token is read off the position before it.
     following = [jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (tokens, mask) if x is not None]
-    if layout is not None:
-        following = [layout.pack(x) for x in following]
+    if layout is not None:  # a token that is shared is read where any of its sequences reads it
+        following = [move(x) for move, x in zip((layout.pack, layout.sum), following, strict=False)]
     scored = split_rows(read, None, TABLE, *[None] * len(following))(hidden, head, *following)
     if layout is not None:
         scored = jax.tree.map(layout.unpack, scored)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxalign.data.packing import pack
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.packed import Layout
+from jaxalign.models.packed import Layout, can_share
 from jaxalign.parallel import processes
 from jaxalign.parallel.sharding import shards
 from jaxalign.training.open import Run
@@ -153,16 +153,6 @@ def _share(spans: Spans, width: int) -> _Block:
     )
 
 
-def can_share(model: ModelConfig, run: Run) -> bool:
-    """Whether tokens may stand once for several sequences.
-
-    Not where what a token becomes depends on more than what stands before it: experts are balanced by counting tokens,
-    and rotary positions may depend on the length of the whole sequence. Nor where an axis splits the tokens of a row.
-    """
-    whole = not model.num_experts and model.rope_scaling != "longrope"
-    return whole and shards(run.mesh, "length") == 1
-
-
 class Packer:
     """Lays out the completions of a run, as the option of its stage says, for the policy and `others` to read."""
 
@@ -171,7 +161,7 @@ class Packer:
         self._run, self._packs, self._samples = run, options.pack_completions, options.samples_per_row
         self._multiple = shards(run.mesh, "batch")
         readers = [run.model, *filter(None, others)]
-        self._sharing = self._samples if all(can_share(model, run) for model in readers) else 1
+        self._sharing = self._samples if all(can_share(model, run.mesh) for model in readers) else 1
 
     def __call__(self, segment_ids: jax.Array, prompt_slots: int) -> Layout | None:
         """The layout of sequences [E, T], for all of them at once."""

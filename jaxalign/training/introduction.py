@@ -29,7 +29,7 @@ def introduce(run: Run, step: int, *, scalar: bool) -> list[str]:
     rows, batch_size, config = run.train.rows, run.rows_per_step, run.config
     lines = [
         f"{config.stage.name}: {size:,} parameters on {devices}; data: {_first_window(run)}{run.train.report}; packed "
-        f"into {amount(len(rows), 'row')} of {rows.row_length:,} tokens, {rows.efficiency:.0%} full",
+        f"into {amount(len(rows), 'row')} of {rows.row_length:,} tokens, {rows.efficiency:.0%} full{_shared(run)}",
         f"{_ahead(run, step)}{_epochs(run)}; a step is {_step(run)}; the learning rate {_rate(run, step)}",
         _programs(run),
     ]
@@ -81,6 +81,13 @@ def _step(run: Run) -> str:
         )
     slots = run.rows_per_step * rows.row_length
     return f"{amount(run.rows_per_step, 'row')}, about {tokens:,.0f} tokens in {slots:,} slots"
+
+
+def _shared(run: Run) -> str:
+    rows = run.train.rows
+    if not rows.shared:
+        return ""
+    return f"; {rows.shared / rows.tokens:.0%} of the tokens, of prompts that a record has more than once, stand once"
 
 
 def _programs(run: Run) -> str:

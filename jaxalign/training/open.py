@@ -33,6 +33,7 @@ from jaxalign.data.stream import StreamLoader
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, abstract_params, init_head, init_params
 from jaxalign.models.init import count_parameters
+from jaxalign.models.packed import can_share
 from jaxalign.parallel import processes
 from jaxalign.storage import Path, to_path
 from jaxalign.training.config import Config, to_json
@@ -382,7 +383,10 @@ def _open(config: Config, workdir: Path) -> Run:
             "set config.num_steps"
         )
     inputs = open_inputs(keep_found(config, workdir))
-    train, held_out = build_datasets(inputs.config.data, inputs.tokenizer, inputs.config.stage.data)
+    data = inputs.config.data
+    if not can_share(inputs.model, mesh):
+        data = dataclasses.replace(data, share_prompts=False)
+    train, held_out = build_datasets(data, inputs.tokenizer, inputs.config.stage.data)
     config, found = resolve_data(inputs.config, train.rows, mesh, inputs.size)
     total = rows_of_epochs(train.rows, config.num_epochs)
     steps = config.num_steps or -(-total // count_rows(config))
