@@ -58,7 +58,7 @@ class DataConfig(Checked, at="config.data"):
     # Tokens of one packed row; 0: what the longest record needs, and more where short ones then fill rows better.
     row_length: int = field(0, at_least=0)
     packing: bool = True  # False: one sequence, pair or ranking per row
-    # The prompt of a pair or ranking is computed once, where prompts are an eighth of all tokens or more.
+    # The prompt of a pair or ranking is computed once, where that saves a quarter of all tokens or more.
     share_prompts: bool = True
     # Sequences in one packed row; 0: one for every 32 tokens of it, and at least 32.
     max_segments: int = field(0, at_least=0)

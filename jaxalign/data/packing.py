@@ -18,7 +18,7 @@ from jaxalign.data.records import KINDS
 from jaxalign.models.packed import Layout
 
 # Attention goes back and forth between rows with and without what is shared: a little is not worth it.
-LEAST_SHARED = 1 / 8
+LEAST_SHARED = 1 / 4
 SHARED_UNIT = 16  # tokens, of which the longer rows are multiples
 AnyBatch = Batch | PairBatch | UnpairedBatch | PromptBatch
 
