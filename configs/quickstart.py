@@ -28,9 +28,7 @@ def get_config(stage: str, root: str = "quickstart") -> ConfigDict:
     if stage in PAIRS:
         config.data.row_length = 192  # a pair must lie in one row
         config.data.eval = f"{data}/preference_held_out.jsonl"  # pairs about other animals
-        config.data.share_prompts = (
-            False  # as many pairs to a row as the numbers of steps below were chosen for
-        )
+        config.data.share_prompts = False  # steps and rates were chosen for whole pairs
         config.batch_size = 16  # rows of two or more sequences
         config.log_every = 10  # 7 to 20 lines in all
     if stage in SAMPLING:

@@ -2,6 +2,18 @@
 
 from jaxalign.ablation.claims import Claim, Verdict
 from jaxalign.ablation.effects import Effect, arm_name, value
-from jaxalign.ablation.study import Chart, Outcome, Study, Trial, cross
+from jaxalign.ablation.study import Chart, Outcome, Study, Trial, Tuning, cross
 
-__all__ = ["Chart", "Claim", "Effect", "Outcome", "Study", "Trial", "Verdict", "arm_name", "cross", "value"]
+__all__ = [
+    "Chart",
+    "Claim",
+    "Effect",
+    "Outcome",
+    "Study",
+    "Trial",
+    "Tuning",
+    "Verdict",
+    "arm_name",
+    "cross",
+    "value",
+]

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from jaxalign.ablation.effects import arm_name
 from jaxalign.ablation.results import FILE, Results
-from jaxalign.ablation.runs import begin, read_outcomes, run_seed
+from jaxalign.ablation.runs import begin, parts_of, read_outcomes, run_seed
 from jaxalign.ablation.statistics import prediction_interval
 from jaxalign.ablation.study import Study
 from jaxalign.errors import DataError
@@ -28,9 +28,12 @@ def check_seed(study: Study, results: Results, workdir: pathlib.Path, console: C
     Raises:
       DataError: the results hold fewer than three seeds of an arm.
     """
-    seed = study.seeds[0]
+    seed, counted = study.seeds[0], parts_of(study)[-1]
     begin(study, workdir)
-    run_seed(study, workdir, seed)
+    trials = {arm_name(trial): trial for trial in study.tuning.trials} if study.tuning else {}
+    run_seed(
+        study, workdir, counted, seed, chosen={arm: trials[name] for arm, name in results.chosen.items()}
+    )
     outside = same = 0
     count = len(study.arms) * len(study.measures)
     for x in read_outcomes(workdir):

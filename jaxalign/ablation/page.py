@@ -58,6 +58,9 @@ def page_lines(study: Study, results: Results, pictures: Sequence[str] = ()) -> 
         )
     yield "\n## Setting\n"
     yield study.setting
+    if results.tuning:
+        yield "\n## What was tuned\n"
+        yield from _tuning(study, results)
     yield "\n## Results\n"
     yield from _table(study, results)
     if pictures:
@@ -122,6 +125,26 @@ def _table(study: Study, results: Results) -> Iterator[str]:
     yield ""
     for name, says in study.measures.items():
         yield f"- *{name}*: {says}"
+
+
+def _tuning(study: Study, results: Results) -> Iterator[str]:
+    """Every trial of every arm, that of the best in bold."""
+    assert study.tuning is not None
+    tuning, trials = study.tuning, [arm_name(trial) for trial in study.tuning.trials]
+    seeds = ", ".join(map(str, tuning.seeds))
+    yield (
+        f"Every arm had the same {amount(len(trials), 'trial')}, on seeds that count for nothing else ({seeds}). Its runs "
+        f"got the settings whose *{tuning.measure}* was {'smallest' if tuning.smallest else 'largest'}, in bold.\n"
+    )
+    yield f"| arm | {' | '.join(trials)} |"
+    yield f"|---|{'---|' * len(trials)}"
+    for arm in map(arm_name, study.arms):
+        cells = []
+        for trial in trials:
+            found = [values[tuning.measure] for values in results.tuning.get((arm, trial), {}).values()]
+            cell = f"{np.mean(found):.4g}" if found else "–"
+            cells.append(f"**{cell}**" if results.chosen.get(arm) == trial else cell)
+        yield f"| {arm} | {' | '.join(cells)} |"
 
 
 def _draw(study: Study, results: Results, chart: Chart) -> tuple[bytes, str, str]:

@@ -3,6 +3,7 @@
 import pathlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -10,8 +11,8 @@ from rich.table import Table
 from jaxalign.ablation.claims import decide
 from jaxalign.ablation.effects import arm_name
 from jaxalign.ablation.page import duration, shown
-from jaxalign.ablation.runs import as_table, read_outcomes
-from jaxalign.ablation.study import Study
+from jaxalign.ablation.runs import as_table, parts_of, read_outcomes
+from jaxalign.ablation.study import COUNTED, TUNING, Study
 from jaxalign.errors import amount
 
 
@@ -21,24 +22,27 @@ class Progress:
     def __init__(self, study: Study, workdir: pathlib.Path, only: Sequence[str]) -> None:
         self._study, self._workdir, self._only = study, workdir, only
         self._began = time.monotonic()
-        self._at_first = len(read_outcomes(workdir))
+        self._at_first = len(self._read())
+
+    def _read(self) -> list[dict[str, Any]]:
+        return [x for part in (TUNING, COUNTED) for x in read_outcomes(self._workdir, part)]
 
     def table(self) -> Group:
         """How it stands now."""
-        outcomes = read_outcomes(self._workdir)
+        every = self._read()
+        outcomes = [x for x in every if x["part"] == COUNTED]
         arms = [arm_name(arm) for arm in self._study.trials(self._only)]
-        total = len(arms) * len(self._study.seeds)
-        done = [x for x in outcomes if arm_name(x["arm"]) in arms and x["seed"] in self._study.seeds]
+        per_arm = sum(len(part.seeds) * max(1, len(part.trials)) for part in parts_of(self._study))
+        total = len(arms) * per_arm
+        done = [x for x in every if arm_name(x["arm"]) in arms]
         counts = Table(show_edge=False, title=f"{self._study.title}: {len(done)} of {amount(total, 'run')}")
         counts.add_column("arm")
-        counts.add_column("seeds", justify="right")
+        counts.add_column("runs", justify="right")
         counts.add_column("seconds a run", justify="right")
         for arm in arms:
             own = [x["seconds"] for x in done if arm_name(x["arm"]) == arm]
-            counts.add_row(
-                arm, f"{len(own)}/{len(self._study.seeds)}", f"{sum(own) / len(own):.1f}" if own else ""
-            )
-        new = len(outcomes) - self._at_first
+            counts.add_row(arm, f"{len(own)}/{per_arm}", f"{sum(own) / len(own):.1f}" if own else "")
+        new = len(every) - self._at_first
         passed = time.monotonic() - self._began
         left = total - len(done)
         if left and new:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxalign.ablation.claims import Verdict, decide
 from jaxalign.ablation.effects import Table, arm_name
-from jaxalign.ablation.study import Study
+from jaxalign.ablation.study import TUNING, Study
 from jaxalign.errors import DataError
 from jaxalign.storage import write_whole
 
@@ -23,6 +23,8 @@ class Results:
     """What was measured, however it was read."""
 
     table: Table
+    chosen: Mapping[str, str]  # arm -> the name of the settings that its runs got
+    tuning: Mapping[tuple[str, str], Mapping[int, Mapping[str, float]]]  # (arm, settings) -> seed -> measures
     curves: Mapping[str, Mapping[tuple[int, str], np.ndarray]]  # name -> (seed, arm) -> [n, 2]
     seconds: float  # of all runs together
     flops: float
@@ -35,9 +37,10 @@ class Results:
 
 
 def rows(outcomes: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A row for each measure and each curve of each run."""
+    """A row for each measure and each curve of each run; "tuned" names the settings of an arm that has some."""
     for x in outcomes:
         run = {"study": x["study"], "arm": arm_name(x["arm"]), "seed": x["seed"]}
+        run |= {"part": x["part"], "tuned": arm_name(x["tuned"])} if x.get("tuned") else {}
         cost = {key: x[key] for key in ("seconds", "flops", "declaration", "commit", "version")}
         for name, number in x["measures"].items():
             yield run | {"measure": name, "value": number} | cost
@@ -51,7 +54,7 @@ def _thinned(points: Sequence[Sequence[float]]) -> list[list[float]]:
 
 
 def write_results(outcomes: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
-    """Writes the rows as JSONL."""
+    """Writes the rows as JSONL, those of what was tried first, and all that it gave."""
     write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows(outcomes)).encode())
 
 
@@ -63,7 +66,9 @@ def read_results(path: pathlib.Path) -> Results:
     """
     table: dict[tuple[int, str], dict[str, float]] = {}
     curves: dict[str, dict[tuple[int, str], np.ndarray]] = {}
-    cost: dict[tuple[int, str], tuple[float, float]] = {}
+    tuning: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    chosen: dict[str, str] = {}
+    cost: dict[tuple[int, str, str], tuple[float, float]] = {}
     declarations, commits = [], []
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -73,13 +78,22 @@ def read_results(path: pathlib.Path) -> Results:
         try:
             row = json.loads(line)
             run = int(row["seed"]), str(row["arm"])
+            tuned = str(row.get("tuned", ""))
+            tried = row.get("part") == TUNING
             if "curve" in row:
+                if tried:
+                    continue
                 curves.setdefault(row["curve"], {})[run] = np.asarray(row["points"], np.float64).reshape(
                     -1, 2
                 )
                 continue
-            table.setdefault(run, {})[row["measure"]] = float(row["value"])
-            cost[run] = float(row["seconds"]), float(row["flops"])
+            if tried:
+                found = tuning.setdefault((run[1], tuned), {}).setdefault(run[0], {})
+            else:
+                found = table.setdefault(run, {})
+                chosen |= {run[1]: tuned} if tuned else {}
+            found[row["measure"]] = float(row["value"])
+            cost[*run, tuned if tried else ""] = float(row["seconds"]), float(row["flops"])
             declarations.append(row["declaration"])
             commits.append(row["commit"])
         except (ValueError, KeyError, TypeError) as error:
@@ -89,6 +103,8 @@ def read_results(path: pathlib.Path) -> Results:
     seconds, flops = (sum(each) for each in zip(*cost.values(), strict=True)) if cost else (0.0, 0.0)
     return Results(
         table,
+        chosen,
+        tuning,
         curves,
         seconds,
         flops,

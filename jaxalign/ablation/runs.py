@@ -3,9 +3,12 @@
 WORKDIR/declaration.json          what was fixed before the first run
 WORKDIR/seeds/3/shared/           what the arms of seed 3 have in common, made once
 WORKDIR/seeds/3/ARM/outcome.json  what a run found; one that is there is never run again
+WORKDIR/tuning/100/shared/, WORKDIR/tuning/100/ARM/TRIAL/outcome.json
+                                  likewise of what is tried before
 """
 
 import concurrent.futures
+import dataclasses
 import functools
 import json
 import math
@@ -14,14 +17,16 @@ import os
 import pathlib
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jaxalign
-from jaxalign.ablation.effects import Table, arm_name
-from jaxalign.ablation.study import Outcome, Study, Trial
+from jaxalign.ablation.effects import Arm, Table, arm_name
+from jaxalign.ablation.study import COUNTED, TUNING, Outcome, Study, Trial
 from jaxalign.errors import ConfigError, JaxalignError
 from jaxalign.storage import claim, read_json, write_whole
+from jaxalign.training.writer import FILE_NAME as METRICS
+from jaxalign.training.writer import read_metrics
 
 DECLARATION, OUTCOME = "declaration.json", "outcome.json"
 
@@ -45,56 +50,109 @@ def begin(study: Study, workdir: pathlib.Path) -> None:
         )
 
 
-def pending(study: Study, workdir: pathlib.Path, only: Sequence[str] = ()) -> dict[int, list[str]]:
-    """The arms that are still to be run, by seed."""
-    left = {
-        seed: [
-            arm_name(arm)
-            for arm in study.trials(only)
-            if not (trial_folder(workdir, seed, arm_name(arm)) / OUTCOME).is_file()
-        ]
-        for seed in study.seeds
-    }
-    return {seed: arms for seed, arms in left.items() if arms}
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The runs of a study that count, or those that it tunes by: by seed and arm."""
+
+    name: str
+    seeds: tuple[int, ...]
+    trials: tuple[Arm, ...] = ()  # that are made of every arm; of the runs that count there is one, as chosen
+
+    def folder(self, workdir: pathlib.Path, seed: int, arm: str = "shared", trial: str = "") -> pathlib.Path:
+        """Of a run, or of what runs of a seed share."""
+        return workdir / self.name / str(seed) / (arm.replace("/", "_") or "all") / trial.replace("/", "_")
+
+    def pending(self, study: Study, workdir: pathlib.Path, only: Sequence[str] = ()) -> dict[int, list[str]]:
+        """The arms that are still to be run, by seed."""
+        names = [arm_name(trial) for trial in self.trials] or [""]
+        left = {
+            seed: [
+                arm
+                for arm in map(arm_name, study.trials(only))
+                if not all((self.folder(workdir, seed, arm, name) / OUTCOME).is_file() for name in names)
+            ]
+            for seed in self.seeds
+        }
+        return {seed: arms for seed, arms in left.items() if arms}
 
 
-def trial_folder(workdir: pathlib.Path, seed: int, arm: str) -> pathlib.Path:
-    """The folder of a run."""
-    return workdir / "seeds" / str(seed) / (arm.replace("/", "_") or "all")
+def parts_of(study: Study) -> list[Part]:
+    """What is tried first, and what counts."""
+    counted = Part(COUNTED, study.seeds)
+    return [Part(TUNING, study.tuning.seeds, study.tuning.trials), counted] if study.tuning else [counted]
 
 
 def run_seed(
-    study: Study, workdir: pathlib.Path, seed: int, only: Sequence[str] = (), note: Note = lambda: None
+    study: Study,
+    workdir: pathlib.Path,
+    part: Part,
+    seed: int,
+    only: Sequence[str] = (),
+    chosen: Mapping[str, Arm] | None = None,
+    note: Note = lambda: None,
 ) -> None:
     """Runs what is left of a seed, and calls `note` after each run.
+
+    Args:
+      chosen: what was tuned, by arm.
 
     Raises:
       ConfigError: a run found no number, or not those that the study declares.
     """
-    left = pending(study, workdir, only).get(seed, ())
+    left = part.pending(study, workdir, only).get(seed, ())
     arms = [arm for arm in study.trials(only) if arm_name(arm) in left]
     if not arms:
         return
-    shared = study.share(seed, workdir / "seeds" / str(seed) / "shared")
+    shared = study.share(seed, part.folder(workdir, seed))
     for arm in arms:
-        folder = trial_folder(workdir, seed, arm_name(arm))
-        began = time.monotonic()
-        outcome = study.run(Trial(arm, seed, folder, shared))
-        _check(study, arm_name(arm), seed, outcome)
-        found = {
-            "study": study.name,
-            "arm": dict(arm),
-            "seed": seed,
-            "measures": dict(outcome.measures),
-            "curves": {name: [list(point) for point in points] for name, points in outcome.curves.items()},
-            "flops": outcome.flops,
-            "seconds": round(time.monotonic() - began, 2),
-            "declaration": study.hash,
-            "version": jaxalign.__version__,
-            "commit": commit(),
-        }
-        write_whole(folder / OUTCOME, json.dumps(found, indent=1).encode())
-        note()
+        for tuned in part.trials or ((chosen or {}).get(arm_name(arm), {}),):
+            name = arm_name(tuned) if part.trials else ""
+            folder = part.folder(workdir, seed, arm_name(arm), name)
+            if not (folder / OUTCOME).is_file():
+                _run(study, part, Trial(arm, seed, folder, shared, tuned))
+                note()
+
+
+def _run(study: Study, part: Part, trial: Trial) -> None:
+    began = time.monotonic()
+    outcome = study.run(trial)
+    _check(study, arm_name(trial.arm), trial.seed, outcome)
+    found = {
+        "study": study.name,
+        "arm": dict(trial.arm),
+        "seed": trial.seed,
+        "part": part.name,
+        "tuned": dict(trial.tuned),
+        "measures": dict(outcome.measures),
+        "curves": {name: [list(point) for point in points] for name, points in outcome.curves.items()},
+        "flops": outcome.flops or _trained_flops(trial.folder),
+        "seconds": round(time.monotonic() - began, 2),
+        "declaration": study.hash,
+        "version": jaxalign.__version__,
+        "commit": commit(),
+    }
+    write_whole(trial.folder / OUTCOME, json.dumps(found, indent=1).encode())
+
+
+def _trained_flops(folder: pathlib.Path) -> float:
+    """Of all training in a folder, as its metrics say."""
+    histories = (read_metrics(file) for file in folder.rglob(METRICS))
+    last = [[x["values"] for x in lines if x["kind"] == "train"][-1:] for lines in histories]
+    return sum(values.get("total_flos", 0.0) for each in last for values in each)
+
+
+def choose(study: Study, tried: Sequence[dict[str, Any]], only: Sequence[str] = ()) -> dict[str, Arm]:
+    """The settings of each arm that were best in the mean over the seeds that were tuned on; {} without tuning."""
+    if study.tuning is None:
+        return {}
+    tuning, best = study.tuning, {}
+    for arm in map(arm_name, study.trials(only)):
+        means = []
+        for trial in map(arm_name, tuning.trials):
+            own = [x for x in tried if (arm_name(x["arm"]), arm_name(x["tuned"])) == (arm, trial)]
+            means.append(sum(x["measures"][tuning.measure] for x in own) / len(own))
+        best[arm] = tuning.trials[means.index(min(means) if tuning.smallest else max(means))]
+    return best
 
 
 def _check(study: Study, arm: str, seed: int, outcome: Outcome) -> None:
@@ -124,17 +182,36 @@ def run_all(
     Raises:
       JaxalignError: a process ended by itself, killed for its memory perhaps.
     """
-    left = pending(study, workdir, only)
+    for part in parts_of(study):
+        chosen = {} if part.trials else choose(study, read_outcomes(workdir, TUNING), only)
+        _run_part(study, workdir, part, source=source, jobs=jobs, only=only, chosen=chosen, note=note)
+
+
+def _run_part(
+    study: Study,
+    workdir: pathlib.Path,
+    part: Part,
+    *,
+    source: tuple[str, str | None],
+    jobs: int,
+    only: Sequence[str],
+    chosen: Mapping[str, Arm],
+    note: Note,
+) -> None:
+    left = part.pending(study, workdir, only)
     if jobs == 1:
         for seed in left:
-            run_seed(study, workdir, seed, only, note)
+            run_seed(study, workdir, part, seed, only, chosen, note)
         return
     context = multiprocessing.get_context("spawn")
     cores: Any = context.Queue()
     for own in share_cores(jobs):
         cores.put(own)
     with concurrent.futures.ProcessPoolExecutor(jobs, context, _take_cores, (cores,)) as pool:
-        waiting = {pool.submit(_run_elsewhere, source, str(workdir), seed, tuple(only)) for seed in left}
+        waiting = {
+            pool.submit(_run_elsewhere, source, str(workdir), part, seed, tuple(only), chosen)
+            for seed in left
+        }
         try:
             while waiting:
                 done, waiting = concurrent.futures.wait(waiting, timeout=1.0, return_when="FIRST_COMPLETED")
@@ -164,20 +241,27 @@ def _take_cores(cores: Any) -> None:
         os.sched_setaffinity(0, own)
 
 
-def _run_elsewhere(source: tuple[str, str | None], workdir: str, seed: int, only: tuple[str, ...]) -> None:
+def _run_elsewhere(
+    source: tuple[str, str | None],
+    workdir: str,
+    part: Part,
+    seed: int,
+    only: tuple[str, ...],
+    chosen: Mapping[str, Arm],
+) -> None:
     from jaxalign.ablation.files import load_study
 
-    run_seed(load_study(*source), pathlib.Path(workdir), seed, only)
+    run_seed(load_study(*source), pathlib.Path(workdir), part, seed, only, chosen)
 
 
-def read_outcomes(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """What all finished runs in a workdir found, by seed and arm."""
-    files = sorted((workdir / "seeds").glob(f"*/*/{OUTCOME}"))
+def read_outcomes(workdir: pathlib.Path, part: str = COUNTED) -> list[dict[str, Any]]:
+    """What all finished runs of a part found, by seed, arm and what was tried."""
+    files = sorted((workdir / part).glob(f"*/*/{'*/' if part == TUNING else ''}{OUTCOME}"))
     found = [
         read_json(file, lambda reason, file=file: ConfigError(f"{file}: {reason}; delete it"))
         for file in files
     ]
-    return sorted(found, key=lambda x: (x["seed"], arm_name(x["arm"])))
+    return sorted(found, key=lambda x: (x["seed"], arm_name(x["arm"]), arm_name(x.get("tuned", {}))))
 
 
 def as_table(outcomes: Sequence[dict[str, Any]]) -> Table:

@@ -13,6 +13,8 @@ from jaxalign.ablation.effects import Arm, arm_name
 from jaxalign.errors import ConfigError
 from jaxalign.fields import nearest_hint
 
+COUNTED, TUNING = "seeds", "tuning"  # the parts of a study: runs that count, and those that are tried first
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -22,6 +24,23 @@ class Trial:
     seed: int
     folder: pathlib.Path  # of its own, to work in; what is left there is found again after an interruption
     shared: Any  # what `Study.share` gave for the seed
+    tuned: Arm = dataclasses.field(
+        default_factory=dict
+    )  # one of `Tuning.trials`: to be tried, or the arm's best
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Settings that are tried for every arm before its runs, the same for all of them, on seeds of their own.
+
+    The runs of an arm get the settings whose `measure` was best, in the mean over these seeds. All trials are listed
+    on the study's page.
+    """
+
+    trials: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    measure: str
+    smallest: bool = False  # is best, and not the largest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +73,8 @@ class Study:
     """What is compared, and how it is decided.
 
     Raises:
-      ConfigError: a claim names an arm or a measure that does not exist, or needs more seeds than there are; two arms
-        or claims have one name.
+      ConfigError: a claim names an arm or a measure that does not exist, or needs more seeds than there are; two arms,
+        claims or trials have one name; a seed is both tuned on and counted.
     """
 
     name: str
@@ -70,40 +89,61 @@ class Study:
     claims: tuple[Claim, ...] = ()
     # Made once for a seed, for all its arms; resumable by itself, as it keeps what it made in the folder.
     share: Callable[[int, pathlib.Path], Any] = _nothing
+    tuning: Tuning | None = None
     charts: tuple[Chart, ...] = ()
     discussion: str = ""  # where results differ from the paper, why, as far as it was tested
 
     def __post_init__(self) -> None:
         where = f"study {self.name!r}"
         names = [arm_name(arm) for arm in self.arms]
-        for kind, listed in (("arms", names), ("claims", [claim.name for claim in self.claims])):
+        trials = [arm_name(trial) for trial in self.tuning.trials] if self.tuning else []
+        claims = [claim.name for claim in self.claims]
+        for kind, listed in (("arms", names), ("claims", claims), ("trials", trials)):
             if twice := sorted({name for name in listed if listed.count(name) > 1}):
                 raise ConfigError(f"{where}: two {kind} are named {twice[0]!r}")
         if len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"{where}: a seed stands twice in {self.seeds}")
+        if self.tuning:
+            if both := sorted(set(self.seeds) & set(self.tuning.seeds)):
+                raise ConfigError(
+                    f"{where}: seed {both[0]} is tuned on and counted; tune on seeds of their own"
+                )
+            self._check_measure(self.tuning.measure, f"{where}, tuning")
         for claim in self.claims:
             for x in claim.effect.values():
                 if x.arm not in names:
                     hint = nearest_hint(x.arm, names)
                     raise ConfigError(f"{where}, claim {claim.name!r}: there is no arm {x.arm!r}{hint}")
-                if x.measure not in self.measures:
-                    hint = nearest_hint(x.measure, list(self.measures))
-                    raise ConfigError(
-                        f"{where}, claim {claim.name!r}: there is no measure {x.measure!r}{hint}"
-                    )
+                self._check_measure(x.measure, f"{where}, claim {claim.name!r}")
             if claim.seeds > len(self.seeds):
                 raise ConfigError(
                     f"{where}, claim {claim.name!r} needs {claim.seeds} seeds for its verdict, and the study has "
                     f"{len(self.seeds)}; add seeds"
                 )
 
+    def _check_measure(self, name: str, where: str) -> None:
+        if name not in self.measures:
+            raise ConfigError(
+                f"{where}: there is no measure {name!r}{nearest_hint(name, list(self.measures))}"
+            )
+
     def trials(self, only: Sequence[str] = ()) -> Iterator[Arm]:
         """The arms to run, with each seed."""
         return (arm for arm in self.arms if not only or arm_name(arm) in only)
 
     def declaration(self) -> dict[str, Any]:
-        """What is fixed before the runs: the setting, arms, seeds, and the rule of every claim."""
-        return {
+        """What is fixed before the runs: the setting, arms, seeds, what is tuned, and the rule of every claim."""
+        tuning = {}
+        if self.tuning is not None:
+            tuning = {
+                "tuning": {
+                    "trials": [arm_name(trial) for trial in self.tuning.trials],
+                    "seeds": list(self.tuning.seeds),
+                    "measure": self.tuning.measure,
+                    "smallest": self.tuning.smallest,
+                }
+            }
+        return tuning | {
             "study": self.name,
             "setting": self.setting,
             "arms": [arm_name(arm) for arm in self.arms],

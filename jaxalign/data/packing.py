@@ -166,7 +166,7 @@ def build_rows(
     else:
         found = [finder() for finder in finders]
     bins = Bins.join(found)
-    longest = int(bins.sums(items.lengths).max()) if sharing else 0
+    longest = max(row_length, int(bins.sums(items.lengths).max())) if sharing else 0
     most_pairs = int(bins.sums(items.pair_counts).max()) if KINDS[kind].pair else 0
     return Rows(
         items,

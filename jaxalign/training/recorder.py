@@ -21,7 +21,7 @@ from jaxalign.training.writer import MetricWriter
 
 SKIPPED = "skipped_steps"  # the metric that counts updates left out
 NONFINITE = "nonfinite"  # where, in a run's folder, the state before an update that failed is saved
-EPOCH, NUM_TOKENS = "epoch", "num_tokens"
+EPOCH, NUM_TOKENS, TOTAL_FLOS = "epoch", "num_tokens", "total_flos"
 STEP_TIME, FIRST_STEP_TIME = "perf/step_time", "perf/first_step_time"
 TOKENS_PER_SECOND, MFU = "perf/tokens_per_second", "perf/mfu"
 DATA_TIME, CHECKPOINT_TIME, EVALUATE_TIME = "perf/data_time", "perf/checkpoint_time", "perf/evaluate_time"
@@ -49,7 +49,8 @@ class Recorder:
         self.last = {name: float(x) for name, x in before.get("last", {}).items()}
         self._window = Window(before.get("window"))
         self._earlier = from_text(before.get("step", {}))
-        self._tokens = float(before.get("tokens", 0))  # read by the steps that have been logged
+        # Of the steps that have been logged: tokens that they read, and FLOPs that they had to compute.
+        self._tokens, self._flos = float(before.get("tokens", 0)), float(before.get("flos", 0))
         self._shown = Window()  # since `progress` last showed something
         self._metrics: Metrics = {}
         self._done: float | None = None  # when the step was done, where the host has waited for it
@@ -70,6 +71,7 @@ class Recorder:
             "window": self._window.text(),
             "step": as_text(self._earlier | jax.device_get(self._metrics)),
             "tokens": repr(self._tokens),
+            "flos": repr(self._flos),
         }
 
     def begin(self) -> None:
@@ -135,18 +137,21 @@ class Recorder:
         computed: list[Any] = [metrics.pop(name) for name in list(metrics) if name.startswith(FLOPS)]
         # The first step after a start compiles, or goes on in its middle: its times are those of no other.
         metrics |= {FIRST_STEP_TIME: _per(elapsed)} if self._first else times | {STEP_TIME: _per(elapsed)}
+        flops = sum(float(x.total / x.weight) for x in computed)
+        self._flos += flops
         if tokens is not None:
             number = float(tokens.total / tokens.weight)
             self._tokens += number
             if not self._first:
                 metrics[TOKENS_PER_SECOND] = _per(number, elapsed)
             if not self._first and self._flops:
-                flops = sum(float(x.total / x.weight) for x in computed)
                 metrics[MFU] = _per(flops / self._flops, elapsed)
         self._first = False
         self._check_finite(step, metrics, rows, state)
         epoch = self.run.epochs_after(step)
-        totals = {NUM_TOKENS: self._tokens} | ({} if epoch is None else {EPOCH: epoch})
+        totals = {NUM_TOKENS: self._tokens, TOTAL_FLOS: self._flos} | (
+            {} if epoch is None else {EPOCH: epoch}
+        )
         self._window.add(metrics)
         self._shown.add(metrics)
         if self.progress.update(step, totals | self._shown.values()):

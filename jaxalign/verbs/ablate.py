@@ -56,6 +56,7 @@ def run(request: AblateRequest) -> int:
     from jaxalign.ablation.page import PAGE, write_page
     from jaxalign.ablation.results import FILE, read_results, verdicts, write_results
     from jaxalign.ablation.runs import read_outcomes
+    from jaxalign.ablation.study import TUNING
 
     console = Console()
     if request.list_:
@@ -82,7 +83,7 @@ def run(request: AblateRequest) -> int:
     out = pathlib.Path(request.out) if request.out else workdir
     if request.study[0] != REPORT:
         _run(study, (name, size or None), workdir, arms, request.jobs, console)
-        write_results(read_outcomes(workdir), out / FILE)
+        write_results([*read_outcomes(workdir, TUNING), *read_outcomes(workdir)], out / FILE)
     results = read_results(out / FILE)
     write_page(study, results, out)
     for each in verdicts(study, results):

@@ -108,6 +108,72 @@ def test_a_rule_that_changes_after_the_runs_is_refused_and_shows(study, tmp_path
     assert "The declaration changed since these results were made" in (work / "README.md").read_text()
 
 
+TUNED = """
+from jaxalign.ablation import Claim, Outcome, Study, Tuning, cross, value
+
+BEST = {{"old": 1.0, "new": 3.0}}
+
+def run(trial):
+    assert (trial.seed >= 100) == ("tuning" in trial.folder.parts)
+    with open({log!r}, "a") as file:
+        file.write(f"{{trial.seed}} {{trial.arm['way']}} {{trial.tuned['rate']}}\\n")
+    return Outcome({{"error": (trial.tuned["rate"] - BEST[trial.arm["way"]]) ** 2 + 0.001 * trial.seed}})
+
+def get_study(size):
+    return Study(
+        name="tuned", title="Tuned", papers=("none",), question="?", setting="Numbers.", arms=cross(way=("old", "new")),
+        seeds=tuple(range(5)), measures={{"error": "a number"}}, run=run,
+        tuning=Tuning(tuple({{"rate": x}} for x in (1.0, 2.0, 3.0)), seeds={seeds}, measure="{measure}", smallest=True),
+        claims=(Claim("alike", "", value("error", way="new") - value("error", way="old"), 0.1, near=0.0),),
+    )
+"""
+
+
+def write_tuned(folder, seeds=(100, 101), measure="error"):
+    path, log = folder / "tuned.py", folder / "log"
+    path.write_text(TUNED.format(log=str(log), seeds=seeds, measure=measure))
+    return path, log
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_every_arm_is_tuned_as_often_on_seeds_that_do_not_count(tmp_path, capsys, jobs):
+    path, log = write_tuned(tmp_path)
+    work = tmp_path / "work"
+    assert main(["ablate", str(path), f"--workdir={work}", f"--jobs={jobs}"]) == 0
+    assert "reproduced: alike" in capsys.readouterr().out
+    lines = log.read_text().splitlines()
+    tried = [line for line in lines if int(line.split()[0]) >= 100]
+    assert sorted(tried) == sorted(
+        f"{s} {w} {r}" for s in (100, 101) for w in ("old", "new") for r in (1.0, 2.0, 3.0)
+    )
+    assert lines[:12] == tried  # first
+    assert sorted(lines[12:]) == sorted(f"{s} {w}" for s in range(5) for w in ("old 1.0", "new 3.0"))
+    found = read_results(work / FILE)
+    assert found.chosen == {"way=old": "rate=1.0", "way=new": "rate=3.0"}
+    assert found.tuning["way=old", "rate=3.0"] == {100: {"error": 4.1}, 101: {"error": 4.101}}
+    assert found.table[3, "way=new"] == {"error": 0.003}
+    page = (work / "README.md").read_text()
+    assert "same 3 trials, on seeds that count for nothing else (100, 101)" in page
+    assert (
+        "| way=old | **0.1005** | 1.101 | 4.101 |" in page
+        and "| way=new | 4.101 | 1.101 | **0.1005** |" in page
+    )
+    assert main(["ablate", str(path), f"--workdir={work}"]) == 0 and len(log.read_text().splitlines()) == 22
+    # A check runs one seed with what was chosen then.
+    check = ["ablate", str(path), "--check", f"--results={work / FILE}", f"--workdir={tmp_path / 'check'}"]
+    assert main(check) == 0
+    assert log.read_text().splitlines()[22:] == ["0 old 1.0", "0 new 3.0"]
+
+
+def test_tuning_on_a_seed_that_counts_is_refused(tmp_path, capsys):
+    path, _ = write_tuned(tmp_path, seeds=(4, 100))
+    assert main(["ablate", str(path), f"--workdir={tmp_path}"]) == 1
+    assert "seed 4 is tuned on and counted; tune on seeds of their own" in capsys.readouterr().err
+    path, _ = write_tuned(tmp_path, measure="errors")
+    assert main(["ablate", str(path), f"--workdir={tmp_path}"]) == 1
+    assert "tuning: there is no measure 'errors'; did you mean 'error'?" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_study_that_is_killed_again_and_again_ends_as_one_that_is_not(study, tmp_path, jobs):
