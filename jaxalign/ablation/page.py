@@ -133,8 +133,8 @@ def _tuning(study: Study, results: Results) -> Iterator[str]:
     tuning, trials = study.tuning, [arm_name(trial) for trial in study.tuning.trials]
     seeds = ", ".join(map(str, tuning.seeds))
     yield (
-        f"Every arm had the same {amount(len(trials), 'trial')}, on seeds that count for nothing else ({seeds}). Its runs "
-        f"got the settings whose *{tuning.measure}* was {'smallest' if tuning.smallest else 'largest'}, in bold.\n"
+        f"Every arm had the same {amount(len(trials), 'trial')}, on seeds that count for nothing else ({seeds}). Its "
+        f"runs got the settings whose *{tuning.measure}* was {'smallest' if tuning.smallest else 'largest'}, in bold.\n"
     )
     yield f"| arm | {' | '.join(trials)} |"
     yield f"|---|{'---|' * len(trials)}"
