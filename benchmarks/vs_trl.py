@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.rows import BATCH, BEGAN, EPISODES, NEW_TOKENS, ROWS, Row
@@ -44,7 +45,7 @@ def run_side(
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def check_losses(row: Row, work: str, peer: dict[str, str], side: str = "trl_side") -> list[float]:
+def check_losses(row: Row, work: str, peer: dict[str, str], side: str) -> list[float]:
     """The losses of the first steps, the same on both sides.
 
     Args:
@@ -69,7 +70,7 @@ def time_row(
     steps: int,
     peer: dict[str, str],
     env: dict[str, str],
-    other: str = "trl_side",
+    other: str,
 ) -> dict[str, Any]:
     """Medians of both sides, run in turn; `other` is the module of the peer."""
     found: dict[str, list[dict[str, Any]]] = {other: [], "our_side": []}
@@ -100,7 +101,41 @@ def time_row(
     return out
 
 
-def table(results: dict[str, dict[str, Any]], peer: str = "TRL") -> str:
+def compare(
+    given: argparse.Namespace, side: str, shape: dict[str, Any], peers: Mapping[str, dict[str, str]]
+) -> dict[str, dict[str, Any]]:
+    """The rows that the flags name, checked and timed on one work; each as `time_row` gives it, with its losses.
+
+    Args:
+      side: the module of the peer.
+      shape: as for `make_work`.
+      peers: by row what the environment of the peer needs; {} of those that are not named.
+
+    Raises:
+      SystemExit: as `check_losses`.
+    """
+    env = huge_pages(os.environ) if given.huge_pages else {}
+    results: dict[str, dict[str, Any]] = {}
+    agreed: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as work:
+        make_work(pathlib.Path(work), given.lengths, shape)
+        for name in given.rows.split(","):
+            row, peer = ROWS[name], peers.get(name, {})
+            if (checked := row.checked or name) not in agreed:
+                agreed[checked] = check_losses(row, work, {} if row.checked else peer, side)
+            results[name] = time_row(row, work, given.rounds, given.steps, peer, env, side)
+            results[name]["losses"] = agreed[checked]
+            print(
+                f"{name}: losses {agreed[checked]} agree; ratio {results[name]['ratio']:.2f}",
+                file=sys.stderr,
+                flush=True,
+            )
+            if given.out:
+                pathlib.Path(given.out).write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def table(results: dict[str, dict[str, Any]], peer: str) -> str:
     """The results as a Markdown table."""
     own = f"{peer}'s"
     lines = [
@@ -137,29 +172,11 @@ def main() -> None:
     parser.add_argument("--ppo", default="", help="a folder with TRL 1.9.2, for PPO")
     parser.add_argument("--shape", default="{}", help="changes to the model's config.json, as JSON")
     given = parser.parse_args()
-    env = huge_pages(os.environ) if given.huge_pages else {}
-    results: dict[str, dict[str, Any]] = {}
-    agreed: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as work:
-        make_work(pathlib.Path(work), given.lengths, json.loads(given.shape))
-        for name in given.rows.split(","):
-            row = ROWS[name]
-            if name == "ppo" and not given.ppo:
-                print("ppo: left out; name a folder with TRL 1.9.2 by --ppo", file=sys.stderr)
-                continue
-            peer = {"PYTHONPATH": f"{given.ppo}:{os.getcwd()}"} if name == "ppo" else {}
-            if (checked := row.checked or name) not in agreed:
-                agreed[checked] = check_losses(row, work, {} if row.checked else peer)
-            losses = agreed[checked]
-            results[name] = time_row(row, work, given.rounds, given.steps, peer, env) | {"losses": losses}
-            print(
-                f"{name}: losses {losses} agree; ratio {results[name]['ratio']:.2f}",
-                file=sys.stderr,
-                flush=True,
-            )
-            if given.out:
-                pathlib.Path(given.out).write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+    if "ppo" in given.rows.split(",") and not given.ppo:
+        print("ppo: left out; name a folder with TRL 1.9.2 by --ppo", file=sys.stderr)
+        given.rows = ",".join(name for name in given.rows.split(",") if name != "ppo")
+    peers = {"ppo": {"PYTHONPATH": f"{given.ppo}:{os.getcwd()}"}}
+    print(table(compare(given, "trl_side", json.loads(given.shape), peers), "TRL"))
 
 
 if __name__ == "__main__":
