@@ -16,7 +16,7 @@ import numpy as np
 from jaxalign import parallel
 from jaxalign.config import load_config
 from jaxalign.data import DataConfig, build_dataset, read_records
-from jaxalign.evaluation import likelihood
+from jaxalign.evaluation import likelihood, mean_nll
 from jaxalign.models import Params
 from jaxalign.quickstart.data import make_data, make_tokenizer
 from jaxalign.quickstart.evaluate import PROMPT_SLOTS, SAMPLING, Examiner, make_examiner
@@ -30,7 +30,7 @@ from jaxalign.worlds.questions import Split
 from jaxalign.worlds.questions import questions as ask
 from jaxalign.worlds.world import stream
 
-ANSWER_SLOTS = 96
+ANSWER_SLOTS, TEXT_SLOTS = 96, 64
 PRETRAINING = 400  # steps of the model that arms begin with
 MOST = 6_000  # demonstrations of a world
 
@@ -184,6 +184,16 @@ def score_sampled(
     with opened as (examiner, params):
         judged = examiner.judgements(examiner.answers(params))
     return float(np.mean([each.score for each in judged]))
+
+
+def text_loss(run: pathlib.Path, file: pathlib.Path) -> float:
+    """Nats a token of texts under a model; a token is one of its own tokenizer's."""
+    mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
+    with parallel.use_mesh(mesh):
+        model = find_model(str(run), "a run of the study")
+        settings = DataConfig(eval=str(file), max_length=TEXT_SLOTS, row_length=TEXT_SLOTS)
+        dataset = build_dataset(settings, model.tokenizer(), "text", "eval")
+        return mean_nll(model.load(mesh), model.config, dataset, batch_size=64)
 
 
 def pair_logps(root: pathlib.Path, examiner: Examiner, params: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -166,8 +166,13 @@ def _take_cores(cores: Any) -> None:
 
 def _run_elsewhere(source: tuple[str, str | None], workdir: str, seed: int, only: tuple[str, ...]) -> None:
     from jaxalign.ablation.files import load_study
+    from jaxalign.training.loop import Stopped
 
-    run_seed(load_study(*source), pathlib.Path(workdir), seed, only)
+    try:
+        run_seed(load_study(*source), pathlib.Path(workdir), seed, only)
+    except (KeyboardInterrupt, Stopped):
+        # A process that lived would go on with the next seed, and whoever asked it to stop would wait for that.
+        os._exit(130)
 
 
 def read_outcomes(workdir: pathlib.Path) -> list[dict[str, Any]]:
