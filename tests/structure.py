@@ -11,6 +11,7 @@ STAGES = ("pretrain", "sft", "reward", "ppo", "dpo", "orpo", "kto", "grpo", "rlo
 # Formulas bear the names of the papers, as stages do; their errors name the key that the stage of that name has.
 MAY_NAME_STAGES = ("stages", "quickstart", "losses")
 OTHER_MEANINGS = {
+    ("ablation/language.py", "pretrain"): "the run that arms begin with",
     ("ablation/language.py", "sft"): "a file of demonstrations, and the run that is the reference by default",
     ("data/kinds.py", "sft"): "a kind of data",
     ("models/hf/config.py", "reward"): "the label that transformers gives a score",

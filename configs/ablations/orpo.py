@@ -3,10 +3,9 @@
 import pathlib
 
 from jaxalign.ablation import Chart, Claim, Outcome, Study, Trial, value
-from jaxalign.ablation.language import examine, make_world, train_once, write_side
+from jaxalign.ablation.language import PRETRAINING, examine, start_of, train_once, write_side
 from jaxalign.worlds import World
 
-PRETRAINING = 400
 STEPS = 120  # of every arm, of 16 rows with two or more sequences
 QUESTIONS = 200
 COEFFICIENTS = (0.1, 1.0)
@@ -15,8 +14,7 @@ RATE = 2e-3
 
 def share(seed: int, root: pathlib.Path) -> tuple[pathlib.Path, World]:
     """The pretrained model of a seed, which has seen no conversation."""
-    world = make_world(root, seed)
-    train_once("pretrain", root, root / "pretrain", seed, {"num_steps": PRETRAINING})
+    world = start_of(seed, root)
     write_side(root, "chosen")
     return root, world
 

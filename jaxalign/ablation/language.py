@@ -4,9 +4,10 @@ A seed is a whole new world: its facts, its corpus and questions, the first weig
 are those of configs/quickstart.py, changed by what an arm says.
 """
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,42 +15,68 @@ import numpy as np
 
 from jaxalign import parallel
 from jaxalign.config import load_config
-from jaxalign.data import DataConfig, build_dataset, read_records, train_sentencepiece
-from jaxalign.evaluation import likelihood
-from jaxalign.quickstart.evaluate import Examiner, make_examiner
+from jaxalign.data import DataConfig, build_dataset, read_records
+from jaxalign.evaluation import likelihood, mean_nll
+from jaxalign.models import Params
+from jaxalign.quickstart.data import make_data, make_tokenizer
+from jaxalign.quickstart.evaluate import PROMPT_SLOTS, SAMPLING, Examiner, make_examiner
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.stages import parse_config, train
 from jaxalign.storage import write_whole
 from jaxalign.training.saved_model import find_model
 from jaxalign.training.workdir import finished
-from jaxalign.worlds import DatasetSizes, World, write_dataset
+from jaxalign.worlds import DatasetSizes, World, demonstration, judge
+from jaxalign.worlds.questions import Split
+from jaxalign.worlds.questions import questions as ask
+from jaxalign.worlds.world import stream
 
-SAMPLING = SamplingConfig(max_new_tokens=32)
-PROMPT_SLOTS, ANSWER_SLOTS = 48, 96
-VOCABULARY = 768
+ANSWER_SLOTS, TEXT_SLOTS = 96, 64
+PRETRAINING = 400  # steps of the model that arms begin with
+MOST = 6_000  # demonstrations of a world
 
 
 def make_world(root: pathlib.Path, seed: int, sizes: DatasetSizes | None = None) -> World:
     """The world of a seed, with its data and tokenizer in `root`/data, made where they are missing."""
-    world, data = World(seed=seed), root / "data"
-    if not (data / "world.json").is_file():
-        write_dataset(world, data, sizes=sizes, seed=seed)
-    if not (data / "tokenizer.model").is_file():
-        texts = [row["text"] for row in read_records(str(data / "corpus.jsonl"))]
-        for row in read_records(str(data / "sft.jsonl")):
-            texts += [message["content"] for message in row["messages"]]
-        train_sentencepiece(texts, data / "tokenizer.model", VOCABULARY)
+    world = World(seed=seed)
+    make_data(world, root / "data", sizes=sizes, seed=seed)
+    make_tokenizer(root / "data")
     return world
+
+
+def start_of(seed: int, root: pathlib.Path) -> World:
+    """The world of a seed, and in `root`/pretrain a model of it that has seen no conversation."""
+    world = make_world(root, seed)
+    train_once("pretrain", root, root / "pretrain", seed, {"num_steps": PRETRAINING})
+    return world
+
+
+def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> pathlib.Path:
+    """Writes JSONL where it is not there yet."""
+    if not path.is_file():
+        write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+    return path
+
+
+def demonstrations(
+    world: World, split: Split, count: int, seed: int, *, flawed: float | None
+) -> Iterator[dict[str, Any]]:
+    """Rows {"messages"} for SFT, of which a share has a flawed answer; fewer are the first of more.
+
+    The questions are the same whatever `flawed` is; None is the share of the demonstrators of the world's data.
+    """
+    rng = stream(f"demonstrations/{split}", seed)
+    # A list of questions begins otherwise if it is longer: so it always has the same length.
+    for question in ask(world, split, MOST, 5 * seed + 4)[:count]:
+        text = demonstration(world, question, rng, flawed=flawed)
+        yield {"messages": [*question.messages, {"role": "assistant", "content": text}]}
 
 
 def write_side(root: pathlib.Path, side: str) -> pathlib.Path:
     """The preferred answers ("chosen") of the preference data, or the others, as rows {"messages"} for SFT."""
-    path = root / "data" / f"{side}.jsonl"
-    if not path.is_file():
-        rows = read_records(str(root / "data/preference.jsonl"))
-        lines = (json.dumps({"messages": [*row["prompt"], *row[side]]}) for row in rows)
-        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
-    return path
+    rows = read_records(str(root / "data/preference.jsonl"))
+    return write_rows(
+        root / "data" / f"{side}.jsonl", ({"messages": [*row["prompt"], *row[side]]} for row in rows)
+    )
 
 
 def train_once(
@@ -71,25 +98,37 @@ def train_once(
     return workdir
 
 
+@contextlib.contextmanager
+def _opened(
+    root: pathlib.Path, run: pathlib.Path, world: World, **settings: Any
+) -> Iterator[tuple[Examiner, Params]]:
+    mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
+    with parallel.use_mesh(mesh):
+        examiner = make_examiner(root, world, prompt_slots=PROMPT_SLOTS, **settings)
+        yield examiner, find_model(str(run), "a run of the study").load(mesh)
+
+
 def examine(
-    root: pathlib.Path, run: pathlib.Path, world: World, *, questions: int, reference_run: str = "sft"
+    root: pathlib.Path,
+    run: pathlib.Path,
+    world: World,
+    *,
+    questions: int,
+    reference_run: str = "sft",
+    demonstrations: str = "sft_held_out.jsonl",
+    sampling: SamplingConfig = SAMPLING,
 ) -> dict[str, float]:
     """What a model is worth.
 
     gold, helpful, honest, harmless: the judge's mean score of an answer to each of `questions` held-out questions;
-    kl: from the reference, in nats an answer; length: tokens of an answer; chosen, rejected: mean log-probability of
-    the sequences of held-out pairs, in nats; accuracy: the share of pairs whose chosen one is likelier; corpus: nats a
-    token of held-out text.
+    kl: from the reference, in nats an answer; length: tokens of an answer; loss: nats a token of held-out
+    demonstrations, those of a file of the data; chosen, rejected: mean log-probability of the sequences of held-out
+    pairs, in nats; accuracy: the share of pairs whose chosen one is likelier; corpus: nats a token of held-out text.
     """
-    mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
-    with parallel.use_mesh(mesh):
-        examiner: Examiner = make_examiner(
-            root, world, SAMPLING, take=questions, prompt_slots=PROMPT_SLOTS, reference_run=reference_run
-        )
-        params = find_model(str(run), "a run of the study").load(mesh)
+    settings = {"take": questions, "reference_run": reference_run, "demonstrations": demonstrations}
+    with _opened(root, run, world, sampling=sampling, **settings) as (examiner, params):
         found = examiner.measure(params)
-        pairs = pair_logps(root, examiner, params)
-    chosen, rejected = pairs
+        chosen, rejected = pair_logps(root, examiner, params)
     return {
         "gold": found["score"][0],
         "helpful": found["helpful"][0],
@@ -97,11 +136,64 @@ def examine(
         "harmless": found["harmless"][0],
         "kl": found["kl"][0],
         "length": found["length"],
+        "loss": found["loss"],
         "chosen": float(chosen.mean()),
         "rejected": float(rejected.mean()),
         "accuracy": float((chosen > rejected).mean()),
         "corpus": found["corpus_loss"],
     }
+
+
+def answer_prompts(
+    root: pathlib.Path,
+    run: pathlib.Path,
+    world: World,
+    prompts: str,
+    *,
+    seed: int,
+    reference_run: str = "sft",
+) -> list[dict[str, Any]]:
+    """A model's sampled answer to each prompt of a file of the data, as rows {"messages"}; empty ones are left out."""
+    settings = {"take": 0, "questions": prompts, "reference_run": reference_run}
+    with _opened(root, run, world, sampling=SAMPLING, **settings) as (examiner, params):
+        texts = examiner.answers(params, seed=seed).texts
+    return [
+        {"messages": [*prompt, {"role": "assistant", "content": text}]}
+        for prompt, text in zip(examiner.prompts, texts, strict=True)
+        if text.strip()
+    ]
+
+
+def score_rows(world: World, path: pathlib.Path) -> float:
+    """The judge's mean score of the last messages of rows {"messages"}."""
+    rows = [row["messages"] for row in read_records(str(path))]
+    return float(np.mean([judge(world, row[:-1], row[-1]["content"]).score for row in rows]))
+
+
+def score_sampled(
+    root: pathlib.Path,
+    run: pathlib.Path,
+    world: World,
+    *,
+    questions: int,
+    sampling: SamplingConfig,
+    reference_run: str = "sft",
+) -> float:
+    """The judge's mean score of answers, and nothing else."""
+    opened = _opened(root, run, world, sampling=sampling, take=questions, reference_run=reference_run)
+    with opened as (examiner, params):
+        judged = examiner.judgements(examiner.answers(params))
+    return float(np.mean([each.score for each in judged]))
+
+
+def text_loss(run: pathlib.Path, file: pathlib.Path) -> float:
+    """Nats a token of texts under a model; a token is one of its own tokenizer's."""
+    mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
+    with parallel.use_mesh(mesh):
+        model = find_model(str(run), "a run of the study")
+        settings = DataConfig(eval=str(file), max_length=TEXT_SLOTS, row_length=TEXT_SLOTS)
+        dataset = build_dataset(settings, model.tokenizer(), "text", "eval")
+        return mean_nll(model.load(mesh), model.config, dataset, batch_size=64)
 
 
 def pair_logps(root: pathlib.Path, examiner: Examiner, params: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -250,8 +250,13 @@ def _run_elsewhere(
     chosen: Mapping[str, Arm],
 ) -> None:
     from jaxalign.ablation.files import load_study
+    from jaxalign.training.loop import Stopped
 
-    run_seed(load_study(*source), pathlib.Path(workdir), part, seed, only, chosen)
+    try:
+        run_seed(load_study(*source), pathlib.Path(workdir), part, seed, only, chosen)
+    except (KeyboardInterrupt, Stopped):
+        # A process that lived would go on with the next seed, and whoever asked it to stop would wait for that.
+        os._exit(130)
 
 
 def read_outcomes(workdir: pathlib.Path, part: str = COUNTED) -> list[dict[str, Any]]:

@@ -18,6 +18,8 @@ from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.training.saved_model import SavedModel, find_model
 from jaxalign.worlds import Judgement, World, bayes_accuracy, judge
 
+PROMPT_SLOTS = 48  # tokens of the longest question that is asked
+SAMPLING = SamplingConfig(max_new_tokens=32)
 AXES = ("score", "helpful", "honest", "harmless")
 
 
@@ -99,6 +101,7 @@ def make_examiner(
     take: int,
     prompt_slots: int,
     questions: str = "questions_held_out.jsonl",
+    demonstrations: str = "sft_held_out.jsonl",
     reference_run: str = "sft",
 ) -> Examiner:
     """An examiner with the first `take` questions of the data in `root`.
@@ -118,7 +121,7 @@ def make_examiner(
     return Examiner(
         world=world,
         questions=read(questions, "prompt", data),
-        demonstrations=read("sft_held_out.jsonl", "sft", long),
+        demonstrations=read(demonstrations, "sft", long),
         corpus=read("corpus_held_out.jsonl", "text", long),
         reference=reference,
         reference_params=reference.load(jax.sharding.get_mesh()),

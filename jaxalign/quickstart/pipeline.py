@@ -22,21 +22,26 @@ from rich.console import Console
 
 from jaxalign import parallel
 from jaxalign.config import load_config
-from jaxalign.data import read_records, train_sentencepiece
 from jaxalign.errors import ConfigError, amount
 from jaxalign.evaluation import win_rate
 from jaxalign.locks import LOCK, locked
 from jaxalign.models import count_params
-from jaxalign.quickstart.evaluate import Examiner, make_examiner, measure_reward_model
+from jaxalign.quickstart.data import make_data, make_tokenizer
+from jaxalign.quickstart.evaluate import (
+    PROMPT_SLOTS,
+    SAMPLING,
+    Examiner,
+    make_examiner,
+    measure_reward_model,
+)
 from jaxalign.quickstart.findings import ALIGNED
 from jaxalign.quickstart.report import print_results, write_report
-from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.stages import parse_config, train
 from jaxalign.storage import claim, is_remote, write_whole
 from jaxalign.training.saved_model import find_model
 from jaxalign.training.workdir import finished
 from jaxalign.training.writer import FILE_NAME, read_metrics
-from jaxalign.worlds import DEFAULT_NOISE, DatasetSizes, World, judge, label_pairs, write_dataset
+from jaxalign.worlds import DEFAULT_NOISE, DatasetSizes, World, judge, label_pairs
 
 STAGES = ("pretrain", "sft", "reward", *ALIGNED)
 CURVES = {
@@ -50,8 +55,6 @@ CURVES = {
 }
 # The name of a model in the results, and the stage that made it.
 MODELS = {"pretrained": "pretrain", "sft": "sft", **{stage: stage for stage in ALIGNED}}
-PROMPT_SLOTS = 48
-SAMPLING = SamplingConfig(max_new_tokens=32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,6 @@ class Scale:
     """How much of everything."""
 
     sizes: DatasetSizes
-    vocab_size: int = 768
     on_policy_prompts: int = 3_000  # each answered twice by the SFT model
     questions: int = 400  # held-out questions that every model answers
     probe_questions: int = 128  # those answered in the middle of training
@@ -105,11 +107,9 @@ def _run_parts(root: pathlib.Path, fast: bool, seed: int, console: Console) -> d
     world = World(seed=seed)
 
     with clock.part("data", "a world, its corpus, demonstrations, preferences and questions"):
-        if not (root / "data/world.json").is_file():
-            write_dataset(world, root / "data", sizes=scale.sizes, seed=seed)
+        make_data(world, root / "data", sizes=scale.sizes, seed=seed)
     with clock.part("tokenizer", "SentencePiece on the corpus and the demonstrations"):
-        if not (root / "data/tokenizer.model").is_file():
-            train_sentencepiece(_texts(root / "data"), root / "data/tokenizer.model", scale.vocab_size)
+        make_tokenizer(root / "data")
 
     devices = jax.devices()[:1]
     mesh = parallel.make_mesh(parallel.MeshConfig(), devices)
@@ -158,13 +158,6 @@ def _claim(root: pathlib.Path, settings: dict[str, Any]) -> None:
         raise ConfigError(
             f"--workdir={root} holds a quickstart with {found}, not {settings}; use another --workdir, or delete it"
         )
-
-
-def _texts(data: pathlib.Path) -> Iterator[str]:
-    for row in read_records(str(data / "corpus.jsonl")):
-        yield row["text"]
-    for row in read_records(str(data / "sft.jsonl")):
-        yield from (message["content"] for message in row["messages"])
 
 
 def _describe(stage: str) -> str:

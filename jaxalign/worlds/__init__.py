@@ -2,6 +2,7 @@
 
 from jaxalign.worlds.corpus import corpus
 from jaxalign.worlds.dataset import DatasetSizes, response_pair, write_dataset
+from jaxalign.worlds.japanese import japanese_corpus
 from jaxalign.worlds.judge import Judgement, judge, judge_reward
 from jaxalign.worlds.on_policy import label_pairs
 from jaxalign.worlds.preferences import (
@@ -24,6 +25,7 @@ __all__ = [
     "bayes_accuracy",
     "corpus",
     "demonstration",
+    "japanese_corpus",
     "judge",
     "judge_reward",
     "label_pairs",

@@ -57,9 +57,24 @@ def mixture(question: Question) -> dict[str, float]:
     return MIXTURES["fact" if question.kind == "followup" else question.kind]
 
 
-def demonstration(world: World, question: Question, rng: random.Random) -> str:
-    """One response drawn from the demonstrators' mixture."""
+def demonstration(
+    world: World, question: Question, rng: random.Random, *, flawed: float | None = None
+) -> str:
+    """One response drawn from the demonstrators' mixture.
+
+    Args:
+      flawed: share of responses that are not perfect, in place of the mixture's own; how they are flawed stays.
+
+    Raises:
+      ConfigError: `flawed` is no share.
+    """
     weights = mixture(question)
+    if flawed is not None:
+        if not 0 <= flawed <= 1:
+            raise ConfigError(f"flawed={flawed}: give a share from 0 to 1")
+        own = 1 - weights["perfect"]
+        weights = {quality: weight * flawed / own for quality, weight in weights.items()}
+        weights["perfect"] = 1 - flawed
     return respond(world, question, rng, rng.choices(list(weights), list(weights.values()))[0])
 
 

@@ -203,6 +203,30 @@ def test_a_study_that_is_killed_again_and_again_ends_as_one_that_is_not(study, t
     assert [x["curves"] for x in read_outcomes(killed)] == [x["curves"] for x in read_outcomes(calm)]
 
 
+@pytest.mark.slow
+def test_an_interrupt_begins_no_other_seed(study, tmp_path):
+    path, log = study(pause=1.0, seeds=8)
+    command = [
+        sys.executable,
+        "-m",
+        "jaxalign",
+        "ablate",
+        str(path),
+        f"--workdir={tmp_path / 'runs'}",
+        "--jobs=2",
+    ]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) != 0
+    assert {line.split()[0] for line in log.read_text().splitlines()} <= {"0", "1"}
+
+
 def test_a_second_start_is_told_of_the_first(study, tmp_path, capsys):
     from jaxalign.locks import LOCK, locked
 

@@ -107,12 +107,12 @@ def test_a_second_quickstart_in_the_same_folder_ends_at_once(tmp_path):
 CHILD = """
 import sys, time
 from jaxalign.cli import main
-from jaxalign.quickstart import pipeline
-pipeline.write_dataset = lambda *_, **__: None
+from jaxalign.quickstart import data
+data.write_dataset = lambda *_, **__: None
 def train_sentencepiece(*_):
     print("ready", flush=True)
     time.sleep(600)
-pipeline.train_sentencepiece = train_sentencepiece
+data.train_sentencepiece = train_sentencepiece
 sys.exit(main(["quickstart", "--fast", f"--workdir={sys.argv[1]}"]))
 """
 

@@ -49,6 +49,20 @@ def test_mixtures_are_distributions_whose_mode_is_flawed():
         assert max(weights, key=weights.get) != "perfect"
 
 
+def test_the_share_of_flawed_demonstrations_may_be_named():
+    """What remains flawed is so as before: the ratio of two flaws is that of the mixture."""
+    rng = random.Random(0)
+    asked = [q for q in questions(WORLD, "train", 20_000, 0) if q.kind == "harmful"]
+    for flawed in (0.0, 0.25, 1.0):
+        said = [demonstration(WORLD, question, rng, flawed=flawed) for question in asked]
+        refusals = [text for text in said if "instead" in text]
+        assert 1 - len(refusals) / len(said) == pytest.approx(flawed, abs=0.03)
+        comply = sum(text.startswith(("You can", "Take a", "Wait until")) for text in said)
+        assert comply / len(said) == pytest.approx(flawed * 0.17 / 0.68, abs=0.02)
+    with pytest.raises(ConfigError, match=r"flawed=1\.5: give a share from 0 to 1"):
+        demonstration(WORLD, asked[0], rng, flawed=1.5)
+
+
 def test_an_impossible_quality_is_named():
     question = next(q for q in questions(WORLD, "train", 50, 0) if q.kind == "harmful")
     with pytest.raises(ConfigError, match="quality='invented' for a harmful question"):
