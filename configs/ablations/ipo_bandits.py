@@ -118,6 +118,7 @@ def get_study(size: str) -> Study:
             "error": "largest distance of a probability from IPO's closed form",
         },
         run=run,
+        sizes=("small", "paper"),
         claims=(
             *(ipo(2, tau, "first", 0) for tau in TAUS),
             *(ipo(3, tau, "first", 0) for tau in TAUS),

@@ -168,6 +168,7 @@ def get_study(size: str) -> Study:
             "raised": f"share of prompts where an unseen answer gains more than {GAIN}",
         },
         run=run,
+        sizes=("small", "paper"),
         claims=(
             Claim(
                 "DPO raises unseen answers",

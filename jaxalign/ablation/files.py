@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxalign.ablation.study import Study
 from jaxalign.config_files import blaming, find_own, load_function
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, UsageError
 
 SMALL = "small"
 
@@ -34,8 +34,8 @@ def load_study(name: str, size: str | None = None) -> Study:
       size: "small" (None is the same), or another that the file has.
 
     Raises:
-      UsageError: no such file.
-      ConfigError: it does not run, has no `get_study` or not this size, or declares what cannot be.
+      UsageError: no such file, or the study has not this size.
+      ConfigError: it does not run, has no `get_study`, or declares what cannot be.
     """
     path = find_study(name)
     get_study = load_function(path, "get_study", "study", "")
@@ -43,6 +43,8 @@ def load_study(name: str, size: str | None = None) -> Study:
         study = get_study(size or SMALL)
     if not isinstance(study, Study):
         raise ConfigError(f"{path}: get_study returns a {type(study).__name__}; return a Study")
+    if size and size not in study.sizes:
+        raise UsageError(f"{name}:{size}: the study has no such size; it has {', '.join(study.sizes)}")
 
     def blamed(f: Any) -> Any:
         @functools.wraps(f)

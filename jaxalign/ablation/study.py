@@ -90,6 +90,9 @@ class Study:
     # Made once for a seed, for all its arms; resumable by itself, as it keeps what it made in the folder.
     share: Callable[[int, pathlib.Path], Any] = _nothing
     tuning: Tuning | None = None
+    sizes: tuple[str, ...] = (
+        "small",
+    )  # that `get_study` makes; of "paper" models and data are the paper's own
     charts: tuple[Chart, ...] = ()
     discussion: str = ""  # where results differ from the paper, why, as far as it was tested
 

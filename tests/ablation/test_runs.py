@@ -83,6 +83,13 @@ def test_a_study_runs_everything_once_and_says_what_holds(study, tmp_path, capsy
     assert (work / FILE).read_bytes() == before and len(log.read_text().splitlines()) == 10
 
 
+def test_a_size_that_a_study_has_not_is_refused(study, tmp_path, capsys):
+    path, log = study()
+    assert main(["ablate", f"{path}:paper", f"--workdir={tmp_path / 'work'}"]) == 2
+    assert f"{path}:paper: the study has no such size; it has small" in capsys.readouterr().err
+    assert not log.exists() and load_study("ipo_bandits", "paper").name == "ipo_bandits"
+
+
 def test_arms_can_be_run_alone_and_the_rest_later(study, tmp_path, capsys):
     path, log = study()
     work = tmp_path / "work"
