@@ -325,9 +325,9 @@ def test_the_studies_that_come_with_jaxalign_are_listed_and_declared(capsys):
     assert main(["ablate", "--list"]) == 0
     listed = capsys.readouterr().out
     for name in own_studies():
-        for size in ("small", "paper"):
-            declared = load_study(name, size)
-            assert declared.name == name and declared.claims and len(declared.seeds) >= 5
+        for size in (declared := load_study(name)).sizes:
+            sized = load_study(name, size)
+            assert sized.name == name and sized.claims and len(sized.seeds) >= 5
         assert f"{name}: {declared.title}" in listed
     assert main(["ablate", "ipo_bandit"]) == 2
     assert "did you mean ipo_bandits?" in capsys.readouterr().err
