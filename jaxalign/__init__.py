@@ -9,6 +9,7 @@ from typing import Any
 __version__ = "0.2.0"
 
 _PLACES = {
+    "ConfigError": "jaxalign.errors",
     "FrozenModel": "jaxalign.training.stage",
     "Model": "jaxalign.library",
     "OptimizerConfig": "jaxalign.training.optimizer",

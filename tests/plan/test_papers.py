@@ -1,0 +1,120 @@
+"""The trainings of papers: their numbers, and that each fits the slice it names."""
+
+import pytest
+
+from jaxalign.config import load_config
+from jaxalign.config_files import own_configs
+from jaxalign.errors import ConfigError
+from jaxalign.plan.topology import parse_topology
+from jaxalign.stages import parse_config
+from jaxalign.verbs.plan import estimated_plan
+
+# As the papers have them, read a second time: arXiv 2305.18290 (DPO), 2404.10719 (is DPO superior to PPO), 2403.07691
+# (ORPO), 2403.17031 (TL;DR), 2402.14740 (RLOO), 2203.02155 (InstructGPT), 2210.10760 (over-optimisation).
+NUMBERS = {
+    "dpo_hh_pythia_2_8b": {
+        "optimizer.name": "rmsprop",
+        "optimizer.learning_rate": 1e-6,
+        "optimizer.warmup_steps": 150,
+        "optimizer.clip_norm": 10,
+        "batch_size": 64,
+        "dpo.beta": 0.1,
+    },
+    "dpo_hh_llama2_7b": {"optimizer.learning_rate": 1e-6, "num_epochs": 2, "dpo.beta": 0.1},
+    "ppo_hh_llama2_7b": {
+        "optimizer.learning_rate": 1e-5,
+        "ppo.critic_learning_rate": 5e-6,
+        "batch_size": 512,
+        "ppo.num_minibatches": 4,
+        "ppo.gamma": 1,
+        "ppo.lam": 1,
+        "ppo.kl_coef": 0.1,
+        "ppo.reward_clip": 20,
+        "ppo.reference_rate": 0.001,
+        "ppo.sampling.max_new_tokens": 256,
+        "num_epochs": 5,
+    },
+    "orpo_mistral_7b": {
+        "optimizer.learning_rate": 5e-6,
+        "optimizer.schedule": "inverse_sqrt",
+        "optimizer.warmup_steps": 200,
+        "num_epochs": 5,
+        "batch_size": 32,
+        "orpo.coef": 0.1,
+    },
+    "orpo_llama2_7b": {"optimizer.learning_rate": 8e-6, "num_epochs": 10, "orpo.coef": 0.2},
+    "sft_orpo_opt_1_3b": {"optimizer.learning_rate": 1e-5, "num_epochs": 1},
+    "orpo_opt_1_3b": {"optimizer.learning_rate": 8e-6, "num_epochs": 10, "data.max_length": 1024},
+    "dpo_orpo_opt_1_3b": {"optimizer.learning_rate": 5e-6, "num_epochs": 3, "dpo.beta": 0.1},
+    "sft_tldr_pythia_6_9b": {"optimizer.learning_rate": 3e-6, "batch_size": 128, "optimizer.eps": 1e-5},
+    "reward_tldr_pythia_6_9b": {"optimizer.learning_rate": 3e-6, "batch_size": 64, "num_epochs": 1},
+    "dpo_tldr_pythia_6_9b": {"optimizer.learning_rate": 3e-6, "batch_size": 64, "dpo.beta": 0.05},
+    "ppo_tldr_pythia_6_9b": {
+        "optimizer.learning_rate": 3e-6,
+        "batch_size": 512,
+        "ppo.ppo_epochs": 4,
+        "ppo.num_minibatches": 1,
+        "ppo.clip": 0.2,
+        "ppo.value_clip": 0.2,
+        "ppo.gamma": 1,
+        "ppo.lam": 0.95,
+        "ppo.kl_coef": 0.05,
+        "ppo.sampling.temperature": 0.7,
+        "ppo.sampling.max_new_tokens": 53,
+        "ppo.missing_eos_penalty": 1,
+    },
+    "rloo_tldr_pythia_6_9b": {"optimizer.learning_rate": 1e-6, "rloo.group_size": 4, "rloo.kl_coef": 0.03},
+    "sft_instructgpt_pythia_1_4b": {
+        "optimizer.learning_rate": 9.65e-6,
+        "optimizer.b1": 0.9,
+        "optimizer.b2": 0.95,
+        "optimizer.final_ratio": 0.1,
+        "optimizer.warmup_steps": 0,
+        "batch_size": 32,
+        "num_epochs": 16,
+    },
+    "ppo_instructgpt_pythia_1_4b": {
+        "batch_size": 512,
+        "ppo.num_minibatches": 8,
+        "ppo.ppo_epochs": 1,
+        "ppo.kl_coef": 0.02,
+        "ppo.critic_learning_rate": 9e-6,
+        "ppo.average_decay": 0.992,
+        "ppo.ptx_coef": 27.8,
+        "ppo.clip": 0.2,
+    },
+    "ppo_overoptimisation_pythia_1b": {"batch_size": 256, "ppo.clip": 0.2, "ppo.lam": 0.95, "ppo.kl_coef": 0},
+}
+EPISODES = {"ppo_tldr_pythia_6_9b": 1_000_000, "ppo_instructgpt_pythia_1_4b": 256_000}
+
+
+def recipes():
+    space: dict = {"__name__": "papers"}
+    exec(compile(own_configs()["papers"].read_text(), "papers.py", "exec"), space)
+    return space["RECIPES"]
+
+
+def test_every_recipe_has_numbers_of_its_paper():
+    assert set(recipes()) == set(NUMBERS)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_recipe_has_its_papers_numbers_and_fits_its_slice(name):
+    values = load_config("papers", name)
+    for key, wanted in NUMBERS[name].items():
+        found = values
+        for part in key.split("."):
+            found = found[part]
+        assert found == wanted, key
+    if name in EPISODES:
+        assert values.num_steps * values.batch_size == pytest.approx(EPISODES[name], rel=1e-3)
+    config = parse_config(values)
+    plan = estimated_plan(config, parse_topology(recipes()[name]["topology"]))
+    assert all(step["fits"] for step in plan["steps"]), plan
+
+
+def test_a_recipe_that_is_none_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"'orpo_mistral' is no recipe of a paper; there are .*orpo_mistral_7b"
+    ):
+        load_config("papers", "orpo_mistral")
