@@ -54,7 +54,7 @@ def measure(point: Point) -> dict[str, float]:
 
     from jaxalign import parallel
     from jaxalign.data import Batch
-    from jaxalign.data.packing import pack
+    from jaxalign.data.bins import pack
     from jaxalign.models import init_params
     from jaxalign.parallel.chips import peak_host_memory, peak_memory
     from jaxalign.stages import default_config, parse_config

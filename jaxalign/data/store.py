@@ -27,8 +27,8 @@ import numpy as np
 from etils import epath
 
 from jaxalign.data.arrays import Damaged, check_sum, checksum_of, read_arrays, write_arrays
+from jaxalign.data.bins import Bins
 from jaxalign.data.encoder import Encoder
-from jaxalign.data.packing import Bins
 from jaxalign.data.parts import Part
 from jaxalign.data.sources import Records
 from jaxalign.data.worker import Runner, Span, Task

@@ -25,7 +25,7 @@ FORMAT = 1  # of the files of a store
 _BLOCK = 1 << 22
 # Files of the room data/ that have no say in what the tokens of a record are.
 _AFTER_TOKENS = (
-    *("apart", "arrays", "batch", "beam", "config", "dataset", "encode_sources", "encoded", "loader"),
+    *("apart", "arrays", "batch", "beam", "bins", "config", "dataset", "encode_sources", "encoded", "loader"),
     *("mismatched", "packing", "report", "sets", "store", "store_key", "stream", "worker"),
 )
 _LIBRARIES = ("datasets", "jinja2", "numpy", "pyarrow", "sentencepiece", "tokenizers")

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.data.packing import pack
+from jaxalign.data.bins import pack
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.packed import Layout, can_share
 from jaxalign.parallel import processes

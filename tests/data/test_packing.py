@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from jaxalign.data.bins import pack as pack_bins
 from jaxalign.data.items import Item, join
 from jaxalign.data.packing import build_rows, collate
-from jaxalign.data.packing import pack as pack_bins
 
 
 def pack(*args, **options):
