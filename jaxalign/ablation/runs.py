@@ -138,7 +138,7 @@ def _trained_flops(folder: pathlib.Path) -> float:
     """Of all training in a folder, as its metrics say."""
     histories = (read_metrics(file) for file in folder.rglob(METRICS))
     last = [[x["values"] for x in lines if x["kind"] == "train"][-1:] for lines in histories]
-    return sum(values.get("total_flos", 0.0) for each in last for values in each)
+    return sum(values.get("perf/total_flos", 0.0) for each in last for values in each)
 
 
 def choose(study: Study, tried: Sequence[dict[str, Any]], only: Sequence[str] = ()) -> dict[str, Arm]:

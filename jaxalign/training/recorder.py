@@ -21,7 +21,7 @@ from jaxalign.training.writer import MetricWriter
 
 SKIPPED = "skipped_steps"  # the metric that counts updates left out
 NONFINITE = "nonfinite"  # where, in a run's folder, the state before an update that failed is saved
-EPOCH, NUM_TOKENS, TOTAL_FLOS = "epoch", "num_tokens", "total_flos"
+EPOCH, NUM_TOKENS, TOTAL_FLOS = "epoch", "num_tokens", "perf/total_flos"
 STEP_TIME, FIRST_STEP_TIME = "perf/step_time", "perf/first_step_time"
 TOKENS_PER_SECOND, MFU = "perf/tokens_per_second", "perf/mfu"
 DATA_TIME, CHECKPOINT_TIME, EVALUATE_TIME = "perf/data_time", "perf/checkpoint_time", "perf/evaluate_time"

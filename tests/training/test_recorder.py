@@ -215,6 +215,6 @@ def test_mfu_counts_a_scalar_model_without_its_vocabulary(tmp_path, monkeypatch,
     matrices = 3 * (4 * 16 * 16 + 3 * 16 * 24) + (1 if scalar else 50) * 16
     flops = 6 * matrices * 8 + 12 * 3 * 4 * 4 * (8 * 9 / 2) + 1e3
     assert not any(name.startswith("perf/flops") for name in line["values"])
-    assert line["values"]["total_flos"] == pytest.approx(3 * flops, rel=1e-6)
+    assert line["values"]["perf/total_flos"] == pytest.approx(3 * flops, rel=1e-6)
     assert line["values"]["perf/mfu"] == pytest.approx(flops / STEP / 1e6, rel=1e-6)
     assert line["values"]["perf/tokens_per_second"] == pytest.approx(8 / STEP)
