@@ -61,13 +61,9 @@ def share(seed: int, root: pathlib.Path) -> tuple[pathlib.Path, World]:
         rows = []
         for number, (whole, mean) in zip(numbers, scores, strict=True):
             row = dict(pairs.record(int(number)))
-            found = {
-                "ches": whole,
-                "ches_mean": mean,
-                "edit": edit_similarity(row),
-                "length": len(words(row, "chosen")),
-            }
-            rows.append(row | {name: float(x) for name, x in found.items()})
+            alike = {"ches": float(whole), "ches_mean": float(mean), "edit": edit_similarity(row)}
+            longer = len(words(row, "rejected")) - len(words(row, "chosen"))
+            rows.append(row | alike | {"longer": longer})
         write_rows(pool, rows)
     return root, world
 
@@ -160,8 +156,8 @@ def get_study(size: str) -> Study:
             "the edit distance in words. Length might explain what CHES finds: so two arms take the pairs whose other "
             "answer is longer than the preferred one by the fewest or the most words. DPO with "
             f"β = {BETA:g} for {STEPS} steps of 16 rows, about two passes, at the quickstart's learning rate. Falls "
-            f"are measured on the pairs trained on, as in the paper; scores are the judge's without noise, on {QUESTIONS} "
-            "held-out questions. On seed 100 one, two and three passes were tried, and two taken."
+            "are measured on the pairs trained on, as in the paper; scores are the judge's without noise, on "
+            f"{QUESTIONS} held-out questions. On seed 100 one, two and three passes were tried, and two taken."
         ),
         arms=(none, random, *subsets),
         seeds=tuple(range(5)),
