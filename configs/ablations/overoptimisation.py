@@ -195,23 +195,23 @@ def get_study(size: str) -> Study:
             f"SFT of the quickstart, which answers {PROMPTS:,} prompts twice. The judge compares the two with noise, "
             f"and a reward model learns {REWARD_STEPS} steps from all of these comparisons (about 2,950) or from the "
             f"first {PAIRS['few']}. Gold is the judge without noise, on {QUESTIONS} held-out questions. Best-of-n: "
-            f"{SAMPLES} answers to each question stand for all there are, so that what is chosen and its KL are exact for any n, "
-            f"ties among them; n = {', '.join(map(str, NS))}. RL: RLOO of four answers a prompt without a KL penalty, "
-            f"{ROLLOUTS} rollouts of 64, clip 0.2, learning rate {RATE:g}, measured {PROBES} times on the way by one "
-            f"answer to each question; an answer that does not end loses {UNENDED:g}. KL is exact over the vocabulary, "
-            "on the policy's own answers. RL was tried beforehand on seed 100, at a learning rate of 4e-4 with both "
-            "reward models and at 1.5e-4 with the smaller one; best-of-n was not."
+            f"{SAMPLES} answers to each question stand for all there are, so that what is chosen and its KL are exact "
+            f"for any n, ties among them; n = {', '.join(map(str, NS))}. RL: RLOO of four answers a prompt without a "
+            f"KL penalty, {ROLLOUTS} rollouts of 64, clip 0.2, learning rate {RATE:g}, measured {PROBES} times on the "
+            f"way by one answer to each question; an answer that does not end loses {UNENDED:g}. KL is exact over the "
+            "vocabulary, on the policy's own answers. RL was tried beforehand on seed 100, at a learning rate of 4e-4 "
+            "with both reward models and at 1.5e-4 with the smaller one; best-of-n was not."
         ),
         arms=cross(way=("best-of-n", "rl"), pairs=tuple(PAIRS)),
         seeds=tuple(range(5)),
         measures={
             "start": "the judge's score of the SFT model's answers, 0 to 1",
             "top": "its score at the best point, found on one half of the questions and measured on the other",
-            "last": "its score at the largest KL",
+            "last": "its score at the end: after the last rollout, or of the largest n",
             "fall": "top less last",
-            "proxy": "gain of the reward model's score up to the largest KL",
-            "rise": "its gain from the best point of gold to the largest KL",
-            "d_last": "the largest √KL, in √nats",
+            "proxy": "gain of the reward model's score up to the end",
+            "rise": "its gain from the best point of gold to the end",
+            "d_last": "√KL at the end, in √nats",
             "d_peak": "√KL of the peak by the fitted form of the paper, at most the largest",
             "at": f"gain in gold at {AT:g} nats",
             "agree": "share of pairs of the SFT model's answers that the reward model ranks as the judge",
