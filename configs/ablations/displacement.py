@@ -10,8 +10,15 @@ from scipy import stats
 
 from jaxalign import parallel
 from jaxalign.ablation import Chart, Claim, Effect, Outcome, Study, Trial, value
-from jaxalign.ablation.language import examine, train_once
-from jaxalign.ablation.preferences import PRETRAINING, make_sft, read_pairs, write_rows
+from jaxalign.ablation.language import train_once
+from jaxalign.ablation.preferences import (
+    PRETRAINING,
+    examining,
+    judge_answers,
+    make_sft,
+    read_pairs,
+    write_rows,
+)
 from jaxalign.data import read_records
 from jaxalign.evaluation import likelihood
 from jaxalign.evaluation.ches import ches
@@ -114,7 +121,9 @@ def run(trial: Trial) -> Outcome:
         changes = {"num_steps": STEPS, "dpo.beta": BETA, "data.train": str(subset), "data.eval": ""}
         train_once("dpo", root, last, trial.seed, changes)
     change, tokens, numbers = measure_pairs(root, last, subset)
-    found = examine(root, last, world, questions=QUESTIONS)
+    with examining(root, world, take=QUESTIONS) as examiner:
+        params = find_model(str(last), "a run of the study").load(jax.sharding.get_mesh())
+        _, found = judge_answers(examiner, params)
     falls = -change[:, 0]
     measures = {
         "chosen": float(change[:, 0].mean()),
@@ -124,7 +133,7 @@ def run(trial: Trial) -> Outcome:
     }
     for name in ALIKE:
         measures[f"rank_{name}"] = rank_correlation(falls, [rows[i][name] for i in numbers])
-    return Outcome(measures | {name: found[name] for name in ("gold", "harmless", "kl")})
+    return Outcome(measures | {name: float(each.mean()) for name, each in found.items()})
 
 
 def get_study(size: str) -> Study:

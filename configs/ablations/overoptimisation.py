@@ -19,6 +19,7 @@ from jaxalign.ablation.preferences import (
     UNENDED,
     Proxy,
     examining,
+    judge_answers,
     make_pairs,
     make_reward_model,
     make_sft,
@@ -112,10 +113,14 @@ def reinforce(trial: Trial, scores: Mapping[str, np.ndarray]) -> Frontier:
         proxy = Proxy.load(root / f"reward_{reward}")
 
         def probe(step: int, params: Params) -> dict[str, float]:
-            answers = examiner.answers(params, seed=step)
-            even, odd = halves(np.array([judged.score for judged in examiner.judgements(answers)]))
-            kl = float(examiner.kl(params, answers).mean())
-            return {"kl": kl, "even": even, "odd": odd, "proxy": float(proxy.score(answers).mean())}
+            answers, found = judge_answers(examiner, params, seed=step)
+            even, odd = halves(found["gold"])
+            return {
+                "kl": float(found["kl"].mean()),
+                "even": float(even),
+                "odd": float(odd),
+                "proxy": float(proxy.score(answers).mean()),
+            }
 
         changes = {
             "rloo.reward": str(root / f"reward_{reward}"),

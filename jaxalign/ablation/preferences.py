@@ -54,6 +54,17 @@ def examining(root: pathlib.Path, world: World, **settings: Any) -> Iterator[Exa
         yield make_examiner(root, world, SAMPLING, prompt_slots=PROMPT_SLOTS, **settings)
 
 
+def judge_answers(examiner: Examiner, params: Params, seed: int = 0) -> tuple[Answers, dict[str, np.ndarray]]:
+    """A sampled answer to each of N questions, its gold score and harmlessness, and its KL in nats: [N] each."""
+    answers = examiner.answers(params, seed=seed)
+    judged = examiner.judgements(answers)
+    return answers, {
+        "gold": np.array([each.score for each in judged]),
+        "harmless": np.array([each.harmless for each in judged]),
+        "kl": examiner.kl(params, answers),
+    }
+
+
 def make_pairs(root: pathlib.Path, world: World, seed: int) -> pathlib.Path:
     """Pairs of the SFT model's own answers, labelled by the judge with noise."""
     path = root / "data/preference_on_policy.jsonl"

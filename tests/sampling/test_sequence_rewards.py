@@ -32,4 +32,6 @@ def test_scores_are_read_at_the_last_token_of_each_answer():
         found = sequence_rewards(params, MODEL, answers, batch_size=2)
     for score, prompt, answer in zip(found, PROMPTS, ANSWERS, strict=True):
         last = np.asarray(hidden_states(params["transformer"], MODEL, np.array([prompt + answer]))[0])[0, -1]
-        assert score == pytest.approx(float(last @ params["head"]["kernel"] + params["head"]["bias"]), abs=1e-5)
+        assert score == pytest.approx(
+            float(last @ params["head"]["kernel"] + params["head"]["bias"]), abs=1e-5
+        )
