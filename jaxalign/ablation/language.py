@@ -23,6 +23,7 @@ from jaxalign.quickstart.evaluate import PROMPT_SLOTS, SAMPLING, Examiner, make_
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.stages import parse_config, train
 from jaxalign.storage import write_whole
+from jaxalign.training.loop import Probe
 from jaxalign.training.saved_model import find_model
 from jaxalign.training.workdir import finished
 from jaxalign.worlds import DatasetSizes, World, demonstration, judge
@@ -80,13 +81,19 @@ def write_side(root: pathlib.Path, side: str) -> pathlib.Path:
 
 
 def train_once(
-    stage: str, root: pathlib.Path, workdir: pathlib.Path, seed: int, changes: Mapping[str, Any] | None = None
+    stage: str,
+    root: pathlib.Path,
+    workdir: pathlib.Path,
+    seed: int,
+    changes: Mapping[str, Any] | None = None,
+    probe: Probe | None = None,
 ) -> pathlib.Path:
     """Runs a stage of configs/quickstart.py into `workdir`, or goes on with it, or finds it done.
 
     Args:
       root: where the data and the models lie that the stage begins with.
       changes: keys of the config and their values, as {"orpo.coef": 0.1}.
+      probe: measures the weights at every evaluation, see `stages.train`.
     """
     if finished(workdir) is None:
         config = load_config("quickstart", stage=stage, root=str(root))
@@ -94,7 +101,7 @@ def train_once(
         with config.unlocked():
             config.update_from_flattened_dict(dict(changes or {}))
         config.log_every = max(1, config.num_steps // 20)
-        train(parse_config(config), workdir, devices=jax.devices()[:1], quiet=True)
+        train(parse_config(config), workdir, devices=jax.devices()[:1], probe=probe, quiet=True)
     return workdir
 
 
@@ -205,5 +212,5 @@ def pair_logps(root: pathlib.Path, examiner: Examiner, params: Any) -> tuple[np.
     )
     dataset = build_dataset(settings, examiner.reference.tokenizer(), "preference", "eval")
     found = likelihood(params, examiner.reference.config, dataset, batch_size=16)
-    second = np.flatnonzero(found.rejected_of >= 0)
-    return -found.nll[found.rejected_of[second]], -found.nll[second]
+    chosen, rejected = found.pairs
+    return -found.nll[chosen], -found.nll[rejected]

@@ -24,6 +24,12 @@ class Likelihood:
     # -1: not the rejected sequence of a pair; else the index of the chosen one.
     rejected_of: np.ndarray  # int32
 
+    @property
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the chosen and the rejected sequence of each pair stand: int [pairs] twice."""
+        rejected = np.flatnonzero(self.rejected_of >= 0)
+        return self.rejected_of[rejected], rejected
+
 
 @functools.partial(jax.jit, static_argnames=("config", "num_segments"))
 def _sums(params, config, tokens, positions, segment_ids, loss_mask, num_segments):

@@ -35,13 +35,14 @@ from jaxalign.quickstart.evaluate import (
     measure_reward_model,
 )
 from jaxalign.quickstart.findings import ALIGNED
+from jaxalign.quickstart.pairs import on_policy_pairs
 from jaxalign.quickstart.report import print_results, write_report
 from jaxalign.stages import parse_config, train
 from jaxalign.storage import claim, is_remote, write_whole
 from jaxalign.training.saved_model import find_model
 from jaxalign.training.workdir import finished
 from jaxalign.training.writer import FILE_NAME, read_metrics
-from jaxalign.worlds import DEFAULT_NOISE, DatasetSizes, World, judge, label_pairs
+from jaxalign.worlds import DEFAULT_NOISE, DatasetSizes, World
 
 STAGES = ("pretrain", "sft", "reward", *ALIGNED)
 CURVES = {
@@ -180,14 +181,7 @@ def _write_on_policy_pairs(root: pathlib.Path, world: World, scale: Scale, seed:
     examiner = make_examiner(
         root, world, SAMPLING, take=take, prompt_slots=PROMPT_SLOTS, questions="prompts.jsonl"
     )
-    params = examiner.reference_params
-    answers = [examiner.answers(params, seed=2 * seed + 1 + side).texts for side in range(2)]
-    scores = [
-        [judge(world, p, text).score for p, text in zip(examiner.prompts, texts, strict=True)]
-        for texts in answers
-    ]
-    (first, second), (one, other) = answers, scores
-    rows, without = label_pairs(examiner.prompts, (first, second), (one, other), seed=seed)
+    rows, without = on_policy_pairs(examiner, seed)
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
     Console().print(
         f"  {amount(len(rows), 'pair')}; {amount(without, 'prompt')} gave none (equal or empty answers)"

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxalign.data import Dataset, PromptBatch, Tokenizer
 from jaxalign.data.packing import collate
 from jaxalign.models import ModelConfig, Params
-from jaxalign.models.scoring import exact_kl, score_tokens
+from jaxalign.models.scoring import exact_kl, score_tokens, segment_rewards
 from jaxalign.parallel import batch_sharding
 from jaxalign.sampling.generate import SamplingConfig, check_request, generate, join
 
@@ -144,6 +144,12 @@ def _nll(params, config, tokens, positions, segment_ids, mask):
     return -jnp.sum(score_tokens(params, config, tokens, positions, segment_ids).logp * mask, axis=1)
 
 
+@functools.partial(jax.jit, static_argnames=("config",))
+def _rewards(params, config, tokens, positions, segment_ids, mask):
+    del mask
+    return segment_rewards(params, config, tokens, positions, segment_ids, 1)[:, 0]
+
+
 def sequence_kl(
     params: Params,
     reference: Params,
@@ -168,6 +174,12 @@ def sequence_kl(
 def sequence_nll(params: Params, config: ModelConfig, answers: Answers, *, batch_size: int) -> np.ndarray:
     """-log p(answer | prompt) of each answer under a language model, in nats: float32 [N]."""
     parts = [_nll(params, config, *batch) for batch in _batches(answers, batch_size)]
+    return np.concatenate(jax.device_get(parts))[: len(answers.texts)]
+
+
+def sequence_rewards(params: Params, config: ModelConfig, answers: Answers, *, batch_size: int) -> np.ndarray:
+    """A reward model's score of each answer, read at its last token, as sampled: float32 [N]."""
+    parts = [_rewards(params, config, *batch) for batch in _batches(answers, batch_size)]
     return np.concatenate(jax.device_get(parts))[: len(answers.texts)]
 
 
