@@ -49,8 +49,14 @@ def load_study(name: str, size: str | None = None) -> Study:
     def blamed(f: Any) -> Any:
         @functools.wraps(f)
         def call(*args: Any) -> Any:
+            from jaxalign.training.loop import Stopped
+
             with blaming(path, ""):
-                return f(*args)
+                try:
+                    return f(*args)
+                except Stopped as asked:  # no fault of the file
+                    stopped = asked
+            raise stopped
 
         return call
 

@@ -13,8 +13,10 @@ import pytest
 from jaxalign.ablation.files import load_study, own_studies
 from jaxalign.ablation.results import FILE, read_results
 from jaxalign.ablation.runs import OUTCOME, read_outcomes
+from jaxalign.ablation.study import Trial
 from jaxalign.cli import main
 from jaxalign.errors import DataError
+from jaxalign.training.loop import Stopped
 
 STUDY = """
 import pathlib, time
@@ -208,6 +210,14 @@ def test_a_study_that_is_killed_again_and_again_ends_as_one_that_is_not(study, t
     assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
     assert values(killed) == values(calm) and len(values(calm)) == 12
     assert [x["curves"] for x in read_outcomes(killed)] == [x["curves"] for x in read_outcomes(calm)]
+
+
+def test_a_run_that_was_asked_to_stop_is_no_fault_of_the_file(study):
+    path, _ = study()
+    text = path.read_text().replace("time.sleep(0.0)", "raise Stopped('asked')")
+    path.write_text(f"from jaxalign.training.loop import Stopped\n{text}")
+    with pytest.raises(Stopped, match="asked"):
+        load_study(str(path)).run(Trial({"way": "old"}, 0, path.parent, 0))
 
 
 @pytest.mark.slow
