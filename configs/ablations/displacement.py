@@ -10,14 +10,12 @@ from scipy import stats
 
 from jaxalign import parallel
 from jaxalign.ablation import Chart, Claim, Effect, Outcome, Study, Trial, value
-from jaxalign.ablation.language import train_once
+from jaxalign.ablation.language import PRETRAINING, train_once, write_rows
 from jaxalign.ablation.preferences import (
-    PRETRAINING,
     examining,
     judge_answers,
     make_sft,
     read_pairs,
-    write_rows,
 )
 from jaxalign.data import read_records
 from jaxalign.evaluation import likelihood

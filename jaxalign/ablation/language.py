@@ -19,7 +19,7 @@ from jaxalign.data import DataConfig, build_dataset, read_records
 from jaxalign.evaluation import likelihood, mean_nll
 from jaxalign.models import Params
 from jaxalign.quickstart.data import make_data, make_tokenizer
-from jaxalign.quickstart.evaluate import PROMPT_SLOTS, SAMPLING, Examiner, make_examiner
+from jaxalign.quickstart.evaluate import SAMPLING, Examiner, make_examiner
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.stages import parse_config, train
 from jaxalign.storage import write_whole
@@ -111,7 +111,7 @@ def _opened(
 ) -> Iterator[tuple[Examiner, Params]]:
     mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
     with parallel.use_mesh(mesh):
-        examiner = make_examiner(root, world, prompt_slots=PROMPT_SLOTS, **settings)
+        examiner = make_examiner(root, world, **settings)
         yield examiner, find_model(str(run), "a run of the study").load(mesh)
 
 

@@ -3,34 +3,30 @@
 import contextlib
 import dataclasses
 import itertools
-import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxalign import parallel
-from jaxalign.ablation.language import ANSWER_SLOTS, PROMPT_SLOTS, SAMPLING, make_world, train_once
+from jaxalign.ablation.language import ANSWER_SLOTS, start_of, train_once, write_rows
 from jaxalign.data import DataConfig, Dataset, build_dataset, read_records
 from jaxalign.models import ModelConfig, Params
 from jaxalign.quickstart.evaluate import Examiner, make_examiner
 from jaxalign.quickstart.pairs import on_policy_pairs
 from jaxalign.sampling.answers import Answers, sequence_rewards
-from jaxalign.storage import write_whole
 from jaxalign.training.saved_model import SavedModel, find_model
 from jaxalign.worlds import World
 
-PRETRAINING = 400  # steps
 PROMPTS = 3_000  # that are answered twice for pairs
 UNENDED = 1.0  # taken off the reward of an answer that runs into the length limit
 
 
 def make_sft(root: pathlib.Path, seed: int) -> World:
     """The world of a seed, with a model in `root`/sft that has learned to answer as demonstrators do."""
-    world = make_world(root, seed)
-    train_once("pretrain", root, root / "pretrain", seed, {"num_steps": PRETRAINING})
+    world = start_of(seed, root)
     train_once("sft", root, root / "sft", seed)
     return world
 
@@ -41,17 +37,11 @@ def read_pairs(model: SavedModel, path: pathlib.Path, take: int = 0) -> Dataset:
     return build_dataset(settings, model.tokenizer(), "preference", "eval")
 
 
-def write_rows(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
-    """Writes rows as JSONL."""
-    write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
-    return path
-
-
 @contextlib.contextmanager
 def examining(root: pathlib.Path, world: World, **settings: Any) -> Iterator[Examiner]:
     """An examiner whose reference is the SFT model, inside its mesh; `settings` are those of `make_examiner`."""
     with parallel.use_mesh(parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])):
-        yield make_examiner(root, world, SAMPLING, prompt_slots=PROMPT_SLOTS, **settings)
+        yield make_examiner(root, world, **settings)
 
 
 def judge_answers(examiner: Examiner, params: Params, seed: int = 0) -> tuple[Answers, dict[str, np.ndarray]]:

@@ -96,10 +96,10 @@ class Examiner:
 def make_examiner(
     root: pathlib.Path,
     world: World,
-    sampling: SamplingConfig,
+    sampling: SamplingConfig = SAMPLING,
     *,
     take: int,
-    prompt_slots: int,
+    prompt_slots: int = PROMPT_SLOTS,
     questions: str = "questions_held_out.jsonl",
     demonstrations: str = "sft_held_out.jsonl",
     reference_run: str = "sft",

@@ -28,8 +28,6 @@ from jaxalign.locks import LOCK, locked
 from jaxalign.models import count_params
 from jaxalign.quickstart.data import make_data, make_tokenizer
 from jaxalign.quickstart.evaluate import (
-    PROMPT_SLOTS,
-    SAMPLING,
     Examiner,
     make_examiner,
     measure_reward_model,
@@ -119,7 +117,7 @@ def _run_parts(root: pathlib.Path, fast: bool, seed: int, console: Console) -> d
         for stage in STAGES:
             if stage in ALIGNED and examiner is None:
                 take = scale.probe_questions
-                examiner = make_examiner(root, world, SAMPLING, take=take, prompt_slots=PROMPT_SLOTS)
+                examiner = make_examiner(root, world, take=take)
             if stage == "reward":
                 with clock.part(
                     "pairs", "two answers of the SFT model to each prompt, compared by the judge"
@@ -178,9 +176,7 @@ def _write_on_policy_pairs(root: pathlib.Path, world: World, scale: Scale, seed:
     if path.is_file():
         return
     take = scale.on_policy_prompts
-    examiner = make_examiner(
-        root, world, SAMPLING, take=take, prompt_slots=PROMPT_SLOTS, questions="prompts.jsonl"
-    )
+    examiner = make_examiner(root, world, take=take, questions="prompts.jsonl")
     rows, without = on_policy_pairs(examiner, seed)
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
     Console().print(
@@ -189,7 +185,7 @@ def _write_on_policy_pairs(root: pathlib.Path, world: World, scale: Scale, seed:
 
 
 def _measure(root: pathlib.Path, world: World, scale: Scale) -> dict[str, Any]:
-    examiner = make_examiner(root, world, SAMPLING, take=scale.questions, prompt_slots=PROMPT_SLOTS)
+    examiner = make_examiner(root, world, take=scale.questions)
     measured = {}
     for name, stage in MODELS.items():
         params = find_model(str(root / stage), stage).load(jax.sharding.get_mesh())
