@@ -71,6 +71,7 @@ def synthetic_part(rng: np.random.Generator, first_row: int, count: int) -> Part
         row=np.arange(first_row, first_row + count, dtype=np.int32),
         prompt=np.ones(count, np.int32),
         supervised=(lengths - 1).astype(np.int32),
+        shared=np.zeros(count, np.int32),
         weight=np.ones(count),
         margin=np.zeros(count),
         desirable=np.full(count, np.nan),

@@ -208,7 +208,8 @@ def _lay_out(rows: Rows, indices: Sequence[int]) -> Layout:
                 segments[b, at : at + size] = segment
                 at, start = at + size, start + count + size
             listed += alike
-    return Layout(source, place, segments, copies, shared, shards=0)
+    arrays: Any = (source, place, segments, copies, shared)
+    return Layout(*arrays, shards=0)
 
 
 def _place_prompts(x: dict[str, np.ndarray], rows: Rows, indices: Sequence[int]) -> None:

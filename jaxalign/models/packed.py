@@ -51,7 +51,7 @@ class Layout:
         """[E, T] to [R, W], empty slots 0. Of slots that share a token, what all of them have, added up."""
         return self._on_own_shards(_sum, x)
 
-    def _on_own_shards(self, move: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
+    def _on_own_shards(self, move: Callable[..., Any], x: jax.Array) -> jax.Array:
         mesh = jax.sharding.get_abstract_mesh()
         count, split = self.shards or x.shape[0], 1 if laid_out() else shards(mesh, "batch")
         args = (x, self.source, self.place, self.copies, self.shared)

@@ -68,11 +68,13 @@ def lay_out(spans: Spans, width: int, *, parts: int, multiple: int, sharing: int
     made = [block.arrays(rows, count, width) for block in blocks]
     layout = Layout(*(spread([block[name] for block in made]) for name in ("source", "place", "segment_ids")))
     if not any(len(block.leaders) for block in blocks):
-        return layout.replace(shards=multiple)
+        return dataclasses.replace(layout, shards=multiple)
     # A power of two, as every size is compiled.
     most = 1 << (-(-max(len(block.leaders) for block in blocks) // width) - 1).bit_length()
     copies, shared = zip(*(block.sharing(rows, most, width, sharing - 1) for block in blocks), strict=True)
-    return layout.replace(copies=spread(list(copies)), shared=spread(list(shared)), shards=multiple)
+    return dataclasses.replace(
+        layout, copies=spread(list(copies)), shared=spread(list(shared)), shards=multiple
+    )
 
 
 def _size(sizes: tuple[float, ...], count: int, needed: int) -> int:
