@@ -4,13 +4,13 @@ import pathlib
 from collections.abc import Iterator
 
 from jaxalign.ablation import Chart, Claim, Effect, Outcome, Study, Trial, value
-from jaxalign.ablation.language import PRETRAINING, text_loss, train_once, write_rows
+from jaxalign.ablation.language import text_loss, train_once, write_rows
 from jaxalign.data import read_records, train_sentencepiece
 from jaxalign.quickstart.data import make_data
 from jaxalign.worlds import DatasetSizes, World, japanese_corpus
 
 SHARES = (0.0, 0.01, 0.05, 0.2)  # of rows, that are text of the first language
-STEPS = 100  # of 32 rows of 64 tokens, replayed ones among them
+FIRST, STEPS = 300, 100  # of either language, of 32 rows of 64 tokens, replayed ones among them
 RATE = 1e-3  # a third of the first pretraining's
 VOCABULARY = 1_024  # of both languages
 DOCUMENTS, HELD_OUT = 40_000, 500
@@ -28,7 +28,7 @@ def share(seed: int, root: pathlib.Path) -> pathlib.Path:
         files = (data / "corpus.jsonl", data / "japanese.jsonl")
         texts = [row["text"] for file in files for row in read_records(str(file))]
         train_sentencepiece(texts, data / "tokenizer.model", VOCABULARY)
-    train_once("pretrain", root, root / "pretrain", seed, {"num_steps": PRETRAINING})
+    train_once("pretrain", root, root / "pretrain", seed, {"num_steps": FIRST})
     return root
 
 
@@ -78,7 +78,7 @@ def get_study(size: str) -> Study:
             "forgotten, how much do 1, 5 and 20 per cent save, and what do they cost?"
         ),
         setting=(
-            f"A Llama of 1 million parameters, pretrained for {PRETRAINING} steps on the English corpus of a synthetic "
+            f"A Llama of 1 million parameters, pretrained for {FIRST} steps on the English corpus of a synthetic "
             "world (a new one for each seed), with a tokenizer that knows both languages "
             f"({VOCABULARY:,} tokens). Then {STEPS} steps of 32 rows of 64 tokens of Japanese text on the same facts: "
             "names in katakana, no blanks, no letter and no token in common with the English. Of these rows a share "
@@ -86,7 +86,7 @@ def get_study(size: str) -> Study:
             f"learning rate warms up again to {RATE:g}, a third of the first pretraining's, and decays again. Losses "
             "are of 500 held-out documents of each language, in nats a token; tokens of the two languages are not of "
             "the same length. Tried before, on seed 100 alone: replay of 0, 5 and 20 per cent, once each, in 150 "
-            f"steps; that there are {STEPS} here is for their cost."
+            f"steps after 400; that there are {STEPS} after {FIRST} here is for their cost."
         ),
         arms=({"replay": None}, *({"replay": share} for share in SHARES)),
         seeds=tuple(range(5)),

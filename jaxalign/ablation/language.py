@@ -26,7 +26,7 @@ from jaxalign.storage import write_whole
 from jaxalign.training.loop import Probe
 from jaxalign.training.saved_model import find_model
 from jaxalign.training.workdir import finished
-from jaxalign.worlds import DatasetSizes, World, demonstration, judge
+from jaxalign.worlds import DatasetSizes, World, demonstration
 from jaxalign.worlds.questions import Split
 from jaxalign.worlds.questions import questions as ask
 from jaxalign.worlds.world import stream
@@ -149,32 +149,6 @@ def examine(
         "accuracy": float((chosen > rejected).mean()),
         "corpus": found["corpus_loss"],
     }
-
-
-def answer_prompts(
-    root: pathlib.Path,
-    run: pathlib.Path,
-    world: World,
-    prompts: str,
-    *,
-    seed: int,
-    reference_run: str = "sft",
-) -> list[dict[str, Any]]:
-    """A model's sampled answer to each prompt of a file of the data, as rows {"messages"}; empty ones are left out."""
-    settings = {"take": 0, "questions": prompts, "reference_run": reference_run}
-    with _opened(root, run, world, sampling=SAMPLING, **settings) as (examiner, params):
-        texts = examiner.answers(params, seed=seed).texts
-    return [
-        {"messages": [*prompt, {"role": "assistant", "content": text}]}
-        for prompt, text in zip(examiner.prompts, texts, strict=True)
-        if text.strip()
-    ]
-
-
-def score_rows(world: World, path: pathlib.Path) -> float:
-    """The judge's mean score of the last messages of rows {"messages"}."""
-    rows = [row["messages"] for row in read_records(str(path))]
-    return float(np.mean([judge(world, row[:-1], row[-1]["content"]).score for row in rows]))
 
 
 def score_sampled(

@@ -1,6 +1,6 @@
 """What studies of language models share: data that differ in what an arm says, and in nothing else."""
 
-from jaxalign.ablation.language import demonstrations, score_rows, write_rows
+from jaxalign.ablation.language import demonstrations, write_rows
 from jaxalign.worlds import World, judge
 
 WORLD = World(seed=0)
@@ -15,6 +15,5 @@ def test_fewer_demonstrations_are_the_first_of_more(tmp_path):
     scores = [judge(WORLD, row["messages"][:-1], row["messages"][-1]["content"]).score for row in perfect]
     assert min(scores) == 1.0
     path = write_rows(tmp_path / "rows.jsonl", perfect)
-    assert write_rows(path, many) == path  # what is there stays
-    assert score_rows(WORLD, path) == 1.0
-    assert score_rows(WORLD, write_rows(tmp_path / "flawed.jsonl", many)) < 0.9
+    before = path.read_bytes()
+    assert write_rows(path, many).read_bytes() == before  # what is there stays
