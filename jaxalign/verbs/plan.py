@@ -26,6 +26,15 @@ from jaxalign.training.config import Config
 from jaxalign.training.memory import estimate_memory
 from jaxalign.verbs.requests import ConfigRequest, flag
 
+# Of a process, before libtpu is loaded: nothing is run, so no TPU is looked for, and one that is here stays free.
+NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanRequest(ConfigRequest):
@@ -48,9 +57,7 @@ class PlanRequest(ConfigRequest):
 
 def run(request: PlanRequest) -> int:
     """Prints the plan, and returns 1 where a step does not fit."""
-    # Before libtpu is loaded: nothing is run, so no TPU is looked for, and one that is here stays free.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_ACCELERATOR_TYPE": "v5p-8"}
+    os.environ |= NO_TPU
     jax.config.update("jax_platforms", "cpu")
     # What is compiled for devices elsewhere could not be read back.
     jax.config.update("jax_enable_compilation_cache", False)
