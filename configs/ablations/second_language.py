@@ -102,7 +102,7 @@ def get_study(size: str) -> Study:
                 "the loss on the first language rises while the second is learned",
                 forgotten,
                 smallest=0.2,
-                paper="replay is needed against it (both)",
+                paper="replay is there against it (both papers)",
                 unit="nats a token",
             ),
             Claim(
@@ -110,7 +110,6 @@ def get_study(size: str) -> Study:
                 "with one row of a hundred, less than half as much is forgotten as without",
                 forgotten * 0.5 - (of("english", least) - before),
                 smallest=0.0,
-                paper="little replay helps much (2403.08763)",
                 unit="nats a token",
             ),
             Claim(
@@ -127,7 +126,7 @@ def get_study(size: str) -> Study:
                 of("english", much) - before,
                 smallest=0.05,
                 near=0.0,
-                paper="25 % for German after English (2403.08763)",
+                paper="25 % taken for German after English (2403.08763)",
                 unit="nats a token",
             ),
             Claim(
@@ -138,6 +137,19 @@ def get_study(size: str) -> Study:
                 paper="what is transferred is robust to replay (2407.02118)",
                 unit="nats a token",
             ),
+        ),
+        discussion=(
+            "Without replay next to nothing is left of the first language: 5.1 nats a token, where a model that knows "
+            "nothing has 6.9. One row of a hundred, 32 rows in 100 steps, saves nearly nine tenths of that (.46 nats "
+            "are lost in place of 4.1), one of twenty 94 per cent. That so little saves so much says that most of "
+            "what is lost is cheap to keep: which tokens belong to a text at all, as the two languages share none. "
+            "What is dear is the rest. From 1 to 5 to 20 per cent it falls from .46 to .24 to .09 nats, each time by "
+            "about half, and with 20 per cent it is still .09 in each of five seeds, beyond what we said would count "
+            "as all. Whether that is forgetting, or what a learning rate costs that rises again even on the old text "
+            "alone, was not tried. The new language does not suffer: with 20 per cent of replay its loss is .03 lower "
+            "in the mean, though a fifth fewer of its rows were read; but seeds differ by .2, so that a cost of .05 "
+            "is not excluded. It is far from learned after 100 steps, 3.5 nats a token, and says nothing of what "
+            "replay costs a model that has learned it."
         ),
         charts=(
             Chart("Held-out text of the first language", "english", x="nats a token"),
