@@ -194,11 +194,7 @@ def sft_tldr_pythia_6_9b(config: ConfigDict) -> None:
 )  # fmt: skip
 def reward_tldr_pythia_6_9b(config: ConfigDict) -> None:
     """Comparisons of two summaries."""
-    _tldr(config)
-    config.num_epochs = 1.0  # 92,832 pairs
-    config.batch_size = 64  # pairs
-    config.data.max_length = 681  # 512 tokens of a post and 169 of a summary
-    config.data.row_length = 1362  # a pair
+    _tldr_pairs(config)
 
 
 @recipe(
@@ -207,11 +203,7 @@ def reward_tldr_pythia_6_9b(config: ConfigDict) -> None:
 )  # fmt: skip
 def dpo_tldr_pythia_6_9b(config: ConfigDict) -> None:
     """DPO beside PPO."""
-    _tldr(config)
-    config.num_epochs = 1.0  # 92,832 pairs
-    config.batch_size = 64  # pairs
-    config.data.max_length = 681  # 512 tokens of a post and 169 of a summary
-    config.data.row_length = 1362  # a pair
+    _tldr_pairs(config)
     config.dpo.beta = 0.05  # as PPO's
 
 
@@ -310,3 +302,11 @@ def _tldr(config: ConfigDict) -> None:
     config.optimizer.learning_rate = 3e-6  # of all stages
     config.optimizer.schedule = "cosine"  # to 0
     config.optimizer.eps = 1e-5  # as TensorFlow's Adam in the original
+
+
+def _tldr_pairs(config: ConfigDict) -> None:
+    _tldr(config)
+    config.num_epochs = 1.0  # 92,832 pairs
+    config.batch_size = 64  # pairs
+    config.data.max_length = 681  # 512 tokens of a post and 169 of a summary
+    config.data.row_length = 1362  # a pair

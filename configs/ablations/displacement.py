@@ -10,12 +10,10 @@ from scipy import stats
 
 from jaxalign import parallel
 from jaxalign.ablation import Chart, Claim, Effect, Outcome, Study, Trial, value
-from jaxalign.ablation.language import PRETRAINING, train_once, write_rows
+from jaxalign.ablation.language import PRETRAINING, examining, read_pairs, train_once, write_rows
 from jaxalign.ablation.preferences import (
-    examining,
     judge_answers,
     make_sft,
-    read_pairs,
 )
 from jaxalign.data import read_records
 from jaxalign.evaluation import likelihood

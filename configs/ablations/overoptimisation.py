@@ -12,12 +12,11 @@ import numpy as np
 from jaxalign.ablation import Chart, Claim, Outcome, Study, Trial, cross, value
 from jaxalign.ablation.effects import Arm
 from jaxalign.ablation.forms import FORMS, best_of_n, fit, held_out_rmse, peak
-from jaxalign.ablation.language import PRETRAINING, train_once
+from jaxalign.ablation.language import PRETRAINING, examining, train_once
 from jaxalign.ablation.preferences import (
     PROMPTS,
     UNENDED,
     Proxy,
-    examining,
     judge_answers,
     make_pairs,
     make_reward_model,

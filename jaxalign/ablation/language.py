@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxalign import parallel
 from jaxalign.config import load_config
-from jaxalign.data import DataConfig, build_dataset, read_records
+from jaxalign.data import DataConfig, Dataset, build_dataset, read_records
 from jaxalign.evaluation import likelihood, mean_nll
 from jaxalign.models import Params
 from jaxalign.quickstart.data import make_data, make_tokenizer
@@ -24,7 +24,7 @@ from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.stages import parse_config, train
 from jaxalign.storage import write_whole
 from jaxalign.training.loop import Probe
-from jaxalign.training.saved_model import find_model
+from jaxalign.training.saved_model import SavedModel, find_model
 from jaxalign.training.workdir import finished
 from jaxalign.worlds import DatasetSizes, World, demonstration
 from jaxalign.worlds.questions import Split
@@ -106,13 +106,24 @@ def train_once(
 
 
 @contextlib.contextmanager
+def examining(root: pathlib.Path, world: World, **settings: Any) -> Iterator[Examiner]:
+    """An examiner, inside its mesh; `settings` are those of `make_examiner`."""
+    with parallel.use_mesh(parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])):
+        yield make_examiner(root, world, **settings)
+
+
+@contextlib.contextmanager
 def _opened(
     root: pathlib.Path, run: pathlib.Path, world: World, **settings: Any
 ) -> Iterator[tuple[Examiner, Params]]:
-    mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
-    with parallel.use_mesh(mesh):
-        examiner = make_examiner(root, world, **settings)
-        yield examiner, find_model(str(run), "a run of the study").load(mesh)
+    with examining(root, world, **settings) as examiner:
+        yield examiner, find_model(str(run), "a run of the study").load(jax.sharding.get_mesh())
+
+
+def read_pairs(model: SavedModel, path: pathlib.Path, take: int = 0) -> Dataset:
+    """The pairs of a file, or the first `take` of them, as a model reads them."""
+    settings = DataConfig(eval=str(path), take=take, max_length=ANSWER_SLOTS, row_length=2 * ANSWER_SLOTS)
+    return build_dataset(settings, model.tokenizer(), "preference", "eval")
 
 
 def examine(
@@ -179,12 +190,7 @@ def text_loss(run: pathlib.Path, file: pathlib.Path) -> float:
 
 def pair_logps(root: pathlib.Path, examiner: Examiner, params: Any) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of the chosen and the rejected sequence of each held-out pair, in nats."""
-    settings = DataConfig(
-        eval=str(root / "data/preference_held_out.jsonl"),
-        max_length=ANSWER_SLOTS,
-        row_length=2 * ANSWER_SLOTS,
-    )
-    dataset = build_dataset(settings, examiner.reference.tokenizer(), "preference", "eval")
+    dataset = read_pairs(examiner.reference, root / "data/preference_held_out.jsonl")
     found = likelihood(params, examiner.reference.config, dataset, batch_size=16)
     chosen, rejected = found.pairs
     return -found.nll[chosen], -found.nll[rejected]

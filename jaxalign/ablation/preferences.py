@@ -1,23 +1,19 @@
 """What studies of preferences and rewards share: the SFT model that a seed begins with, pairs, and reward models."""
 
-import contextlib
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
 
-from jaxalign import parallel
-from jaxalign.ablation.language import ANSWER_SLOTS, start_of, train_once, write_rows
-from jaxalign.data import DataConfig, Dataset, build_dataset, read_records
+from jaxalign.ablation.language import examining, start_of, train_once, write_rows
+from jaxalign.data import read_records
 from jaxalign.models import ModelConfig, Params
-from jaxalign.quickstart.evaluate import Examiner, make_examiner
+from jaxalign.quickstart.evaluate import Examiner
 from jaxalign.quickstart.pairs import on_policy_pairs
 from jaxalign.sampling.answers import Answers, sequence_rewards
-from jaxalign.training.saved_model import SavedModel, find_model
+from jaxalign.training.saved_model import find_model
 from jaxalign.worlds import World
 
 PROMPTS = 3_000  # that are answered twice for pairs
@@ -29,19 +25,6 @@ def make_sft(root: pathlib.Path, seed: int) -> World:
     world = start_of(seed, root)
     train_once("sft", root, root / "sft", seed)
     return world
-
-
-def read_pairs(model: SavedModel, path: pathlib.Path, take: int = 0) -> Dataset:
-    """The pairs of a file, or the first `take` of them, as a model reads them."""
-    settings = DataConfig(eval=str(path), take=take, max_length=ANSWER_SLOTS, row_length=2 * ANSWER_SLOTS)
-    return build_dataset(settings, model.tokenizer(), "preference", "eval")
-
-
-@contextlib.contextmanager
-def examining(root: pathlib.Path, world: World, **settings: Any) -> Iterator[Examiner]:
-    """An examiner whose reference is the SFT model, inside its mesh; `settings` are those of `make_examiner`."""
-    with parallel.use_mesh(parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])):
-        yield make_examiner(root, world, **settings)
 
 
 def judge_answers(examiner: Examiner, params: Params, seed: int = 0) -> tuple[Answers, dict[str, np.ndarray]]:
@@ -70,7 +53,7 @@ def make_reward_model(
     """A reward model in `root`/`name`, of the SFT model's own answers: the first `pairs` of them, or all."""
     path = root / "data/preference_on_policy.jsonl"
     if pairs is not None:
-        rows = list(itertools.islice(read_records(str(path)), pairs))
+        rows = itertools.islice(read_records(str(path)), pairs)
         path = write_rows(root / f"data/preference_{pairs}.jsonl", rows)
     return train_once("reward", root, root / name, seed, {"data.train": str(path), "num_steps": steps})
 

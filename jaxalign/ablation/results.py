@@ -40,7 +40,7 @@ def rows(outcomes: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """A row for each measure and each curve of each run; "tuned" names the settings of an arm that has some."""
     for x in outcomes:
         run = {"study": x["study"], "arm": arm_name(x["arm"]), "seed": x["seed"]}
-        run |= {"part": x["part"], "tuned": arm_name(x["tuned"])} if x.get("tuned") else {}
+        run |= {"part": x["part"], "tuned": arm_name(x["tuned"])} if x["tuned"] else {}
         cost = {key: x[key] for key in ("seconds", "flops", "declaration", "commit", "version")}
         for name, number in x["measures"].items():
             yield run | {"measure": name, "value": number} | cost
@@ -54,7 +54,7 @@ def _thinned(points: Sequence[Sequence[float]]) -> list[list[float]]:
 
 
 def write_results(outcomes: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
-    """Writes the rows as JSONL, those of what was tried first, and all that it gave."""
+    """Writes the rows as JSONL."""
     write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows(outcomes)).encode())
 
 

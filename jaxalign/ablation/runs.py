@@ -109,11 +109,11 @@ def run_seed(
             name = arm_name(tuned) if part.trials else ""
             folder = part.folder(workdir, seed, arm_name(arm), name)
             if not (folder / OUTCOME).is_file():
-                _run(study, part, Trial(arm, seed, folder, shared, tuned))
+                _run(study, Trial(arm, seed, folder, shared, tuned))
                 note()
 
 
-def _run(study: Study, part: Part, trial: Trial) -> None:
+def _run(study: Study, trial: Trial) -> None:
     began = time.monotonic()
     outcome = study.run(trial)
     _check(study, arm_name(trial.arm), trial.seed, outcome)
@@ -121,7 +121,6 @@ def _run(study: Study, part: Part, trial: Trial) -> None:
         "study": study.name,
         "arm": dict(trial.arm),
         "seed": trial.seed,
-        "part": part.name,
         "tuned": dict(trial.tuned),
         "measures": dict(outcome.measures),
         "curves": {name: [list(point) for point in points] for name, points in outcome.curves.items()},
@@ -266,7 +265,10 @@ def read_outcomes(workdir: pathlib.Path, part: str = COUNTED) -> list[dict[str, 
         read_json(file, lambda reason, file=file: ConfigError(f"{file}: {reason}; delete it"))
         for file in files
     ]
-    return sorted(found, key=lambda x: (x["seed"], arm_name(x["arm"]), arm_name(x.get("tuned", {}))))
+    found = [
+        {"tuned": {}, **x, "part": part} for x in found
+    ]  # no file has its place, nor older ones what was tuned
+    return sorted(found, key=lambda x: (x["seed"], arm_name(x["arm"]), arm_name(x["tuned"])))
 
 
 def as_table(outcomes: Sequence[dict[str, Any]]) -> Table:

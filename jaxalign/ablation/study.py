@@ -24,9 +24,8 @@ class Trial:
     seed: int
     folder: pathlib.Path  # of its own, to work in; what is left there is found again after an interruption
     shared: Any  # what `Study.share` gave for the seed
-    tuned: Arm = dataclasses.field(
-        default_factory=dict
-    )  # one of `Tuning.trials`: to be tried, or the arm's best
+    # One of `Tuning.trials`: to be tried, or the arm's best.
+    tuned: Arm = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +89,8 @@ class Study:
     # Made once for a seed, for all its arms; resumable by itself, as it keeps what it made in the folder.
     share: Callable[[int, pathlib.Path], Any] = _nothing
     tuning: Tuning | None = None
-    sizes: tuple[str, ...] = (
-        "small",
-    )  # that `get_study` makes; of "paper" models and data are the paper's own
+    # That `get_study` makes; of "paper" models and data are the paper's own.
+    sizes: tuple[str, ...] = ("small",)
     charts: tuple[Chart, ...] = ()
     discussion: str = ""  # where results differ from the paper, why, as far as it was tested
 

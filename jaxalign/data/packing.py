@@ -68,6 +68,11 @@ class Rows:
         return int(self.bins.sums(self.items.shared).max())
 
     @cached_property
+    def most_copies(self) -> int:
+        """Of the item that has most sequences, those beside the first one."""
+        return int(self.items.segments.max()) - 1
+
+    @cached_property
     def crowded(self) -> float:
         """Share of rows that hold as many sequences as a row may, and so take no more however much room is left."""
         segments = self.items.segments
@@ -162,9 +167,10 @@ def collate(rows: Rows, indices: Sequence[int]) -> AnyBatch:
         _place_prompts(x, rows, indices)
         return PromptBatch(**x)
     names: Any = kind.pair
-    for b, index in enumerate(indices):
+    chosen = [[rows.items[i] for i in rows.bins[index]] if index >= 0 else [] for index in indices]
+    for b, (index, items) in enumerate(zip(indices, chosen, strict=True)):
         start = segment = pair = 0
-        for item in [rows.items[i] for i in rows.bins[index]] if index >= 0 else []:
+        for item in items:
             for first, second in item.pairs if names else ():
                 x[names[0]][b, pair] = segment + 1 + first
                 x[names[1]][b, pair] = 0 if second is None else segment + 1 + second
@@ -181,19 +187,19 @@ def collate(rows: Rows, indices: Sequence[int]) -> AnyBatch:
             start = slots.stop
         if rows.ref_logp is not None and index >= 0:
             x["ref_logp"][b] = rows.ref_logp[index]
-    return kind.batch(**x, **({"layout": _lay_out(rows, indices)} if rows.whole_length else {}))
+    return kind.batch(**x, **({"layout": _lay_out(rows, chosen)} if rows.whole_length else {}))
 
 
-def _lay_out(rows: Rows, indices: Sequence[int]) -> Layout:
-    """Where the tokens of whole rows stand in those that share them."""
+def _lay_out(rows: Rows, chosen: Sequence[Sequence[Item]]) -> Layout:
+    """Where the tokens of whole rows, of these items each, stand in those that share them."""
     most = -(-rows.most_shared // SHARED_UNIT) * SHARED_UNIT
-    short, whole = (len(indices), rows.row_length), (len(indices), rows.slots)
+    short, whole = (len(chosen), rows.row_length), (len(chosen), rows.slots)
     segments = np.zeros(short, np.int32)
     source, shared, place = (np.full(shape, -1, np.int32) for shape in (short, short, whole))
-    copies = np.full((len(indices), most, int(rows.items.segments.max()) - 1), -1, np.int32)
-    for b, index in enumerate(indices):
+    copies = np.full((len(chosen), most, rows.most_copies), -1, np.int32)
+    for b, items in enumerate(chosen):
         at = start = segment = listed = 0  # the next slot of the short row, and of the whole one
-        for item in [rows.items[i] for i in rows.bins[index]] if index >= 0 else []:
+        for item in items:
             first, counts = at, item.shared
             alike = max(counts)
             shared[b, at : at + alike] = np.arange(listed, listed + alike)

@@ -34,9 +34,8 @@ class Layout:
     segment_ids: jax.Array  # int32 [R, W]
     # Where tokens are shared: int32 [S, W, J], the slots of the batch that have each of S * W tokens after its source.
     copies: jax.Array | None = None
-    shared: jax.Array | None = (
-        None  # int32 [R, W]: which of these tokens a slot has; -1: one that nothing shares
-    )
+    # int32 [R, W]: which of these tokens a slot has; -1: one that nothing shares.
+    shared: jax.Array | None = None
     shards: int = flax.struct.field(pytree_node=False, default=1)  # 0: each row is one, R = E
 
     def pack(self, x: jax.Array) -> jax.Array:
@@ -55,13 +54,13 @@ class Layout:
         mesh = jax.sharding.get_abstract_mesh()
         count, split = self.shards or x.shape[0], 1 if laid_out() else shards(mesh, "batch")
         args = (x, self.source, self.place, self.copies, self.shared)
-        if split == 1 or count % split:
-            return move(count, *args)
-        # Said outright: the compiler left to itself gathers all rows on every device.
-        local = functools.partial(move, count // split)
-        rows, axes = spec("batch"), set(mesh_axes("batch"))
-        out = jax.shard_map(local, in_specs=rows, out_specs=rows, axis_names=axes, check_vma=False)(*args)
-        return constrain(out, "batch", "length", *[None] * (x.ndim - 2)) if x.ndim == 2 else out
+        local = functools.partial(move, count if count % split else count // split)
+        if split > 1 and count % split == 0:
+            # Said outright: the compiler left to itself gathers all rows on every device.
+            rows, axes = spec("batch"), set(mesh_axes("batch"))
+            local = jax.shard_map(local, in_specs=rows, out_specs=rows, axis_names=axes, check_vma=False)
+        out = local(*args)
+        return constrain(out, "batch", "length") if x.ndim == 2 else out
 
 
 def _take(count: int, x: jax.Array, slots: jax.Array) -> jax.Array:
@@ -108,10 +107,8 @@ def _pack_forward(count: int, x: jax.Array, *own: Any) -> tuple[jax.Array, tuple
 def _pack_backward(count: int, own: tuple, gradient: jax.Array) -> tuple:
     source, place, copies, _ = own
     if copies is not None:  # what is not taken has no part in it
-        slots = jnp.broadcast_to(
-            jnp.arange(place.size // count, dtype=jnp.int32), (count, place.size // count)
-        )
-        place = jnp.where(_take(count, source, place) == slots.reshape(place.shape), place, -1)
+        slots = jnp.arange(place.size, dtype=jnp.int32).reshape(place.shape) % (place.size // count)
+        place = jnp.where(_take(count, source, place) == slots, place, -1)
     return _take(count, gradient, place), None, None, None, None
 
 

@@ -27,11 +27,7 @@ from jaxalign.evaluation import win_rate
 from jaxalign.locks import LOCK, locked
 from jaxalign.models import count_params
 from jaxalign.quickstart.data import make_data, make_tokenizer
-from jaxalign.quickstart.evaluate import (
-    Examiner,
-    make_examiner,
-    measure_reward_model,
-)
+from jaxalign.quickstart.evaluate import Examiner, make_examiner, measure_reward_model
 from jaxalign.quickstart.findings import ALIGNED
 from jaxalign.quickstart.pairs import on_policy_pairs
 from jaxalign.quickstart.report import print_results, write_report
