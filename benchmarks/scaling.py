@@ -66,7 +66,7 @@ def measure(point: Point) -> dict[str, float]:
     began = time.perf_counter()
     values = default_config("sft")
     sizes = {"vocab_size": point.vocabulary, "num_layers": point.depth, "embed_dim": 256, "mlp_dim": 1024}
-    sizes |= {"num_heads": 8, "num_kv_heads": 8, "head_dim": 32, "max_length": point.length}
+    sizes |= {"num_heads": 8, "num_kv_heads": 8, "head_dim": 32, "max_length": point.length, "remat": "none"}
     values.model.update(sizes)
     values.optimizer.learning_rate = 1e-4
     values.num_steps = STEPS

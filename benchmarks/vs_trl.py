@@ -112,14 +112,17 @@ def compare(
       peers: by row what the environment of the peer needs; {} of those that are not named.
 
     Raises:
-      SystemExit: as `check_losses`.
+      SystemExit: a row that is not there, and as `check_losses`.
     """
     env = huge_pages(os.environ) if given.huge_pages else {}
     results: dict[str, dict[str, Any]] = {}
     agreed: dict[str, list[float]] = {}
+    names = given.rows.split(",")
+    if unknown := [name for name in names if name not in ROWS]:
+        sys.exit(f"--rows: no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
     with tempfile.TemporaryDirectory() as work:
         make_work(pathlib.Path(work), given.lengths, shape)
-        for name in given.rows.split(","):
+        for name in names:
             row, peer = ROWS[name], peers.get(name, {})
             if (checked := row.checked or name) not in agreed:
                 agreed[checked] = check_losses(row, work, {} if row.checked else peer, side)

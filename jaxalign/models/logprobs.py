@@ -27,7 +27,7 @@ from jaxalign.models.token_chunks import (
     default_chunk_size,
     scan_tokens,
 )
-from jaxalign.parallel.sharding import laid_out, tokens_are_whole
+from jaxalign.parallel.sharding import joins_tokens, laid_out
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
 
@@ -353,7 +353,7 @@ def _logits_backward(
     if softcap is not None:
         d_logits = d_logits * (1.0 - jnp.square(logits * (temperature / softcap)))
     d_logits = (d_logits / temperature).astype(jnp.result_type(hidden, head))
-    if tokens_are_whole():
+    if joins_tokens():
         # One dimension of tokens, as in `Projection`.
         d_logits, hidden = (x.reshape(1, -1, x.shape[-1]) for x in (d_logits, hidden))
     d_hidden = jnp.einsum("btv,vd->btd", d_logits, head, preferred_element_type=jnp.float32)

@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, H heads, d head dimension.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -56,7 +57,7 @@ def splash_attention(
     parts = 1 if is_one_device() or names[1] is None else shards(mesh, "length")
     length = -(-T // (_LANES * parts)) * _LANES * parts
     widen = ((0, 0), (0, length - T), (0, 0), (0, 0))
-    q, k, v = (jnp.pad(x, widen).swapaxes(1, 2) for x in (q * scale, k, v))
+    q, k, v = (jnp.pad(x, widen) for x in (q, k, v))
     segments = jnp.pad(segment_ids, widen[:2])
     kernel = _kernel(
         length,
@@ -69,18 +70,18 @@ def splash_attention(
         interpret,
     )
     if is_one_device():
-        return _apply(kernel, q, k, v, segments, segments).swapaxes(1, 2)[:, :T]
+        return _apply(kernel, q, k, v, segments, segments, scale=scale)[:, :T]
     rows, heads = spec("batch")[0], spec("act_heads")[0]
     along = spec("length")[0] if names[1] else None
-    queries, keys = PartitionSpec(rows, heads, along, None), PartitionSpec(rows, heads, None, None)
+    queries, keys = PartitionSpec(rows, along, heads), PartitionSpec(rows, None, heads)
     places = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(heads, along)))
     out = jax.shard_map(
-        _apply,
+        functools.partial(_apply, scale=scale),
         in_specs=(places, queries, keys, keys, PartitionSpec(rows, along), PartitionSpec(rows, None)),
         out_specs=queries,
         check_vma=False,
     )(kernel, q, k, v, segments, segments)
-    return out.swapaxes(1, 2)[:, :T]
+    return out[:, :T]
 
 
 def _apply(
@@ -90,9 +91,14 @@ def _apply(
     v: jax.Array,
     q_segments: jax.Array,
     k_segments: jax.Array,
+    *,
+    scale: float,
 ) -> jax.Array:
     def row(q: jax.Array, k: jax.Array, v: jax.Array, mine: jax.Array, theirs: jax.Array) -> Any:
-        return _skip_other_segments(kernel, mine, theirs)(q, k, v, splash_kernel.SegmentIds(mine, theirs))
+        # The kernel has heads before tokens. To take a row and to turn it round are one copy, if they come together.
+        q, k, v = (x.swapaxes(0, 1) for x in (q * scale, k, v))
+        own = _skip_other_segments(kernel, mine, theirs)
+        return own(q, k, v, splash_kernel.SegmentIds(mine, theirs)).swapaxes(0, 1)
 
     # Each row has a map of its own. To a kernel whose maps differ JAX brings the rows by a loop that copies them.
     if len(q) <= _UNROLLED:

@@ -32,11 +32,11 @@ from jaxalign.parallel.sharding import (
     constrain,
     gather_parameter,
     is_one_device,
+    joins_tokens,
     partitioned,
     saved_without_gathered,
     split_by_features,
     split_rows,
-    tokens_are_whole,
 )
 
 ACTIVATIONS = {
@@ -113,9 +113,7 @@ class Projection(nn.Module):
 def _multiply(num_in: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[B, T, inputs] by [inputs, outputs], of which each may be several dimensions, `num_in` those of the inputs."""
     places = x.shape[:2]
-    if tokens_are_whole():
-        # The kernel's gradient sums over rows and tokens: of one dimension that is a product, of two the CPU's
-        # compiler would write a transposed copy of what it multiplies first.
+    if joins_tokens():
         x = x.reshape(-1, *x.shape[2:])
     first = x.ndim - num_in
     contracted = (tuple(range(first, x.ndim)), tuple(range(num_in)))

@@ -58,8 +58,8 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
 
 def platform() -> str:
     """cpu, gpu or tpu: of the mesh in force, whose devices may only be described, or else of this process."""
-    mesh = jax.sharding.get_mesh()
-    return jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
+    device: Any = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def make_mesh(

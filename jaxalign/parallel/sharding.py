@@ -13,7 +13,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import ConfigError
-from jaxalign.parallel.mesh import AXES
+from jaxalign.parallel.mesh import AXES, platform
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
@@ -155,9 +155,14 @@ def is_one_device() -> bool:
     return mesh.empty or mesh.size == 1
 
 
-def tokens_are_whole() -> bool:
-    """True where no mesh axis splits the tokens of a row, so that rows and tokens can be one dimension."""
-    return laid_out() or shards(jax.sharding.get_abstract_mesh(), "length") == 1
+def joins_tokens() -> bool:
+    """True where products take rows and tokens as one dimension: on CPUs, if no mesh axis splits the tokens of a row.
+
+    A gradient that sums over both is a product then, of two dimensions a CPU's compiler writes a transposed copy of
+    what it multiplies first. A TPU's compiler would copy what it keeps of a layer in the shape of that dimension.
+    """
+    whole = laid_out() or shards(jax.sharding.get_abstract_mesh(), "length") == 1
+    return whole and platform() == "cpu"
 
 
 def laid_out() -> bool:
