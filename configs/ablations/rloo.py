@@ -260,8 +260,8 @@ def get_study(size: str) -> Study:
             "samples of a prompt, all others 1: rollouts are equally large. PPO's critic is a network of its own. "
             f"Every arm tries the same {len(RATES)} learning rates first, on seeds of their own. A seed is the "
             "prompts' tokens, the networks' starts, and all that is sampled. Before the rules were written only "
-            "seed 300 was looked at, with RLOO and PPO at one rate each: after 150 rollouts both had reached all there is "
-            "to reach, so that there are fewer here."
+            "seed 300 was looked at, with RLOO and PPO at one rate each: after 150 rollouts both had reached all "
+            "there is to reach, so that there are fewer here."
         ),
         arms=(
             RLOO,
