@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 import jaxalign
 
-# By name: what changes a stage's config, and about it the stage; the model, a preset; its weights on the hub, or the
-# recipe whose run it begins with; the data on the hub; the source of the numbers; and a topology that it fits.
+# By name: what changes a stage's config, and about it the stage; the model, a preset; its weights on the hub, with a
+# note where the paper's are others, or the recipe `after` whose run it begins with, and the one whose run is its
+# `reward`; the data on the hub; the source of the numbers; and a topology that it fits.
 RECIPES: dict[str, dict] = {}
 
 
@@ -42,6 +43,29 @@ def get_config(name: str) -> ConfigDict:
     return config
 
 
+def get_commands(name: str, folder: str) -> list[str]:
+    """What trains the model of a recipe, in order, the trainings before it first, each with the slice that it fits.
+
+    Args:
+      name: of a recipe.
+      folder: that of all runs, each in one with its recipe's name.
+    """
+    found = RECIPES[name]
+    needed = [found[key] for key in ("after", "reward") if key in found]
+    lines = [line for other in needed for line in get_commands(other, folder)]
+    start = f"{folder}/{found['after']}" if "after" in found else found["weights"]
+    reward = f"{folder}/{found['reward']}" if "reward" in found else "YOUR_REWARD"
+    flags = [
+        f"--config.model.init_from={start}",
+        f"--config.data.train={'YOUR_DATA' if found['data'] == 'yours' else found['data']}",
+        *([f"--config.{found['stage']}.reward={reward}"] if found["stage"] in ("ppo", "rloo") else []),
+    ]
+    command = " ".join(["jaxalign train", f"--config=papers:{name}", *flags, f"--workdir={folder}/{name}"])
+    note = f", {found['note']}" if "note" in found else ""
+    lines.append(f"{command}  # {found['topology']}{note}")
+    return list(dict.fromkeys(lines))
+
+
 DPO = "arXiv 2305.18290, appendix B"
 IS_DPO_SUPERIOR = "arXiv 2404.10719, appendix"
 ORPO = "arXiv 2403.07691, section 5.1 and appendix"
@@ -53,7 +77,7 @@ ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"
 
 
 @recipe(
-    stage="dpo", model="pythia_2_8b", weights="EleutherAI/pythia-2.8b, after SFT on the chosen answers", data=HH,
+    stage="dpo", model="pythia_2_8b", weights="EleutherAI/pythia-2.8b", note="after SFT on the chosen answers", data=HH,
     source=DPO, topology="v5p:2x2x1",
 )  # fmt: skip
 def dpo_hh_pythia_2_8b(config: ConfigDict) -> None:
@@ -70,7 +94,7 @@ def dpo_hh_pythia_2_8b(config: ConfigDict) -> None:
 
 
 @recipe(
-    stage="dpo", model="llama2_7b", weights="meta-llama/Llama-2-7b-hf, after SFT on the chosen answers", data=HH,
+    stage="dpo", model="llama2_7b", weights="meta-llama/Llama-2-7b-hf", note="after SFT on the chosen answers", data=HH,
     source=IS_DPO_SUPERIOR, topology="v5p:2x2x2",
 )  # fmt: skip
 def dpo_hh_llama2_7b(config: ConfigDict) -> None:
@@ -83,7 +107,7 @@ def dpo_hh_llama2_7b(config: ConfigDict) -> None:
 
 
 @recipe(
-    stage="ppo", model="llama2_7b", weights="meta-llama/Llama-2-7b-hf, after SFT on the chosen answers", data=HH,
+    stage="ppo", model="llama2_7b", weights="meta-llama/Llama-2-7b-hf", note="after SFT on the chosen answers", data=HH,
     source=IS_DPO_SUPERIOR, topology="v5p:2x2x4",
 )  # fmt: skip
 def ppo_hh_llama2_7b(config: ConfigDict) -> None:
@@ -165,7 +189,7 @@ def orpo_opt_1_3b(config: ConfigDict) -> None:
 
 
 @recipe(
-    stage="dpo", model="opt_1_3b", weights="the run of sft_orpo_opt_1_3b", data=HH, source=ORPO, topology="v5e:2x4",
+    stage="dpo", model="opt_1_3b", after="sft_orpo_opt_1_3b", data=HH, source=ORPO, topology="v5e:2x4",
 )  # fmt: skip
 def dpo_orpo_opt_1_3b(config: ConfigDict) -> None:
     """The DPO that ORPO is compared with."""
@@ -174,6 +198,22 @@ def dpo_orpo_opt_1_3b(config: ConfigDict) -> None:
     config.data.row_length = 2048  # a pair
     config.optimizer.learning_rate = 5e-6  # peak
     config.dpo.beta = 0.1  # of all models
+
+
+@recipe(
+    stage="sft", model="llama2_7b", weights="meta-llama/Llama-2-7b-hf", note="in place of LLaMA 7B", data="yours",
+    source="arXiv 2305.11206, section 3", topology="v5p:2x2x2",
+)  # fmt: skip
+def sft_lima_llama2_7b(config: ConfigDict) -> None:
+    """LIMA's ablations, without its dropout."""
+    config.num_epochs = 15.0  # over 1,000 or 2,000 rows
+    config.batch_size = 64  # of models smaller than 65B
+    config.data.max_length = 2048  # longer ones were cut
+    config.optimizer.learning_rate = 1e-5  # at first
+    config.optimizer.schedule = "linear"  # without a warm-up
+    config.optimizer.final_ratio = 0.1  # down to 1e-6
+    config.optimizer.b2 = 0.95  # of AdamW
+    config.optimizer.weight_decay = 0.1  # of AdamW
 
 
 @recipe(
@@ -189,7 +229,7 @@ def sft_tldr_pythia_6_9b(config: ConfigDict) -> None:
 
 
 @recipe(
-    stage="reward", model="pythia_6_9b", weights="the run of sft_tldr_pythia_6_9b", data=COMPARISONS, source=TLDR,
+    stage="reward", model="pythia_6_9b", after="sft_tldr_pythia_6_9b", data=COMPARISONS, source=TLDR,
     topology="v5p:2x2x2",
 )  # fmt: skip
 def reward_tldr_pythia_6_9b(config: ConfigDict) -> None:
@@ -198,7 +238,7 @@ def reward_tldr_pythia_6_9b(config: ConfigDict) -> None:
 
 
 @recipe(
-    stage="dpo", model="pythia_6_9b", weights="the run of sft_tldr_pythia_6_9b", data=COMPARISONS, source=TLDR,
+    stage="dpo", model="pythia_6_9b", after="sft_tldr_pythia_6_9b", data=COMPARISONS, source=TLDR,
     topology="v5p:2x2x2",
 )  # fmt: skip
 def dpo_tldr_pythia_6_9b(config: ConfigDict) -> None:
@@ -208,11 +248,11 @@ def dpo_tldr_pythia_6_9b(config: ConfigDict) -> None:
 
 
 @recipe(
-    stage="ppo", model="pythia_6_9b", weights="the run of sft_tldr_pythia_6_9b", data=SUMMARIES, source=TLDR,
-    topology="v5p:2x2x4",
+    stage="ppo", model="pythia_6_9b", after="sft_tldr_pythia_6_9b", reward="reward_tldr_pythia_6_9b", data=SUMMARIES,
+    source=TLDR, topology="v5p:2x2x4",
 )  # fmt: skip
 def ppo_tldr_pythia_6_9b(config: ConfigDict) -> None:
-    """PPO; `--config.ppo.reward` is the run of reward_tldr_pythia_6_9b."""
+    """PPO from the reward model of the same comparisons."""
     _tldr(config)
     config.num_epochs = 0.0  # num_steps decides
     config.num_steps = 1954  # 1,000,000 episodes
@@ -232,11 +272,11 @@ def ppo_tldr_pythia_6_9b(config: ConfigDict) -> None:
 
 
 @recipe(
-    stage="rloo", model="pythia_6_9b", weights="the run of sft_tldr_pythia_6_9b", data=SUMMARIES,
+    stage="rloo", model="pythia_6_9b", after="sft_tldr_pythia_6_9b", reward="reward_tldr_pythia_6_9b", data=SUMMARIES,
     source="arXiv 2402.14740, appendix", topology="v5p:2x2x4",
 )  # fmt: skip
 def rloo_tldr_pythia_6_9b(config: ConfigDict) -> None:
-    """RLOO with k = 4; `--config.rloo.reward` is the run of reward_tldr_pythia_6_9b."""
+    """RLOO with k = 4."""
     config.batch_size = 512  # completions, of 128 posts
     config.data.max_length = 512  # of a post
     config.optimizer.learning_rate = 1e-6  # of all methods
@@ -246,7 +286,7 @@ def rloo_tldr_pythia_6_9b(config: ConfigDict) -> None:
 
 
 @recipe(
-    stage="sft", model="pythia_1_4b", weights="EleutherAI/pythia-1.4b, in place of GPT-3 1.3B", data="yours",
+    stage="sft", model="pythia_1_4b", weights="EleutherAI/pythia-1.4b", note="in place of GPT-3 1.3B", data="yours",
     source="arXiv 2203.02155, appendix C", topology="v5e:2x4",
 )  # fmt: skip
 def sft_instructgpt_pythia_1_4b(config: ConfigDict) -> None:
@@ -261,7 +301,7 @@ def sft_instructgpt_pythia_1_4b(config: ConfigDict) -> None:
 
 
 @recipe(
-    stage="ppo", model="pythia_1_4b", weights="the run of sft_instructgpt_pythia_1_4b", data="yours",
+    stage="ppo", model="pythia_1_4b", after="sft_instructgpt_pythia_1_4b", data="yours",
     source="arXiv 2203.02155, appendix C", topology="v5p:2x2x1",
 )  # fmt: skip
 def ppo_instructgpt_pythia_1_4b(config: ConfigDict) -> None:
@@ -287,8 +327,8 @@ def ppo_instructgpt_pythia_1_4b(config: ConfigDict) -> None:
 
 
 @recipe(
-    stage="ppo", model="pythia_1b", weights="EleutherAI/pythia-1b, after SFT, in place of GPT-3 1.2B", data="yours",
-    source="arXiv 2210.10760, appendix", topology="v5e:4x4",
+    stage="ppo", model="pythia_1b", weights="EleutherAI/pythia-1b", note="after SFT, in place of GPT-3 1.2B",
+    data="yours", source="arXiv 2210.10760, appendix", topology="v5e:4x4",
 )  # fmt: skip
 def ppo_overoptimisation_pythia_1b(config: ConfigDict) -> None:
     """PPO against a proxy; `--config.ppo.reward` is a reward model of 3M to 3B parameters."""

@@ -3,6 +3,7 @@
 import pathlib
 
 from jaxalign.ablation import Chart, Claim, Outcome, Study, Trial, value
+from jaxalign.ablation.effects import arm_name
 from jaxalign.ablation.language import PRETRAINING, examine, start_of, train_once, write_side
 from jaxalign.worlds import World
 
@@ -89,6 +90,11 @@ def get_study(size: str) -> Study:
         },
         run=run,
         share=share,
+        recipes={
+            arm_name(sft): "sft_orpo_opt_1_3b",
+            arm_name(arms[-2]): "orpo_opt_1_3b",
+            arm_name(both): "dpo_orpo_opt_1_3b",
+        },
         claims=(
             Claim(
                 "SFT raises rejected answers",

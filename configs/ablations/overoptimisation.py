@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxalign.ablation import Chart, Claim, Outcome, Study, Trial, cross, value
-from jaxalign.ablation.effects import Arm
+from jaxalign.ablation.effects import Arm, arm_name
 from jaxalign.ablation.forms import FORMS, best_of_n, fit, held_out_rmse, peak
 from jaxalign.ablation.language import PRETRAINING, examining, train_once
 from jaxalign.ablation.preferences import (
@@ -224,6 +224,7 @@ def get_study(size: str) -> Study:
         },
         run=run,
         share=share,
+        recipes={arm_name(rl("all")): "ppo_overoptimisation_pythia_1b"},
         claims=(
             Claim(
                 "gold falls",

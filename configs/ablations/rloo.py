@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from jaxalign.ablation import Chart, Claim, Effect, Outcome, Study, Trial, Tuning, value
-from jaxalign.ablation.effects import Arm
+from jaxalign.ablation.effects import Arm, arm_name
 from jaxalign.losses.advantages import gae, token_rewards
 from jaxalign.losses.grpo import GRPOObjective, group_advantages
 from jaxalign.losses.ppo import PPOObjective, policy_loss, value_loss
@@ -282,6 +282,7 @@ def get_study(size: str) -> Study:
             "clipped": "share of tokens, or completions, whose loss clipping changes",
         },
         run=run,
+        recipes={arm_name(RLOO): "rloo_tldr_pythia_6_9b", arm_name(PPO): "ppo_tldr_pythia_6_9b"},
         claims=(
             Claim(
                 "RLOO is better than PPO",

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from jaxalign.ablation import Chart, Claim, Effect, Outcome, Study, Trial, value
+from jaxalign.ablation.effects import arm_name
 from jaxalign.ablation.language import (
     PRETRAINING,
     SAMPLING,
@@ -114,6 +115,7 @@ def get_study(size: str) -> Study:
         },
         run=run,
         share=share,
+        recipes={arm_name(arm(many)): "sft_lima_llama2_7b"},
         claims=(
             Claim(
                 "quality counts",

@@ -92,6 +92,8 @@ class Study:
     # That `get_study` makes; of "paper" models and data are the paper's own.
     sizes: tuple[str, ...] = ("small",)
     charts: tuple[Chart, ...] = ()
+    # Of arms, by name: the training of the paper's own size, `--config=papers:RECIPE`.
+    recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     discussion: str = ""  # where results differ from the paper, why, as far as it was tested
 
     def __post_init__(self) -> None:
@@ -99,6 +101,9 @@ class Study:
         names = [arm_name(arm) for arm in self.arms]
         trials = [arm_name(trial) for trial in self.tuning.trials] if self.tuning else []
         claims = [claim.name for claim in self.claims]
+        for arm in self.recipes:
+            if arm not in names:
+                raise ConfigError(f"{where}, recipes: there is no arm {arm!r}{nearest_hint(arm, names)}")
         for kind, listed in (("arms", names), ("claims", claims), ("trials", trials)):
             if twice := sorted({name for name in listed if listed.count(name) > 1}):
                 raise ConfigError(f"{where}: two {kind} are named {twice[0]!r}")

@@ -8,7 +8,7 @@ from typing import Any
 from jaxalign.errors import ConfigError, UsageError
 from jaxalign.verbs.requests import Request, flag
 
-REPORT, ALL = "report", "all"
+REPORT, ALL, PAPER = "report", "all", "paper"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,8 @@ class AblateRequest(Request):
     with jaxalign:
 
         jaxalign ablate ipo_bandits --jobs=2
+
+    NAME:paper prints what trains the arms of a study in its paper's size: each command is for a slice of TPUs.
 
     `jaxalign ablate report NAME` makes the page anew from the results, `jaxalign ablate report all` one of all studies
     whose results lie in folders of --out.
@@ -50,6 +52,7 @@ def run(request: AblateRequest) -> int:
     """Runs what is missing; 1 where a check fails."""
     from rich.console import Console
 
+    from jaxalign.ablation.at_scale import describe_trainings
     from jaxalign.ablation.check import check_seed, recorded
     from jaxalign.ablation.files import load_study, own_studies
     from jaxalign.ablation.overview import write_overview
@@ -73,6 +76,10 @@ def run(request: AblateRequest) -> int:
         console.print(f"The page: {out / PAGE}", highlight=False, soft_wrap=True)
         return 0
     name, _, size = words[0].partition(":")
+    if size == PAPER and (study := load_study(name)).recipes:
+        for line in describe_trainings(study):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+        return 0
     study = load_study(name, size or None)
     workdir = pathlib.Path(request.workdir or f"ablations/{study.name}")
     arms = tuple(arm for arm in request.only.split(";") if arm)

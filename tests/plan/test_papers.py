@@ -2,6 +2,8 @@
 
 import pytest
 
+from jaxalign.ablation.at_scale import describe_trainings
+from jaxalign.ablation.files import load_study, own_studies
 from jaxalign.config import load_config
 from jaxalign.config_files import own_configs
 from jaxalign.errors import ConfigError
@@ -10,7 +12,8 @@ from jaxalign.stages import parse_config
 from jaxalign.verbs.plan import estimated_plan
 
 # As the papers have them, read a second time: arXiv 2305.18290 (DPO), 2404.10719 (is DPO superior to PPO), 2403.07691
-# (ORPO), 2403.17031 (TL;DR), 2402.14740 (RLOO), 2203.02155 (InstructGPT), 2210.10760 (over-optimisation).
+# (ORPO), 2305.11206 (LIMA), 2403.17031 (TL;DR), 2402.14740 (RLOO), 2203.02155 (InstructGPT), 2210.10760
+# (over-optimisation).
 NUMBERS = {
     "dpo_hh_pythia_2_8b": {
         "optimizer.name": "rmsprop",
@@ -46,6 +49,17 @@ NUMBERS = {
     "sft_orpo_opt_1_3b": {"optimizer.learning_rate": 1e-5, "num_epochs": 1},
     "orpo_opt_1_3b": {"optimizer.learning_rate": 8e-6, "num_epochs": 10, "data.max_length": 1024},
     "dpo_orpo_opt_1_3b": {"optimizer.learning_rate": 5e-6, "num_epochs": 3, "dpo.beta": 0.1},
+    "sft_lima_llama2_7b": {
+        "optimizer.learning_rate": 1e-5,
+        "optimizer.final_ratio": 0.1,
+        "optimizer.warmup_steps": 0,
+        "optimizer.b1": 0.9,
+        "optimizer.b2": 0.95,
+        "optimizer.weight_decay": 0.1,
+        "batch_size": 64,
+        "num_epochs": 15,
+        "data.max_length": 2048,
+    },
     "sft_tldr_pythia_6_9b": {"optimizer.learning_rate": 3e-6, "batch_size": 128, "optimizer.eps": 1e-5},
     "reward_tldr_pythia_6_9b": {"optimizer.learning_rate": 3e-6, "batch_size": 64, "num_epochs": 1},
     "dpo_tldr_pythia_6_9b": {"optimizer.learning_rate": 3e-6, "batch_size": 64, "dpo.beta": 0.05},
@@ -118,3 +132,20 @@ def test_a_recipe_that_is_none_is_refused():
         ConfigError, match=r"'orpo_mistral' is no recipe of a paper; there are .*orpo_mistral_7b"
     ):
         load_config("papers", "orpo_mistral")
+
+
+def test_a_study_names_the_trainings_of_its_paper():
+    """The rewarded ones after their SFT and reward model, each once, and every recipe is one."""
+    study = load_study("rloo")
+    lines = list(describe_trainings(study))
+    commands = [line for line in lines if not line.startswith("#")]
+    begun = [line.split("--config=papers:")[1].split()[0] for line in commands]
+    assert begun[:3] == ["sft_tldr_pythia_6_9b", "reward_tldr_pythia_6_9b", "rloo_tldr_pythia_6_9b"]
+    assert "--config.model.init_from=ablations/rloo-paper/sft_tldr_pythia_6_9b" in commands[2]
+    assert "--config.rloo.reward=ablations/rloo-paper/reward_tldr_pythia_6_9b" in commands[2]
+    assert commands[2].endswith("--workdir=ablations/rloo-paper/rloo_tldr_pythia_6_9b  # v5p:2x2x4")
+
+
+@pytest.mark.parametrize("name", own_studies())
+def test_recipes_of_studies_are_there(name):
+    assert set(load_study(name).recipes.values()) <= set(NUMBERS)
