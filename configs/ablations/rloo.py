@@ -3,7 +3,6 @@ every one of them can be looked at."""
 
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -13,24 +12,34 @@ import optax
 
 from jaxalign.ablation import Chart, Claim, Effect, Outcome, Study, Trial, Tuning, value
 from jaxalign.ablation.effects import Arm, arm_name
+from jaxalign.ablation.sequences import (
+    LENGTH,
+    PROMPTS,
+    SEQUENCES,
+    VOCABULARY,
+    WIDTH,
+    Params,
+    first_params,
+    habits,
+    learn_start,
+    measure,
+    read,
+    reward,
+    sample,
+    token_logps,
+)
 from jaxalign.losses.advantages import gae, token_rewards
 from jaxalign.losses.grpo import GRPOObjective, group_advantages
 from jaxalign.losses.ppo import PPOObjective, policy_loss, value_loss
 
-PROMPTS, VOCABULARY, LENGTH, WIDTH = 16, 8, 4, 64
 LIKELY = 0.6  # of the demonstrators' token at each place; the others share the rest
-FIRST_STEPS, FIRST_RATE = 400, 0.01  # of the start, which learns from demonstrations
 ROLLOUTS, EPISODES, PARTS = 80, 64, 2  # completions of a rollout, and updates on it, each on a part
 BETA = 0.05
 CLIP, NO_CLIP = 0.2, 1e9
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 POINTS = 10  # of a curve
 
-# All sequences there are: int [V ** L, L].
-SEQUENCES = np.array(list(itertools.product(range(VOCABULARY), repeat=LENGTH)))
 LEAVE_ONE_OUT = GRPOObjective(baseline="leave_one_out", scale="none")
-
-Params = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,84 +50,6 @@ class Way:
     samples: int = 1  # of a prompt
     lam: float = 0.95
     clip: float = CLIP
-
-
-def first_params(key: jax.Array, outputs: int) -> Params:
-    """A network from a prompt and the tokens so far to `outputs` numbers, 0 at first."""
-    keys = jax.random.split(key, 3)
-    return {
-        "prompt": jax.random.normal(keys[0], (PROMPTS, LENGTH, WIDTH)) / 2,
-        "token": jax.random.normal(keys[1], (LENGTH, VOCABULARY, WIDTH)) / 2,
-        "hidden": jax.random.normal(keys[2], (WIDTH, WIDTH)) / np.sqrt(WIDTH),
-        "out": jnp.zeros((WIDTH, outputs)),
-    }
-
-
-def read(params: Params, prompts: jax.Array, tokens: jax.Array) -> jax.Array:
-    """[B, L, outputs] before each token of sequences [B, L]."""
-    each = params["token"][jnp.arange(LENGTH), tokens]
-    before = jnp.cumsum(each, axis=1) - each
-    x = jax.nn.relu(params["prompt"][prompts] + before)
-    return jax.nn.relu(x @ params["hidden"]) @ params["out"]
-
-
-def token_logps(params: Params, prompts: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Log-probabilities of tokens [B, L]."""
-    logps = jax.nn.log_softmax(read(params, prompts, tokens))
-    return jnp.take_along_axis(logps, tokens[..., None], axis=2)[..., 0]
-
-
-def sample(params: Params, prompts: jax.Array, key: jax.Array) -> jax.Array:
-    """A sequence for each prompt: int [B, L]."""
-    tokens = jnp.zeros((len(prompts), LENGTH), jnp.int32)
-    for place, own in enumerate(jax.random.split(key, LENGTH)):
-        drawn = jax.random.categorical(own, read(params, prompts, tokens)[:, place])
-        tokens = tokens.at[:, place].set(drawn)
-    return tokens
-
-
-def reward(best: jax.Array, prompts: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Float32 [B], 0 to 1: half of it for each right token, half for all of them together."""
-    right = (tokens == best[prompts]).astype(jnp.float32)
-    return 0.5 * right.mean(1) + 0.5 * right.min(1)
-
-
-@jax.jit
-def measure(params: Params, start: Params, best: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The expected reward and the KL to the start in nats, in the mean over prompts, by all sequences."""
-    sequences = jnp.asarray(SEQUENCES)
-
-    def of_prompt(prompt: jax.Array) -> tuple[jax.Array, jax.Array]:
-        prompts = jnp.full(len(sequences), prompt)
-        mine, theirs = (token_logps(x, prompts, sequences).sum(1) for x in (params, start))
-        p = jnp.exp(mine)
-        return jnp.sum(p * reward(best, prompts, sequences)), jnp.sum(p * (mine - theirs))
-
-    rewards, kl = jax.lax.map(of_prompt, jnp.arange(PROMPTS))
-    return rewards.mean(), kl.mean()
-
-
-@jax.jit
-def learn_start(key: jax.Array, demonstrated: jax.Array) -> Params:
-    """A policy that has learned how demonstrators answer, by the exact gradient of the expected likelihood."""
-    wanted = jax.nn.one_hot(demonstrated, VOCABULARY) * LIKELY
-    wanted = wanted + (1 - wanted.sum(-1, keepdims=True)) / (VOCABULARY - 1) * (wanted == 0)
-    prompts = jnp.repeat(jnp.arange(PROMPTS), EPISODES // 4)
-    optimizer = optax.adam(FIRST_RATE)
-
-    def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
-        params, state = carry
-        tokens = jax.random.categorical(key, jnp.log(wanted[prompts]))
-
-        def loss(params: Params) -> jax.Array:
-            return -jnp.mean(jnp.sum(wanted[prompts] * jax.nn.log_softmax(read(params, prompts, tokens)), -1))
-
-        updates, state = optimizer.update(jax.grad(loss)(params), state)
-        return (optax.apply_updates(params, updates), state), None
-
-    params = first_params(key, VOCABULARY)
-    keys = jax.random.split(jax.random.fold_in(key, 1), FIRST_STEPS)
-    return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
 
 
 @functools.partial(jax.jit, static_argnames="way")
@@ -202,7 +133,7 @@ def run(trial: Trial) -> Outcome:
         rng.permuted(np.tile(np.arange(LENGTH) < LENGTH // 2, (PROMPTS, 1)), axis=1), other, demonstrated
     )
     key, right = jax.random.key(trial.seed), jnp.asarray(best)
-    start = learn_start(key, jnp.asarray(demonstrated))
+    start = learn_start(key, habits(jnp.asarray(demonstrated), LIKELY))
     rate = jnp.float32(trial.tuned["rate"])
     trained = train(start, jax.random.fold_in(key, 2), right, rate, Way(**trial.arm))
     rewards, kl, clipped = (np.asarray(x, float) for x in trained)
