@@ -41,7 +41,7 @@ LIKELY = 0.6  # of the SFT model's habitual token at each place, which at half o
 PAIRS = 256  # of each prompt, half of them held out
 DPO_STEPS, POINTS = 1_200, 10
 BETAS = {"dpo": (0.05, 0.1, 1.0, 5.0), "rl": (0.1, 0.4, 1.6, 6.4), "rl_true": (0.1, 0.4, 1.6, 6.4)}
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 NEAR, FAR = 1.0, 3.0  # nats at which methods are compared
 
 
@@ -129,8 +129,8 @@ def get_study(size: str) -> Study:
         title="Reward over KL: DPO and RL",
         papers=("arXiv 2305.18290 (DPO), Fig. 2", "arXiv 2406.02900"),
         question=(
-            "DPO is said to reach more reward than PPO at every KL, even where PPO is given the true reward. Later work "
-            "says that DPO over-optimises as RLHF does: reward peaks early in training and falls, and how often the "
+            "DPO is said to reach more reward than PPO at every KL, even where PPO is given the true reward. Later "
+            "work says that DPO over-optimises as RLHF does: reward peaks early in training and falls, and how often the "
             "implicit reward ranks pairs rightly says little of it. What of that holds where reward and KL of every "
             "policy are exact, and RL is tuned as DPO is?"
         ),
