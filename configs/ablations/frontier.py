@@ -130,9 +130,9 @@ def get_study(size: str) -> Study:
         papers=("arXiv 2305.18290 (DPO), Fig. 2", "arXiv 2406.02900"),
         question=(
             "DPO is said to reach more reward than PPO at every KL, even where PPO is given the true reward. Later "
-            "work says that DPO over-optimises as RLHF does: reward peaks early in training and falls, and how often the "
-            "implicit reward ranks pairs rightly says little of it. What of that holds where reward and KL of every "
-            "policy are exact, and RL is tuned as DPO is?"
+            "work says that DPO over-optimises as RLHF does: reward peaks early in training and falls, and how often "
+            "the implicit reward ranks pairs rightly says little of it. What of that holds where reward and KL of "
+            "every policy are exact, and RL is tuned as DPO is?"
         ),
         setting=(
             f"{PROMPTS} prompts, sequences of {LENGTH} tokens out of {VOCABULARY}, all {len(SEQUENCES):,} of which are "
