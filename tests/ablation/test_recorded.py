@@ -14,7 +14,7 @@ from jaxalign.cli import main
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "ablations"
 STUDIES = [name for name in own_studies() if recorded(name).is_file()]
 # Where rounding cannot decide between two ends of a training, as it can among unseen answers.
-QUICK = ["ipo_bandits", "rloo"]
+QUICK = ["ipo_bandits", "rloo", "which_method", "frontier"]
 
 
 @pytest.mark.parametrize("name", STUDIES)
