@@ -6,14 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxalign.training.writer import read_metrics
+from jaxalign.training.writer import FILE_NAME, read_metrics
 
 FLOPS, SECONDS = "perf/total_flos", "perf/step_time"
 
 
+def trained_flops(folder: pathlib.Path) -> float:
+    """Of all training in a folder, as its metrics say."""
+    histories = (read_metrics(file) for file in folder.rglob(FILE_NAME))
+    last = [[x["values"] for x in lines if x["kind"] == "train"][-1:] for lines in histories]
+    return sum(values.get(FLOPS, 0.0) for each in last for values in each)
+
+
 @dataclasses.dataclass(frozen=True)
 class Leg:
-    """A run that begins where the one before it ended, and what its data cost before its first step."""
+    """A run that begins where the one before it ended, and what all of its data cost."""
 
     run: pathlib.Path
     flops: float = 0.0
@@ -23,24 +30,27 @@ class Leg:
 def course(legs: Sequence[Leg], names: Sequence[str]) -> dict[str, np.ndarray]:
     """What was measured at each evaluation of all runs, [K] for each of `names`, and "flops" and "seconds" till then.
 
-    Seconds are those of data and of steps: compiling, evaluations and checkpoints are left out.
+    Data count as they are used, the same for each step. Seconds are those of data and of steps: compiling, evaluations
+    and checkpoints are left out.
     """
     found: dict[str, list[float]] = {name: [] for name in (*names, "flops", "seconds")}
     flops = seconds = 0.0
     for leg in legs:
-        flops, seconds = flops + leg.flops, seconds + leg.seconds
         lines = read_metrics(leg.run)
         trained = [line for line in lines if line["kind"] == "train"]
-        counted = np.array([(line["step"], line["values"][FLOPS]) for line in trained])
-        # The first line of a run has only the time of a step that compiled.
-        step_time = np.mean([line["values"][SECONDS] for line in trained if SECONDS in line["values"]])
+        steps = trained[-1]["step"]
+        counted = np.array([(0, 0.0), *((line["step"], line["values"][FLOPS]) for line in trained)])
+        # The first line of a run has only the time of a step that compiled; other work may hold up a few steps.
+        timed = [line["values"][SECONDS] for line in trained if SECONDS in line["values"]]
+        per_step = leg.seconds / steps + float(np.median(timed))
         for line in lines:
             if line["kind"] == "eval":
                 for name in names:
                     found[name].append(line["values"][name])
-                found["flops"].append(flops + float(np.interp(line["step"], *counted.T)))
-                found["seconds"].append(seconds + float(step_time) * line["step"])
-        flops, seconds = flops + counted[-1, 1], seconds + float(step_time) * counted[-1, 0]
+                used = leg.flops * line["step"] / steps
+                found["flops"].append(flops + used + float(np.interp(line["step"], *counted.T)))
+                found["seconds"].append(seconds + per_step * line["step"])
+        flops, seconds = flops + leg.flops + counted[-1, 1], seconds + per_step * steps
     return {name: np.array(numbers) for name, numbers in found.items()}
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.ablation.costs import Leg, course
-from jaxalign.ablation.frontier import gain_at_equal_length, halves
+from jaxalign.ablation.costs import Leg, cost_of, course, trained_flops
+from jaxalign.ablation.frontier import best_point, gain_at, gain_at_equal_length, halves
 from jaxalign.ablation.language import examining, pair_logps, train_once
 from jaxalign.ablation.preferences import judge_answers, make_pairs
-from jaxalign.ablation.study import Trial
+from jaxalign.ablation.study import Outcome, Trial
 from jaxalign.models import Params
 from jaxalign.quickstart.evaluate import Examiner
 from jaxalign.storage import write_whole
@@ -79,13 +79,7 @@ class Optimisation:
         kl, length = float(found["kl"].mean()), float(answers.lengths.mean())
         return {"even": even, "odd": odd, "kl": kl, "length": length, "same": same}
 
-    def accuracy(self) -> float:
-        """The share of held-out pairs of which the preferred answer has gained on the other one."""
-        params = find_model(str(self.last), "a run of the study").load(jax.sharding.get_mesh())
-        chosen, rejected = pair_logps(self.root, self.examiner, params)
-        return float(np.mean(chosen - rejected > self.start["margin"]))
-
-    def points(self) -> dict[str, np.ndarray]:
+    def _points(self) -> dict[str, np.ndarray]:
         """What was measured, the start first: [K] each.
 
         even, odd: gold reward of either half of the questions; kl: nats an answer; length: tokens of it; same: gain in
@@ -95,3 +89,45 @@ class Optimisation:
         first = dict.fromkeys(found, 0.0) | {"length": self.start["length"].mean()}
         first["even"], first["odd"] = halves(self.start["gold"])
         return {name: np.append(first[name], each) for name, each in found.items()}
+
+    def outcome(self, *, kl: float, least: float) -> Outcome:
+        """The numbers of all that was trained, and lines over √KL and over what they had cost.
+
+        Args:
+          kl: nats at which gains are compared. least: gain in gold reward that costs are compared for.
+        """
+        found = self._points()
+        golds = np.stack((found["even"], found["odd"]))
+        gold, d, longer = golds.mean(0), np.sqrt(found["kl"]), found["length"] - found["length"][0]
+        gain, (top, _), flops = gold - gold[0], best_point(golds), found["flops"] / 1e12
+        cost, reached = cost_of(gain, flops, least)
+        params = find_model(str(self.last), "a run of the study").load(jax.sharding.get_mesh())
+        chosen, rejected = pair_logps(self.root, self.examiner, params)
+        measures = {
+            "start": gold[0],
+            "top": top,
+            "last": gold[-1],
+            "fall": top - gold[-1],
+            "at": gain_at(d, gain, kl),
+            "kl": found["kl"][-1],
+            "length": longer[-1],
+            "gain": gain[-1],
+            "same": found["same"][-1],
+            "slope": np.polyfit(self.start["length"], self.start["gold"], 1)[0],
+            "accuracy": np.mean(chosen - rejected > self.start["margin"]),
+            "flops": flops[-1],
+            "cost": cost,
+            "reached": reached,
+            "reward_flops": trained_flops(self.root / "reward") / 1e12,
+            "seconds": found["seconds"][-1],
+        }
+        lines = {
+            "gold": (d, gain),
+            "length": (d, longer),
+            "flops": (flops, gain),
+            "seconds": (found["seconds"], gain),
+        }
+        curves = {
+            name: [(float(a), float(b)) for a, b in zip(*line, strict=True)] for name, line in lines.items()
+        }
+        return Outcome({name: float(x) for name, x in measures.items()}, curves)

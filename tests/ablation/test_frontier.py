@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxalign.ablation.costs import Leg, cost_of, course
+from jaxalign.ablation.costs import Leg, cost_of, course, trained_flops
 from jaxalign.ablation.frontier import best_point, gain_at, gain_at_equal_length, halves
 
 
@@ -49,11 +49,12 @@ def test_costs_add_up_over_runs(tmp_path):
         (tmp_path / name).mkdir()
         text = "".join(json.dumps(line | {"time": 0.0}) + "\n" for line in lines)
         (tmp_path / name / "metrics.jsonl").write_text(text)
-        legs.append(Leg(tmp_path / name, flops=100.0, seconds=5.0))
+        legs.append(Leg(tmp_path / name, flops=90.0, seconds=3.0))
     found = course(legs, ("kl",))
     assert found["kl"].tolist() == [0.5, 0.7, 0.5, 0.7]
-    assert found["flops"].tolist() == [120.0, 130.0, 250.0, 260.0]
-    assert found["seconds"].tolist() == [9.0, 11.0, 20.0, 22.0]
+    assert found["flops"].tolist() == [80.0, 120.0, 200.0, 240.0]
+    assert trained_flops(tmp_path) == 60.0
+    assert found["seconds"].tolist() == [6.0, 9.0, 15.0, 18.0]
 
 
 def test_the_cost_of_a_gain_lies_between_the_points_around_it():
