@@ -13,6 +13,8 @@ MAY_NAME_STAGES = ("stages", "quickstart", "losses")
 OTHER_MEANINGS = {
     ("ablation/language.py", "pretrain"): "the run that arms begin with",
     ("ablation/language.py", "sft"): "a file of demonstrations, and the run that is the reference by default",
+    ("ablation/optimisation.py", "sft"): "the run that a policy begins with",
+    ("ablation/optimisation.py", "reward"): "the run of the reward model",
     ("ablation/preferences.py", "reward"): "a stage of the quickstart's config",
     ("ablation/preferences.py", "sft"): "a stage of the quickstart's config, and its run",
     ("data/kinds.py", "sft"): "a kind of data",

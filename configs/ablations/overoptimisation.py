@@ -12,6 +12,7 @@ import numpy as np
 from jaxalign.ablation import Chart, Claim, Outcome, Study, Trial, cross, value
 from jaxalign.ablation.effects import Arm, arm_name
 from jaxalign.ablation.forms import FORMS, best_of_n, fit, held_out_rmse, peak
+from jaxalign.ablation.frontier import best_point, gain_at, halves
 from jaxalign.ablation.language import PRETRAINING, examining, train_once
 from jaxalign.ablation.preferences import (
     PROMPTS,
@@ -98,11 +99,6 @@ def best_of(scores: Mapping[str, np.ndarray], reward: str) -> Frontier:
     return Frontier(np.sqrt(np.maximum(kl.mean(1), 0)), halves(gold), proxy.mean(1))
 
 
-def halves(x: np.ndarray) -> np.ndarray:
-    """[..., questions] to the means of the even and the odd ones, [2, ...]."""
-    return np.stack([x[..., side::2].mean(-1) for side in range(2)])
-
-
 def reinforce(trial: Trial, scores: Mapping[str, np.ndarray]) -> Frontier:
     """Trains on a reward model, and measures the policy on the way."""
     (root, world), reward = trial.shared, trial.arm["pairs"]
@@ -144,9 +140,7 @@ def run(trial: Trial) -> Outcome:
     found = best_of(scores, reward) if way == "best-of-n" else reinforce(trial, scores)
     d, gold = found.d, found.gold.mean(0)
     gain = gold - gold[0]
-    # The best point of one half of the questions is measured on the other, or noise would make a peak.
-    tops = [int(found.gold[side].argmax()) for side in range(2)]
-    top = np.mean([found.gold[1 - side, at] for side, at in enumerate(tops)])
+    top, tops = best_point(found.gold)
     form = "best-of-n" if way == "best-of-n" else "rl"
     measures = {
         "start": gold[0],
@@ -157,7 +151,7 @@ def run(trial: Trial) -> Outcome:
         "rise": found.proxy[-1] - np.mean(found.proxy[tops]),
         "d_last": d[-1],
         "d_peak": np.clip(peak(form, *fit(form, d[1:], gain[1:])), 0, d.max()),
-        "at": np.interp(np.sqrt(AT), *np.array(sorted(zip(d, gain, strict=True))).T),
+        "at": gain_at(d, gain, AT),
         "agree": agreement(scores["gold"], scores[reward]),
         **{f"rmse_{name}": held_out_rmse(name, d[1:], gain[1:]) for name in FORMS},
     }

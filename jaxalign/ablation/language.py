@@ -72,11 +72,16 @@ def demonstrations(
         yield {"messages": [*question.messages, {"role": "assistant", "content": text}]}
 
 
-def write_side(root: pathlib.Path, side: str) -> pathlib.Path:
-    """The preferred answers ("chosen") of the preference data, or the others, as rows {"messages"} for SFT."""
-    rows = read_records(str(root / "data/preference.jsonl"))
+def write_side(root: pathlib.Path, side: str, pairs: str = "preference") -> pathlib.Path:
+    """The preferred answers ("chosen") of the preference data, or the others, as rows {"messages"} for SFT.
+
+    Args:
+      pairs: the name of the data's file; of others than the world's own it stands in the new file's name.
+    """
+    rows = read_records(str(root / f"data/{pairs}.jsonl"))
+    name = side if pairs == "preference" else f"{side}_of_{pairs}"
     return write_rows(
-        root / "data" / f"{side}.jsonl", ({"messages": [*row["prompt"], *row[side]]} for row in rows)
+        root / "data" / f"{name}.jsonl", ({"messages": [*row["prompt"], *row[side]]} for row in rows)
     )
 
 

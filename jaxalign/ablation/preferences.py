@@ -3,20 +3,30 @@
 import dataclasses
 import itertools
 import pathlib
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxalign.ablation.language import examining, start_of, train_once, write_rows
+from jaxalign import parallel
+from jaxalign.ablation.language import examining, read_pairs, start_of, train_once, write_rows
 from jaxalign.data import read_records
+from jaxalign.data.loader import eval_batches
+from jaxalign.evaluation import pair_scores
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.flops import Work
 from jaxalign.quickstart.evaluate import Examiner
 from jaxalign.quickstart.pairs import on_policy_pairs
 from jaxalign.sampling.answers import Answers, sequence_rewards
+from jaxalign.training.flops import count_work
 from jaxalign.training.saved_model import find_model
 from jaxalign.worlds import World
+from jaxalign.worlds.preferences import preference_row
 
 PROMPTS = 3_000  # that are answered twice for pairs
+PAIR_ROWS = 16  # of pairs that are read at a time
 UNENDED = 1.0  # taken off the reward of an answer that runs into the length limit
 
 
@@ -38,13 +48,54 @@ def judge_answers(examiner: Examiner, params: Params, seed: int = 0) -> tuple[An
     }
 
 
-def make_pairs(root: pathlib.Path, world: World, seed: int) -> pathlib.Path:
-    """Pairs of the SFT model's own answers, labelled by the judge with noise."""
-    path = root / "data/preference_on_policy.jsonl"
+def make_pairs(
+    root: pathlib.Path,
+    world: World,
+    seed: int,
+    *,
+    questions: str = "prompts.jsonl",
+    run: str = "sft",
+    path: pathlib.Path | None = None,
+) -> pathlib.Path:
+    """Pairs of the SFT model's own answers, labelled by the judge with noise.
+
+    Args:
+      questions: a file of the data, of which the first `PROMPTS` are asked.
+      run: a run in `root`, or the path of another, whose model answers in place of the SFT model.
+      path: where the pairs are written.
+    """
+    path = path or root / "data/preference_on_policy.jsonl"
     if not path.is_file():
-        with examining(root, world, take=PROMPTS, questions="prompts.jsonl") as examiner:
+        settings = {"questions": questions, "reference_run": run}
+        with examining(root, world, take=PROMPTS, **settings) as examiner:
             write_rows(path, on_policy_pairs(examiner, seed)[0])
     return path
+
+
+def relabel(reward: pathlib.Path, pairs: pathlib.Path) -> tuple[pathlib.Path, Work]:
+    """Pairs as a reward model sees them: the answer is chosen that it scores higher, without noise.
+
+    Returns:
+      The file beside `pairs` where they lie then, and the work of reading each answer once after its prompt.
+    """
+    path = pairs.with_name(f"{pairs.stem}_labelled.jsonl")
+    mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
+    with parallel.use_mesh(mesh):
+        model = find_model(str(reward), "the reward model")
+        dataset = read_pairs(model, pairs)
+        if not path.is_file():
+            numbers, scores = pair_scores(model.load(mesh), model.config, dataset, batch_size=PAIR_ROWS)
+            write_rows(path, map(_labelled, map(dataset.record, map(int, numbers)), scores.tolist()))
+        each = [
+            count_work(model.config, batch.segment_ids, batch.positions, batch.loss_mask)
+            for batch in eval_batches(dataset.rows, PAIR_ROWS)
+        ]
+    return path, Work(*(float(sum(part)) for part in zip(*each, strict=True)))
+
+
+def _labelled(row: Mapping[str, Any], scores: Sequence[float]) -> dict[str, Any]:
+    sides = [(row[side], score) for side, score in zip(("chosen", "rejected"), scores, strict=True)]
+    return preference_row(row["prompt"], *sides, rng=random.Random(0), noise=0)
 
 
 def make_reward_model(

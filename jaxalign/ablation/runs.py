@@ -21,12 +21,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jaxalign
+from jaxalign.ablation.costs import trained_flops
 from jaxalign.ablation.effects import Arm, Table, arm_name
 from jaxalign.ablation.study import COUNTED, TUNING, Outcome, Study, Trial
 from jaxalign.errors import ConfigError, JaxalignError
 from jaxalign.storage import claim, read_json, write_whole
-from jaxalign.training.writer import FILE_NAME as METRICS
-from jaxalign.training.writer import read_metrics
 
 DECLARATION, OUTCOME = "declaration.json", "outcome.json"
 
@@ -124,20 +123,13 @@ def _run(study: Study, trial: Trial) -> None:
         "tuned": dict(trial.tuned),
         "measures": dict(outcome.measures),
         "curves": {name: [list(point) for point in points] for name, points in outcome.curves.items()},
-        "flops": outcome.flops or _trained_flops(trial.folder),
+        "flops": outcome.flops or trained_flops(trial.folder),
         "seconds": round(time.monotonic() - began, 2),
         "declaration": study.hash,
         "version": jaxalign.__version__,
         "commit": commit(),
     }
     write_whole(trial.folder / OUTCOME, json.dumps(found, indent=1).encode())
-
-
-def _trained_flops(folder: pathlib.Path) -> float:
-    """Of all training in a folder, as its metrics say."""
-    histories = (read_metrics(file) for file in folder.rglob(METRICS))
-    last = [[x["values"] for x in lines if x["kind"] == "train"][-1:] for lines in histories]
-    return sum(values.get("perf/total_flos", 0.0) for each in last for values in each)
 
 
 def choose(study: Study, tried: Sequence[dict[str, Any]], only: Sequence[str] = ()) -> dict[str, Arm]:
