@@ -124,7 +124,7 @@ def _run(study: Study, trial: Trial) -> None:
         "tuned": dict(trial.tuned),
         "measures": dict(outcome.measures),
         "curves": {name: [list(point) for point in points] for name, points in outcome.curves.items()},
-        "flops": outcome.flops or _trained_flops(trial.folder),
+        "flops": outcome.flops or trained_flops(trial.folder),
         "seconds": round(time.monotonic() - began, 2),
         "declaration": study.hash,
         "version": jaxalign.__version__,
@@ -133,7 +133,7 @@ def _run(study: Study, trial: Trial) -> None:
     write_whole(trial.folder / OUTCOME, json.dumps(found, indent=1).encode())
 
 
-def _trained_flops(folder: pathlib.Path) -> float:
+def trained_flops(folder: pathlib.Path) -> float:
     """Of all training in a folder, as its metrics say."""
     histories = (read_metrics(file) for file in folder.rglob(METRICS))
     last = [[x["values"] for x in lines if x["kind"] == "train"][-1:] for lines in histories]
