@@ -189,11 +189,12 @@ def get_study(size: str) -> Study:
             f"{PASSES} to each prompt in all, about as many as SFT reads in its steps of {BATCH} packed rows. A fifth "
             "of the rows of SFT is text of the corpus; as much of it, with the same weight, stands beside reverse KL. "
             f"Scores are those of the judge for {QUESTIONS} held-out questions about other animals. The learning rate "
-            f"is {RATE:g}, and {TEACHERS_RATE:g} of what comes before the arms. Tried before, on seed 100 alone: reverse KL from the pretrained model without "
-            "those first steps (after 100 steps answers did not end and had 26 tokens of 32, so they were added); 100 "
-            "steps, with rates from 0.0005 to 0.003, and 200; a teacher of 300; SFT on a single sampled answer, which "
-            "was worse than on demonstrations; and rates of 0.001 and 0.002 for three of the arms as they are here, with scores of .444 and .439 for "
-            "demonstrations, .466 and .472 for sampled answers, and .519 and .531 for own samples."
+            f"is {RATE:g}, and {TEACHERS_RATE:g} of what comes before the arms. Tried before, on seed 100 alone: "
+            "reverse KL from the pretrained model without those first steps (after 100 steps answers did not end and "
+            "had 26 tokens of 32, so they were added); 100 steps, with rates from 0.0005 to 0.003, and 200; a teacher "
+            "of 300; SFT on a single sampled answer, which was worse than on demonstrations; and rates of 0.001 and "
+            "0.002 for three of the arms as they are here, with scores of .444 and .439 for demonstrations, .466 and "
+            ".472 for sampled answers, and .519 and .531 for own samples."
         ),
         arms=(
             arm("people", "demonstrations"),
