@@ -4,7 +4,7 @@ import pathlib
 
 from jaxalign.ablation import Chart, Claim, Outcome, Study, Trial, value
 from jaxalign.ablation.effects import arm_name
-from jaxalign.ablation.language import PRETRAINING, examine, start_of, train_once, write_side
+from jaxalign.ablation.language import PRETRAINING, beside_text, examine, start_of, train_once, write_side
 from jaxalign.worlds import World
 
 STEPS = 120  # of every arm, of 16 rows with two or more sequences
@@ -26,9 +26,7 @@ def run(trial: Trial) -> Outcome:
     method = trial.arm["method"]
     common = {"num_steps": STEPS, "optimizer.learning_rate": RATE, "optimizer.warmup": 0.1}
     chosen = {
-        "data.train": f"{root}/data/chosen.jsonl,{root}/data/corpus.jsonl",
-        "data.weights": (0.8, 0.2),
-        "data.eval": "",
+        **beside_text(root, f"{root}/data/chosen.jsonl"),
         "batch_size": 32,  # rows of half the length: as many sequences as 16 rows of pairs
     }
     last = trial.folder / "last"

@@ -1,13 +1,14 @@
 """Quality or quantity in supervised fine-tuning: how many demonstrations, and how many of them flawed."""
 
-import dataclasses
 import pathlib
 
 from jaxalign.ablation import Chart, Claim, Effect, Outcome, Study, Trial, value
 from jaxalign.ablation.effects import arm_name
 from jaxalign.ablation.language import (
+    GREEDY,
+    NUCLEUS,
     PRETRAINING,
-    SAMPLING,
+    beside_text,
     demonstrations,
     examine,
     score_sampled,
@@ -23,9 +24,6 @@ STEPS, FEW = 200, 50  # of 16 rows with several conversations each
 QUESTIONS = 300
 MEASURED = ("gold", "helpful", "honest", "harmless", "loss", "corpus", "length")
 PERFECT = "perfect_held_out.jsonl"
-# As LIMA samples, and without chance.
-NUCLEUS = dataclasses.replace(SAMPLING, temperature=0.7, top_p=0.9)
-GREEDY = dataclasses.replace(SAMPLING, temperature=0.0)
 
 
 def share(seed: int, root: pathlib.Path) -> tuple[pathlib.Path, World]:
@@ -42,9 +40,7 @@ def run(trial: Trial) -> Outcome:
     made = demonstrations(world, "train", rows, trial.seed, flawed=flawed)
     data = write_rows(trial.folder / "demonstrations.jsonl", made)
     changes = {
-        "data.train": f"{data},{root}/data/corpus.jsonl",
-        "data.weights": (0.8, 0.2),
-        "data.eval": "",
+        **beside_text(root, data),
         "batch_size": 16,
         "num_steps": steps,
         "optimizer.warmup": 0.1,

@@ -5,6 +5,7 @@ are those of configs/quickstart.py, changed by what an arm says.
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,9 @@ from jaxalign.worlds.questions import questions as ask
 from jaxalign.worlds.world import stream
 
 ANSWER_SLOTS, TEXT_SLOTS = 96, 64
+# As LIMA samples, and without chance.
+NUCLEUS = dataclasses.replace(SAMPLING, temperature=0.7, top_p=0.9)
+GREEDY = dataclasses.replace(SAMPLING, temperature=0.0)
 PRETRAINING = 400  # steps of the model that arms begin with
 MOST = 6_000  # demonstrations of a world
 
@@ -83,6 +87,15 @@ def write_side(root: pathlib.Path, side: str, pairs: str = "preference") -> path
     return write_rows(
         root / "data" / f"{name}.jsonl", ({"messages": [*row["prompt"], *row[side]]} for row in rows)
     )
+
+
+def beside_text(root: pathlib.Path, file: pathlib.Path | str, text: float = 0.2) -> dict[str, Any]:
+    """Changes of a config: it trains on the rows of a file, and for a share of all rows on text of the corpus."""
+    return {
+        "data.train": f"{file},{root}/data/corpus.jsonl",
+        "data.weights": (1 - text, text),
+        "data.eval": "",
+    }
 
 
 def train_once(
