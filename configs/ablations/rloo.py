@@ -97,7 +97,7 @@ def train(start: Params, key: jax.Array, best: jax.Array, rate: jax.Array, way: 
                     logp, before = logp.sum(1, keepdims=True), before.sum(1, keepdims=True)
                     gain, seen = gain[:, :1], seen[:, :1]
                 total, metrics = policy_loss(logp, before, gain, seen, objective)
-                share = metrics["policy/clipfrac_avg"]
+                share: Any = metrics["policy/clipfrac_avg"]
                 return total, share.total / share.weight
 
             def critic_loss(critic: Params, rows: jax.Array = rows) -> jax.Array:

@@ -142,7 +142,7 @@ def get_study(size: str) -> Study:
             "whose rate was not tuned, which held RLHF back. A first run of the study, on seeds 0 to 19, is not "
             "counted: on some of them what others were in the habit of was the best token."
         ),
-        arms=tuple({"method": method} | data for data in sources for method in METHODS),
+        arms=tuple({"method": method, **data} for data in sources for method in METHODS),
         seeds=tuple(range(20, 40)),
         tuning=Tuning(
             tuple({"rate": rate, "tie": tie} for rate in RATES for tie in range(2)),

@@ -84,8 +84,8 @@ def learn_rewards(pairs: Pairs, key: jax.Array, rate: jax.Array) -> Params:
     """A reward model of pairs; the trained parameters alone."""
 
     def loss(params: Params, prompts: jax.Array, chosen: jax.Array, rejected: jax.Array) -> jax.Array:
-        said = (score(params, prompts, answers) for answers in (chosen, rejected))
-        return bradley_terry_loss(*said, jnp.ones(BATCH))[0]
+        better, worse = (score(params, prompts, answers) for answers in (chosen, rejected))
+        return bradley_terry_loss(better, worse, jnp.ones(BATCH))[0]
 
     return last(_descend(loss, first_params(key, 1), pairs, key, rate, STEPS))
 
@@ -98,9 +98,9 @@ def train_orpo(
     ones, lengths = jnp.ones(BATCH), jnp.full(BATCH, float(LENGTH))
 
     def loss(params: Params, prompts: jax.Array, chosen: jax.Array, rejected: jax.Array) -> jax.Array:
-        logps = [sequence_logps(params, prompts, answers) for answers in (chosen, rejected)]
-        nll = SequenceNLL(-logps[0], lengths)
-        return orpo_loss(*logps, ones, coef=coef, lengths=(lengths, lengths), nll=nll)[0]
+        better, worse = (sequence_logps(params, prompts, answers) for answers in (chosen, rejected))
+        nll = SequenceNLL(-better, lengths)
+        return orpo_loss(better, worse, ones, coef=coef, lengths=(lengths, lengths), nll=nll)[0]
 
     return _descend(loss, start, pairs, key, rate, 2 * STEPS, points)
 
@@ -118,11 +118,13 @@ def train_dpo(
     """DPO from an SFT model, its reference."""
 
     def loss(params: Params, prompts: jax.Array, chosen: jax.Array, rejected: jax.Array) -> jax.Array:
-        mine, theirs = (
-            [sequence_logps(model, prompts, answers) for answers in (chosen, rejected)]
+        better, worse, ref_better, ref_worse = (
+            sequence_logps(model, prompts, answers)
             for model in (params, start)
+            for answers in (chosen, rejected)
         )
-        return dpo_loss(*mine, *theirs, jnp.ones(BATCH), DPOObjective(beta=beta))[0]
+        objective = DPOObjective(beta=beta)
+        return dpo_loss(better, worse, ref_better, ref_worse, jnp.ones(BATCH), objective)[0]
 
     return _descend(loss, start, pairs, key, rate, steps, points)
 

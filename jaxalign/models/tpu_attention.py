@@ -97,7 +97,7 @@ def _apply(
     def row(q: jax.Array, k: jax.Array, v: jax.Array, mine: jax.Array, theirs: jax.Array) -> Any:
         # The kernel has heads before tokens. To take a row and to turn it round are one copy, if they come together.
         q, k, v = (x.swapaxes(0, 1) for x in (q * scale, k, v))
-        own = _skip_other_segments(kernel, mine, theirs)
+        own: Any = _skip_other_segments(kernel, mine, theirs)
         return own(q, k, v, splash_kernel.SegmentIds(mine, theirs)).swapaxes(0, 1)
 
     # Each row has a map of its own. To a kernel whose maps differ JAX brings the rows by a loop that copies them.
