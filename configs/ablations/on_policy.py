@@ -177,6 +177,7 @@ def get_study(size: str) -> Study:
         },
         run=run,
         share=share,
+        recipes={"way=outside": "dpo_hh_llama2_7b", "way=rl": "ppo_hh_llama2_7b"},
         claims=(
             Claim(
                 "SFT on the data helps",
