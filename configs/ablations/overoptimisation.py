@@ -273,9 +273,9 @@ def get_study(size: str) -> Study:
             ".94 √nats). A reward model of 256 comparisons agrees with the judge on 63 % of pairs, one of all on 77 %. "
             "Best-of-n follows its form with both, as in the paper: of points left out it is wrong by .008 where the "
             "form of RL is by .013. RL's curves do not tell the two forms apart (.035 and .038; .048 and .039 with "
-            "all comparisons): at 1.5 to 3 times the √KL of the peak gold falls below where it began, faster than "
-            "either form does, and one answer to each question at each of ten points is more noise than the "
-            "simulation of the forms' power had assumed. A saturating form is the worst for RL."
+            "all comparisons): they end at 1.7 to 4.6 times the √KL of the peak, where gold is back at about what it "
+            "began with, and one answer to each question at each of ten points is more noise than the simulation of "
+            "the forms' power had assumed. A saturating form is the worst for RL."
         ),
         charts=(
             Chart("Gold reward", "gold", "lines", x="√KL, √nats", y="gain in gold"),
