@@ -19,6 +19,7 @@ from jaxalign.ablation.language import (
     beside_text,
     demonstrations,
     examining,
+    mean_score,
     start_of,
     train_once,
     write_rows,
@@ -136,15 +137,10 @@ def measure(examiner: Examiner, params: Params) -> dict[str, float]:
         "length": found["length"],
         "kl": found["kl"][0] / found["length"],
         **{
-            name: score(dataclasses.replace(examiner, sampling=sampling), params)
+            name: mean_score(dataclasses.replace(examiner, sampling=sampling), params)
             for name, sampling in sampled.items()
         },
     }
-
-
-def score(examiner: Examiner, params: Params) -> float:
-    """The judge's mean score."""
-    return float(np.mean([each.score for each in examiner.judgements(examiner.answers(params))]))
 
 
 def judge_row(world: World, row: Mapping[str, Any]) -> float:

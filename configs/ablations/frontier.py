@@ -31,6 +31,7 @@ from jaxalign.ablation.sequences import (
     VOCABULARY,
     Params,
     habits,
+    half_of_places,
     learn_start,
     measure,
     reward,
@@ -68,7 +69,7 @@ def run(trial: Trial) -> Outcome:
     """Trains a method once with each of its β, and looks at the policies on the way."""
     rng = np.random.default_rng(trial.seed)
     model = rng.integers(0, VOCABULARY, (PROMPTS, LENGTH))
-    errs = rng.permuted(np.tile(np.arange(LENGTH) < LENGTH // 2, (PROMPTS, 1)), axis=1)
+    errs = half_of_places(rng)
     other = (model + rng.integers(1, VOCABULARY, model.shape)) % VOCABULARY
     best = jnp.asarray(np.where(errs, other, model))
     keys = jax.random.split(jax.random.key(trial.seed), 5)
@@ -85,9 +86,10 @@ def run(trial: Trial) -> Outcome:
             return train_dpo(start, pairs, keys[4], rate, beta, POINTS, DPO_STEPS)
 
     else:
-        judged = SCALE * tabulate(functools.partial(reward, best))
         if method == "rl":
             judged = tabulate(functools.partial(score, learn_rewards(pairs, keys[4], rate)))
+        else:
+            judged = SCALE * tabulate(functools.partial(reward, best))
 
         def train(beta: float) -> Params:
             return reinforce(start, judged, keys[4], rate, jnp.float32(beta), POINTS)

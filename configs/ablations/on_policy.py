@@ -4,7 +4,7 @@ import pathlib
 from typing import Any
 
 from jaxalign.ablation import Chart, Claim, Effect, Outcome, Study, Trial, Tuning, value
-from jaxalign.ablation.language import PRETRAINING, examining, train_once, write_rows, write_side
+from jaxalign.ablation.language import PRETRAINING, beside_text, examining, train_once, write_rows, write_side
 from jaxalign.ablation.optimisation import WIDTH, Optimisation, measure_start, timed_pairs
 from jaxalign.ablation.preferences import PROMPTS, UNENDED, make_sft, relabel
 from jaxalign.data import read_records
@@ -45,10 +45,8 @@ def share(seed: int, root: pathlib.Path) -> tuple[pathlib.Path, World]:
 
 def sft(arm: Optimisation) -> None:
     """SFT on the preferred answers from outside; a fifth of all rows is text of the corpus."""
-    data = arm.root / "data"
     changes = {
-        "data.train": f"{data}/chosen_of_outside_labelled.jsonl,{data}/corpus.jsonl",
-        "data.weights": (0.8, 0.2),
+        **beside_text(arm.root, arm.root / "data/chosen_of_outside_labelled.jsonl"),
         "num_steps": FIRST,
         "batch_size": 16,
     }

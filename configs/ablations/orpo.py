@@ -90,7 +90,7 @@ def get_study(size: str) -> Study:
         share=share,
         recipes={
             arm_name(sft): "sft_orpo_opt_1_3b",
-            arm_name(arms[-2]): "orpo_opt_1_3b",
+            arm_name({"method": "orpo", "coef": COEFFICIENTS[-1]}): "orpo_opt_1_3b",
             arm_name(both): "dpo_orpo_opt_1_3b",
         },
         claims=(

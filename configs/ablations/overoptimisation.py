@@ -1,7 +1,6 @@
 """Reward over-optimisation (arXiv 2210.10760): gold and proxy reward over KL, for best-of-n and for RL."""
 
 import dataclasses
-import io
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from jaxalign.ablation import Chart, Claim, Outcome, Study, Trial, cross, value
 from jaxalign.ablation.effects import Arm, arm_name
 from jaxalign.ablation.forms import FORMS, best_of_n, fit, held_out_rmse, peak
 from jaxalign.ablation.frontier import best_point, gain_at, halves
-from jaxalign.ablation.language import PRETRAINING, examining, train_once
+from jaxalign.ablation.language import PRETRAINING, examining, train_once, write_arrays
 from jaxalign.ablation.preferences import (
     PROMPTS,
     UNENDED,
@@ -26,7 +25,6 @@ from jaxalign.ablation.preferences import (
 from jaxalign.models import Params
 from jaxalign.quickstart.evaluate import Examiner
 from jaxalign.sampling.answers import answer_batches
-from jaxalign.storage import write_whole
 from jaxalign.training.writer import read_metrics
 from jaxalign.worlds import World, judge
 
@@ -49,9 +47,7 @@ def share(seed: int, root: pathlib.Path) -> tuple[pathlib.Path, World]:
     path = root / "answers.npz"
     if not path.is_file():
         with examining(root, world, take=QUESTIONS) as examiner:
-            scores = io.BytesIO()
-            np.savez(scores, allow_pickle=False, **sample_answers(examiner, root, seed))
-            write_whole(path, scores.getvalue())
+            write_arrays(path, sample_answers(examiner, root, seed))
     return root, world
 
 

@@ -12,6 +12,7 @@ import optax
 
 from jaxalign.ablation import Chart, Claim, Effect, Outcome, Study, Trial, Tuning, value
 from jaxalign.ablation.effects import Arm, arm_name
+from jaxalign.ablation.sequence_training import LEAVE_ONE_OUT
 from jaxalign.ablation.sequences import (
     LENGTH,
     PROMPTS,
@@ -21,6 +22,7 @@ from jaxalign.ablation.sequences import (
     Params,
     first_params,
     habits,
+    half_of_places,
     learn_start,
     measure,
     read,
@@ -29,7 +31,7 @@ from jaxalign.ablation.sequences import (
     token_logps,
 )
 from jaxalign.losses.advantages import gae, token_rewards
-from jaxalign.losses.grpo import GRPOObjective, group_advantages
+from jaxalign.losses.grpo import group_advantages
 from jaxalign.losses.ppo import PPOObjective, policy_loss, value_loss
 
 LIKELY = 0.6  # of the demonstrators' token at each place; the others share the rest
@@ -38,8 +40,6 @@ BETA = 0.05
 CLIP, NO_CLIP = 0.2, 1e9
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 POINTS = 10  # of a curve
-
-LEAVE_ONE_OUT = GRPOObjective(baseline="leave_one_out", scale="none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +129,7 @@ def run(trial: Trial) -> Outcome:
     demonstrated = rng.integers(0, VOCABULARY, (PROMPTS, LENGTH))
     # At half of the places another token is better than the demonstrators'.
     other = (demonstrated + rng.integers(1, VOCABULARY, demonstrated.shape)) % VOCABULARY
-    best = np.where(
-        rng.permuted(np.tile(np.arange(LENGTH) < LENGTH // 2, (PROMPTS, 1)), axis=1), other, demonstrated
-    )
+    best = np.where(half_of_places(rng), other, demonstrated)
     key, right = jax.random.key(trial.seed), jnp.asarray(best)
     start = learn_start(key, habits(jnp.asarray(demonstrated), LIKELY))
     rate = jnp.float32(trial.tuned["rate"])

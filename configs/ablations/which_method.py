@@ -16,7 +16,6 @@ from jaxalign.ablation.sequence_training import (
     STEPS,
     fine_tune,
     label,
-    last,
     learn_rewards,
     reinforce,
     score,
@@ -29,6 +28,8 @@ from jaxalign.ablation.sequences import (
     PROMPTS,
     VOCABULARY,
     habits,
+    half_of_places,
+    last,
     learn_start,
     measure,
     reward,
@@ -67,7 +68,7 @@ def run(trial: Trial) -> Outcome:
     # Where the model errs, the best token and what others are in the habit of are two others.
     offsets = rng.permuted(np.tile(np.arange(1, VOCABULARY), (PROMPTS, LENGTH, 1)), axis=2)
     best, other = ((model + offsets[..., i]) % VOCABULARY for i in range(2))
-    errs = rng.permuted(np.tile(np.arange(LENGTH) < LENGTH // 2, (PROMPTS, 1)), axis=1)
+    errs = half_of_places(rng)
     best = np.where(errs, best, model)
     keys = jax.random.split(jax.random.key(trial.seed), 6)
     start = learn_start(keys[0], habits(jnp.asarray(model), LIKELY))
@@ -81,7 +82,7 @@ def run(trial: Trial) -> Outcome:
     method, rate = trial.arm["method"], jnp.float32(trial.tuned["rate"])
     tie = TIES[method][trial.tuned["tie"]]
     if method == "orpo":
-        trained = last(train_orpo(start, pairs, keys[3], rate, tie))
+        trained = train_orpo(start, pairs, keys[3], rate, tie)
     else:
         tuned = fine_tune(start, pairs, keys[3])
         if method == "dpo":

@@ -6,6 +6,7 @@ are those of configs/quickstart.py, changed by what an arm says.
 
 import contextlib
 import dataclasses
+import io
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -60,6 +61,13 @@ def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> pathlib
     if not path.is_file():
         write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
     return path
+
+
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Arrays by name, as `np.load` reads them; whole or not at all."""
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    write_whole(path, file.getvalue())
 
 
 def demonstrations(
@@ -192,8 +200,12 @@ def score_sampled(
     """The judge's mean score of answers, and nothing else."""
     opened = _opened(root, run, world, sampling=sampling, take=questions, reference_run=reference_run)
     with opened as (examiner, params):
-        judged = examiner.judgements(examiner.answers(params))
-    return float(np.mean([each.score for each in judged]))
+        return mean_score(examiner, params)
+
+
+def mean_score(examiner: Examiner, params: Params) -> float:
+    """The judge's mean score of sampled answers."""
+    return float(np.mean([each.score for each in examiner.judgements(examiner.answers(params))]))
 
 
 def text_loss(run: pathlib.Path, file: pathlib.Path) -> float:

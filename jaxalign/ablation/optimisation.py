@@ -1,6 +1,5 @@
 """A policy that leaves the SFT model in one run or several, measured on its way."""
 
-import io
 import json
 import pathlib
 import time
@@ -12,7 +11,7 @@ import numpy as np
 
 from jaxalign.ablation.costs import Leg, cost_of, course, trained_flops
 from jaxalign.ablation.frontier import best_point, gain_at, gain_at_equal_length, halves
-from jaxalign.ablation.language import examining, pair_logps, train_once
+from jaxalign.ablation.language import examining, pair_logps, train_once, write_arrays
 from jaxalign.ablation.preferences import judge_answers, make_pairs
 from jaxalign.ablation.study import Outcome, Trial
 from jaxalign.models import Params
@@ -33,9 +32,7 @@ def measure_start(root: pathlib.Path, world: World, questions: int) -> None:
             answers, found = judge_answers(examiner, examiner.reference_params)
             chosen, rejected = pair_logps(root, examiner, examiner.reference_params)
             found |= {"length": answers.lengths, "margin": chosen - rejected}
-        scores = io.BytesIO()
-        np.savez(scores, allow_pickle=False, **found)
-        write_whole(root / START, scores.getvalue())
+        write_arrays(root / START, found)
 
 
 def timed_pairs(root: pathlib.Path, world: World, path: pathlib.Path, seed: int, **settings: str) -> float:

@@ -1,7 +1,7 @@
 """How models of short sequences learn: from pairs of answers, from a judge's scores; see `sequences` for the shapes.
 
-Each gives what the parameters are after every one of `points` equal parts of its steps, stacked, the last of which are
-the trained ones.
+Where it says nothing else, each gives what the parameters are after every one of `points` equal parts of its steps,
+stacked, the last of which are the trained ones.
 """
 
 import functools
@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxalign.ablation.sequences import (
     LENGTH,
@@ -19,9 +18,11 @@ from jaxalign.ablation.sequences import (
     VOCABULARY,
     Params,
     first_params,
+    last,
     reward,
     sample,
     token_logps,
+    walk,
 )
 from jaxalign.losses.dpo import DPOObjective, dpo_loss
 from jaxalign.losses.grpo import GRPOObjective, group_advantages
@@ -64,11 +65,6 @@ def tabulate(judge: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
     return judge(prompts, jnp.tile(jnp.asarray(SEQUENCES), (PROMPTS, 1))).reshape(PROMPTS, count)
 
 
-def last(stacked: Params) -> Params:
-    """The trained parameters."""
-    return jax.tree.map(lambda x: x[-1], stacked)
-
-
 @jax.jit
 def fine_tune(start: Params, pairs: Pairs, key: jax.Array) -> Params:
     """SFT on the chosen answers; the trained parameters alone."""
@@ -90,11 +86,9 @@ def learn_rewards(pairs: Pairs, key: jax.Array, rate: jax.Array) -> Params:
     return last(_descend(loss, first_params(key, 1), pairs, key, rate, STEPS))
 
 
-@functools.partial(jax.jit, static_argnames=("coef", "points"))
-def train_orpo(
-    start: Params, pairs: Pairs, key: jax.Array, rate: jax.Array, coef: float, points: int = 1
-) -> Params:
-    """ORPO, one stage of as many steps as the two of SFT and DPO."""
+@functools.partial(jax.jit, static_argnames="coef")
+def train_orpo(start: Params, pairs: Pairs, key: jax.Array, rate: jax.Array, coef: float) -> Params:
+    """ORPO, one stage of as many steps as the two of SFT and DPO; the trained parameters alone."""
     ones, lengths = jnp.ones(BATCH), jnp.full(BATCH, float(LENGTH))
 
     def loss(params: Params, prompts: jax.Array, chosen: jax.Array, rejected: jax.Array) -> jax.Array:
@@ -102,7 +96,7 @@ def train_orpo(
         nll = SequenceNLL(-better, lengths)
         return orpo_loss(better, worse, ones, coef=coef, lengths=(lengths, lengths), nll=nll)[0]
 
-    return _descend(loss, start, pairs, key, rate, 2 * STEPS, points)
+    return last(_descend(loss, start, pairs, key, rate, 2 * STEPS))
 
 
 @functools.partial(jax.jit, static_argnames=("beta", "points", "steps"))
@@ -153,7 +147,7 @@ def reinforce(
 
         return jax.grad(loss)(params)
 
-    return _walk(gradient, start, key, rate, ROLLOUTS, points)
+    return walk(gradient, start, key, rate, ROLLOUTS, points)
 
 
 def _descend(
@@ -165,21 +159,4 @@ def _descend(
         rows = jax.random.randint(key, (BATCH,), 0, len(pairs[0]))
         return jax.grad(loss)(params, *(x[rows] for x in pairs))
 
-    return _walk(gradient, params, key, rate, steps, points)
-
-
-def _walk(gradient: Callable, params: Params, key: jax.Array, rate: Any, steps: int, points: int) -> Params:
-    """`steps` of Adam along gradient(params, key); stacked parameters, after each of `points` parts."""
-    optimizer = optax.adam(rate)
-
-    def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
-        params, state = carry
-        updates, state = optimizer.update(gradient(params, key), state)
-        return (optax.apply_updates(params, updates), state), None
-
-    def part(carry: tuple, keys: jax.Array) -> tuple[tuple, Params]:
-        carry, _ = jax.lax.scan(step, carry, keys)
-        return carry, carry[0]
-
-    keys = jax.random.split(key, steps).reshape(points, -1)
-    return jax.lax.scan(part, (params, optimizer.init(params)), keys)[1]
+    return walk(gradient, params, key, rate, steps, points)

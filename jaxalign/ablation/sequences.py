@@ -4,6 +4,7 @@ Shapes: B sequences of L = `LENGTH` tokens of V = `VOCABULARY`, each the answer 
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -85,18 +86,43 @@ def habits(tokens: jax.Array, likely: float) -> jax.Array:
 def learn_start(key: jax.Array, wanted: jax.Array) -> Params:
     """A policy that has learned to answer by habits [prompts, L, V], nearly so."""
     prompts = jnp.repeat(jnp.arange(PROMPTS), 16)
-    optimizer = optax.adam(FIRST_RATE)
 
-    def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
-        params, state = carry
+    def gradient(params: Params, key: jax.Array) -> Params:
         tokens = jax.random.categorical(key, jnp.log(wanted[prompts]))
 
         def loss(params: Params) -> jax.Array:
             return -jnp.mean(jnp.sum(wanted[prompts] * jax.nn.log_softmax(read(params, prompts, tokens)), -1))
 
-        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return jax.grad(loss)(params)
+
+    start = first_params(key, VOCABULARY)
+    return last(walk(gradient, start, jax.random.fold_in(key, 1), FIRST_RATE, FIRST_STEPS))
+
+
+def walk(
+    gradient: Callable, params: Params, key: jax.Array, rate: Any, steps: int, points: int = 1
+) -> Params:
+    """`steps` of Adam along gradient(params, key); stacked parameters, after each of `points` parts."""
+    optimizer = optax.adam(rate)
+
+    def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+        params, state = carry
+        updates, state = optimizer.update(gradient(params, key), state)
         return (optax.apply_updates(params, updates), state), None
 
-    params = first_params(key, VOCABULARY)
-    keys = jax.random.split(jax.random.fold_in(key, 1), FIRST_STEPS)
-    return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
+    def part(carry: tuple, keys: jax.Array) -> tuple[tuple, Params]:
+        carry, _ = jax.lax.scan(step, carry, keys)
+        return carry, carry[0]
+
+    keys = jax.random.split(key, steps).reshape(points, -1)
+    return jax.lax.scan(part, (params, optimizer.init(params)), keys)[1]
+
+
+def last(stacked: Params) -> Params:
+    """The trained ones of stacked parameters."""
+    return jax.tree.map(lambda x: x[-1], stacked)
+
+
+def half_of_places(rng: np.random.Generator) -> np.ndarray:
+    """Bool [prompts, L]: of each prompt half of the places, by chance."""
+    return rng.permuted(np.tile(np.arange(LENGTH) < LENGTH // 2, (PROMPTS, 1)), axis=1)

@@ -59,7 +59,7 @@ def test_rl_on_the_true_reward_nears_the_optimum(start, habitual):
     beta = 0.1
     optimum = float((beta * jax.nn.logsumexp(judged / beta + reference, axis=1)).mean())
     stacked = training.reinforce(start, judged, jax.random.key(2), jnp.float32(1e-2), jnp.float32(beta))
-    reward, kl = sequences.measure(training.last(stacked), start, best)
+    reward, kl = sequences.measure(sequences.last(stacked), start, best)
     begins = float(sequences.measure(start, start, best)[0])
     reached = float(reward - beta * kl)
     assert begins + 0.5 * (optimum - begins) < reached < optimum
