@@ -82,15 +82,18 @@ ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"
 )  # fmt: skip
 def dpo_hh_pythia_2_8b(config: ConfigDict) -> None:
     """Single-turn dialogue."""
-    config.batch_size = 64  # pairs
-    config.data.max_length = 512  # of a prompt and an answer
-    config.data.row_length = 1024  # a pair
-    config.optimizer.name = "rmsprop"  # as little memory as it takes
-    config.optimizer.learning_rate = 1e-6  # of all tasks
-    config.optimizer.schedule = "constant"  # after the warm-up
-    config.optimizer.warmup_steps = 150  # linear
-    config.optimizer.clip_norm = 10.0  # as in the authors' code
+    _dpo(config)
     config.dpo.beta = 0.1  # 0.5 for TL;DR
+
+
+@recipe(
+    stage="dpo", model="gpt2_large", weights="gpt2-large", note="after SFT on reviews; pairs of its own answers",
+    data="yours", source=DPO, topology="v5e:2x4",
+)  # fmt: skip
+def dpo_imdb_gpt2_large(config: ConfigDict) -> None:
+    """Controlled sentiment: Figure 2, left. The pairs are of 4 answers to a beginning, ranked by a classifier."""
+    _dpo(config)
+    config.dpo.beta = 0.1  # 0.05, 1 and 5 make the other points of the frontier
 
 
 @recipe(
@@ -301,8 +304,24 @@ def sft_instructgpt_pythia_1_4b(config: ConfigDict) -> None:
 
 
 @recipe(
+    stage="reward", model="pythia_6_9b", weights="EleutherAI/pythia-6.9b", note="after SFT, in place of GPT-3 6B",
+    data="yours", source="arXiv 2203.02155, appendix C", topology="v5p:2x2x4",
+)  # fmt: skip
+def reward_instructgpt_pythia_6_9b(config: ConfigDict) -> None:
+    """Rankings of 4 to 9 answers, all comparisons of one together: rows {"prompt", "responses", "scores"}."""
+    config.num_epochs = 1.0  # a second one overfits
+    config.batch_size = 64  # prompts, each with its ranking
+    config.data.max_length = 2048  # 1,000 tokens of a prompt and as many of an answer
+    config.data.row_length = 18432  # nine answers
+    config.optimizer.b2 = 0.95  # of all stages
+    config.optimizer.learning_rate = 9e-6  # at first
+    config.optimizer.schedule = "cosine"  # without a warm-up
+    config.optimizer.final_ratio = 0.1  # down to a tenth
+
+
+@recipe(
     stage="ppo", model="pythia_1_4b", after="sft_instructgpt_pythia_1_4b", data="yours",
-    source="arXiv 2203.02155, appendix C", topology="v5p:2x2x1",
+    source="arXiv 2203.02155, appendix C", topology="v5p:2x2x2",
 )  # fmt: skip
 def ppo_instructgpt_pythia_1_4b(config: ConfigDict) -> None:
     """PPO-ptx; `--config.ppo.ptx_data` is pretraining text."""
@@ -336,6 +355,17 @@ def ppo_overoptimisation_pythia_1b(config: ConfigDict) -> None:
     config.ppo.clip = 0.2  # of the ratio
     config.ppo.lam = 0.95  # of the advantages
     config.ppo.kl_coef = 0.0  # a penalty acted as stopping early
+
+
+def _dpo(config: ConfigDict) -> None:
+    config.batch_size = 64  # pairs
+    config.data.max_length = 512  # of a prompt and an answer
+    config.data.row_length = 1024  # a pair
+    config.optimizer.name = "rmsprop"  # as little memory as it takes
+    config.optimizer.learning_rate = 1e-6  # of all tasks
+    config.optimizer.schedule = "constant"  # after the warm-up
+    config.optimizer.warmup_steps = 150  # linear
+    config.optimizer.clip_norm = 10.0  # as in the authors' code
 
 
 def _tldr(config: ConfigDict) -> None:

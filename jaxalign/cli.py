@@ -101,7 +101,7 @@ def _run(verb: str, argv: list[str]) -> int:
         code, told = _explain(error, verb, argv)
         if not told:
             raise
-        print(f"jaxalign {verb}: {told}", file=sys.stderr)
+        print(f"jaxalign {verb}: {shown(told)}", file=sys.stderr)
         return code
 
 
@@ -125,6 +125,11 @@ def _explain(error: Exception, verb: str, argv: list[str]) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno in DISK_REFUSES:
         where = f"{error.filename}: " if error.filename else ""
         return 1, f"{where}the disk takes no more ({error.strerror}); make room, then run the same command"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return 1, (
+            f"{error.filename}: {error.strerror}; a file or folder was removed meanwhile, is of another kind, or may "
+            "not be read or written: put that right, then run the same command"
+        )
     return 1, ""
 
 

@@ -49,7 +49,11 @@ class RewardError(JaxalignError, RuntimeError):
 
 
 class NonFiniteError(JaxalignError, FloatingPointError):
-    """The loss or the gradient became NaN or infinite and the config says to stop."""
+    """The loss or the gradient became NaN or infinite and the config says to stop, or a model says so."""
+
+
+class AlarmError(JaxalignError, RuntimeError):
+    """A number of the run left its bounds, and the config says to stop; or going back has not helped."""
 
 
 class StepZeroError(JaxalignError, AssertionError):

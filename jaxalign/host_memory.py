@@ -1,10 +1,12 @@
-"""In pages of which size the C library asks for memory of the host, where the host computes."""
+"""Memory of the host: in pages of which size the C library asks for it, and when freed memory goes back."""
 
+import ctypes
+import functools
 import os
 import pathlib
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 VARIABLE = "GLIBC_TUNABLES"
 _ACCELERATORS = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd")
@@ -40,6 +42,23 @@ def restart_with_huge_pages() -> None:
     more = huge_pages(os.environ)
     if more:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | more)
+
+
+def return_freed() -> None:
+    """Gives memory that was freed back to the system, where the C library keeps it for later.
+
+    glibc keeps it for each thread apart. Threads that write a checkpoint need much for a moment, and a run has others
+    each time: what is kept for them would grow for thousands of steps.
+    """
+    if trim := _malloc_trim():
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    if sys.platform != "linux":
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries, such as musl, have none
 
 
 def _has_tunable() -> bool:

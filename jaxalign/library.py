@@ -25,7 +25,6 @@ from jaxalign.data import (
     Tokenizer,
     dataset_from_records,
     eval_batches,
-    load_tokenizer,
 )
 from jaxalign.data.encode import encode_completion
 from jaxalign.data.items import Item
@@ -34,6 +33,7 @@ from jaxalign.data.packing import build_rows
 from jaxalign.data.records import parse_record
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.models import ModelConfig, Params, logits
+from jaxalign.models.finite import check_ids
 from jaxalign.models.scoring import score_tokens, segment_rewards
 from jaxalign.sampling.answers import Answers, answer_batches
 from jaxalign.sampling.generate import SamplingConfig
@@ -183,6 +183,7 @@ class Model:
         parts = []
         with parallel.use_mesh(self.mesh):
             for batch in eval_batches(rows, min(batch_size, len(rows))):
+                check_ids(batch.tokens, self.config)
                 arrays = (batch.tokens, batch.positions, batch.segment_ids, batch.loss_mask)
                 parts.append(read(self.params, self.config, *arrays))
         return np.concatenate(jax.device_get(parts))[: len(rows)]
@@ -227,7 +228,7 @@ def load(
     with parallel.use_mesh(mesh):
         params = found.load(mesh)
     config = dataclasses.replace(found.config, dtype=dtype)
-    tokenizer = load_tokenizer(found.path, chat_template, template_args)
+    tokenizer = found.tokenizer(str(chat_template), template_args)
     return Model(params, config, tokenizer, found.scalar, mesh, found.meta)
 
 

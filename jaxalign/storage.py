@@ -5,9 +5,12 @@ whole, once its writing has ended, and can only be written anew; a folder withou
 """
 
 import atexit
+import contextlib
 import errno
 import fnmatch
 import functools
+import glob
+import hashlib
 import json
 import os
 import pathlib
@@ -15,8 +18,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any
 
 import fsspec
 import fsspec.config
@@ -24,6 +27,7 @@ from etils import epath
 
 from jaxalign.errors import ConfigError
 from jaxalign.locks import try_lock
+from jaxalign.strict_json import NotJSON, parse_json
 
 Path = pathlib.Path | epath.Path
 
@@ -31,6 +35,7 @@ Path = pathlib.Path | epath.Path
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 SCHEME = "gs://"
 _UPLOAD_SECONDS = 60.0
+_TURN_SECONDS = 0.01  # between two looks at whether a file is being written
 _TEMPORARY = "jaxalign-"  # how the names of temporary folders begin
 _OWNED = ".owned"  # the file in each that its owner keeps locked
 
@@ -71,20 +76,68 @@ def split_place(place: str) -> tuple[str, str]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file under another name first: one that exists is whole. Objects always are."""
+    """Writes a file under another name first: one that exists is whole, also after a power cut. Objects always are.
+
+    Several programs, or threads, may write one file at a time: they take turns, and the last one's stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # What is no file, as /dev/stdout may be, can be written but not replaced.
     if not isinstance(path, pathlib.Path) or (path.exists() and not path.is_file()):
         path.write_bytes(data)
         return
-    path = path.resolve()  # a link stays one
+    path = pathlib.Path(os.path.realpath(path))  # a link stays one
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
+    with naming(path), _alone(partial) as file:
         file.write(data)
         file.flush()
         # The name may reach the disk before the content does, and a power cut come between them.
         os.fsync(file.fileno())
-    partial.replace(path)
+        partial.replace(path)
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an error of writing, of which the system says no place, that of what is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def _alone(partial: pathlib.Path) -> Iterator[IO[bytes]]:
+    """An empty file that no other program writes meanwhile; waits until none does."""
+    while True:
+        with partial.open("ab") as file:
+            while try_lock(file) is False:
+                time.sleep(_TURN_SECONDS)
+            try:
+                mine = os.path.samestat(os.fstat(file.fileno()), partial.stat())
+            except FileNotFoundError:
+                mine = False
+            # Else its writer has given it its name before it was locked here: it is another's result.
+            if mine:
+                file.truncate(0)
+                yield file
+                return
+
+
+def sync(path: Path) -> None:
+    """Waits until a local file, or the names in a folder, are on the disk, and would be there after a power cut."""
+    if not isinstance(path, pathlib.Path):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network disks do not know this of a folder.
+        if error.errno in DISK_REFUSES:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def json_line(value: Any) -> str:
@@ -115,13 +168,15 @@ def read_json(path: Path, refuse: Callable[[str], Exception]) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
-      What `refuse` makes of the reason: "missing", "not JSON (...)" or "a list, not an object".
+      What `refuse` makes of the reason: "missing", "not JSON (...)", "a list, not an object" or what the disk says.
     """
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise refuse("missing") from None
-    except ValueError as error:
+    except OSError as error:
+        raise refuse(f"not readable ({error.strerror or error})") from None
+    except NotJSON as error:
         raise refuse(f"not JSON ({error})") from None
     if not isinstance(values, dict):
         raise refuse(f"a {type(values).__name__}, not an object")
@@ -165,11 +220,18 @@ def upload(folder: pathlib.Path, target: Path) -> None:
         epath.Path(file).copy(target / file.relative_to(folder), overwrite=True)
 
 
-def temporary_folder() -> pathlib.Path:
-    """A new local folder that vanishes when the process ends; or, if it was killed, when another one asks for one."""
-    for left in pathlib.Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+def temporary_folder(beside: pathlib.Path | None = None) -> pathlib.Path:
+    """A new local folder that vanishes when the process ends; or, if it was killed, when another one asks for one.
+
+    Args:
+      beside: a path whose name the folder may be given in the end, being on the same disk.
+    """
+    place, prefix = (pathlib.Path(tempfile.gettempdir()), _TEMPORARY)
+    if beside is not None:
+        place, prefix = beside.parent, f".{beside.name}."
+    for left in place.glob(f"{glob.escape(prefix)}*"):
         _remove_if_left(left)
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=place))
     # The folder is known by a file that is locked as long as this process lives, and before it has its name.
     unnamed = folder / f"{_OWNED}.new"
     file = unnamed.open("wb")
@@ -205,13 +267,18 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.torn = 0  # bytes of an unfinished line that were removed
         self._held: list[str] | None = None  # None: local
         self._changed, self._written = False, time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(path, pathlib.Path):
-            _cut_torn_line(path)
-        else:
-            self._held = path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if not isinstance(path, pathlib.Path):
+            self._held = whole.decode().split("\n")[:-1]
+        elif len(whole) < len(content):
+            self.torn = len(content) - len(whole)
+            os.truncate(path, len(whole))
+        self._count, self._digest = whole.count(b"\n"), hashlib.sha256(whole)
 
     @property
     def due(self) -> bool:
@@ -219,14 +286,18 @@ class Lines:
         return self._changed and time.monotonic() - self._written > _UPLOAD_SECONDS
 
     def __len__(self) -> int:
-        if self._held is not None:
-            return len(self._held)
-        return self.path.read_bytes().count(b"\n") if self.path.exists() else 0
+        return self._count
+
+    def digest(self) -> str:
+        """The SHA-256 of all lines, in hexadecimal."""
+        return self._digest.hexdigest()
 
     def append(self, *lines: str) -> None:
         """Adds lines at the end."""
+        self._count += len(lines)
+        self._digest.update(_text(lines).encode())
         if self._held is None:
-            with self.path.open("a", encoding="utf-8") as file:
+            with naming(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(_text(lines))
             return
         self._held += lines
@@ -234,15 +305,19 @@ class Lines:
 
     def replace(self, lines: Iterable[str]) -> None:
         """Puts `lines` in the place of all that were there."""
+        lines = list(lines)
+        self._count, self._digest = len(lines), hashlib.sha256(_text(lines).encode())
         if self._held is None:
             write_whole(self.path, _text(lines).encode())
         else:
-            self._held = list(lines)
+            self._held = lines
             self._changed = True
             self.flush()
 
     def flush(self) -> None:
-        """Makes sure that all lines are in the file."""
+        """Makes sure that all lines are in the file, and on the disk."""
+        if self._held is None and self.path.exists():
+            sync(self.path)
         if self._changed and self._held is not None:
             self.path.write_bytes(_text(self._held).encode())
             self._changed, self._written = False, time.monotonic()
@@ -250,10 +325,3 @@ class Lines:
 
 def _text(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
-
-
-def _cut_torn_line(path: pathlib.Path) -> None:
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)

@@ -12,19 +12,26 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 
 
 class Unbroken:
-    """A text stream that goes on into nothing once it cannot be written any more; all else is the stream's own."""
+    """A text stream that goes on into nothing once it cannot be written any more, and writes what its encoding lacks as
+    Python escapes it; all else is the stream's own.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         """Writes `text`; returns its length, as every stream does."""
-        self._attempt(self._stream.write, text)
+        try:
+            self._attempt(self._stream.write, text)
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding or "ascii"
+            self._attempt(self._stream.write, text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Writes one text after the other."""
-        self._attempt(self._stream.writelines, lines)
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         """Hands on what is held in buffers."""
@@ -68,6 +75,11 @@ def unbroken_output() -> Iterator[None]:
 def shown(text: str) -> str:
     """Text as a terminal can show it: control characters by their pictures or numbers, so that none is obeyed."""
     return _CONTROLS.sub(lambda found: _picture(found[0]), text)
+
+
+def say(text: object, stream: TextIO | None = None) -> None:
+    """Prints what may hold text of data, templates or models, to stdout or another stream, and does not wait."""
+    print(shown(str(text)), file=stream, flush=True)
 
 
 def _picture(character: str) -> str:

@@ -28,9 +28,11 @@ import pytest
 from jaxalign.parallel.processes import prepare_cpu
 from jaxalign.training.programs import forget_programs, unshared
 
-# A shell that begins the tests in the background has them ignore SIGINT, and so would all that they start.
+# A shell that begins the tests in the background has them ignore SIGINT, nohup SIGHUP, and so would all they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Tracing makes objects by the million: one second in ten went into looking for garbage among them.
 gc.set_threshold(100_000, 20, 50)
 

@@ -50,6 +50,7 @@ ROOMS = (
         "peer_names",
         "keys",
         "hub",
+        "checksums",
         "storage",
         "locks",
         "signals",
@@ -60,6 +61,7 @@ ROOMS = (
         "cache_folder",
         "imports",
         "fields",
+        "strict_json",
         "errors",
     ),
 )

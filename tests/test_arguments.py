@@ -50,14 +50,20 @@ def test_a_name_is_found_from_an_empty_folder_by_an_installed_package(installed,
     assert shown.returncode == 0, shown.stderr
     assert "    config.model.init_from = 'my/sft'  # str; default: ''\n" in shown.stdout
     # Comments are read from the source, which an installed package has.
-    assert "    # 0: a dense MLP\n    config.model.num_experts = 0  # int, at least 0\n" in shown.stdout
+    assert (
+        "    # 0: a dense MLP\n    config.model.num_experts = 0  # int, at least 0 and at most 16384\n"
+        in shown.stdout
+    )
 
 
 @pytest.mark.slow
 def test_a_name_is_found_from_an_empty_folder_by_a_checkout(tmp_path):
     shown = jaxalign(tmp_path, "train", "--config=sft:llama3_1_8b", "--print-config")
     assert shown.returncode == 0, shown.stderr
-    assert "    config.model.embed_dim = 4096  # int, at least 1; default: 64\n" in shown.stdout
+    assert (
+        "    config.model.embed_dim = 4096  # int, at least 1 and at most 4194304; default: 64\n"
+        in shown.stdout
+    )
     refused = jaxalign(tmp_path, "train", "--config=configs/sft.py", "--workdir=x")
     assert refused.returncode == 2 and "did you mean --config=sft?" in refused.stderr
 

@@ -1,6 +1,7 @@
 """Memory comes in large pages where a CPU computes, and the environment has the last word."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -58,3 +59,31 @@ def test_the_command_starts_so():
         [sys.executable, "-c", program], env=clean(), capture_output=True, text=True, check=True
     )
     assert ran.stdout == "glibc.malloc.hugetlb=1"
+
+
+_THREADS = """
+import pathlib, resource, threading
+from jaxalign.host_memory import return_freed
+
+def resident():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+def work():
+    held = [bytes(2000) for _ in range(20_000)]
+    last.append(held[-1])  # a piece that stays, so that what lies below is not given back by itself
+
+last, before = [], resident()
+workers = [threading.Thread(target=work) for _ in range(4)]
+[worker.start() for worker in workers]
+[worker.join() for worker in workers]
+kept = resident() - before
+return_freed()
+print(kept, resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a C library that keeps nothing")
+def test_what_threads_have_freed_goes_back_to_the_system():
+    made = subprocess.run([sys.executable, "-c", _THREADS], capture_output=True, text=True, check=True)
+    kept, after = map(float, made.stdout.split())
+    assert kept > 20 and after < 5

@@ -1,5 +1,7 @@
 """A file under its final name is whole, whatever stopped the writing; what is no file is written as it is."""
 
+import concurrent.futures
+import errno
 import os
 import threading
 
@@ -53,3 +55,27 @@ def test_a_file_without_a_json_object_is_refused_with_the_reason(tmp_path, conte
         read_json(path, lambda why: ConfigError(f"{path} is {why}"))
     path.write_text('{"é": 1}', encoding="utf-8")
     assert read_json(path, ConfigError) == {"é": 1}
+
+
+def test_writers_of_one_file_take_turns_and_leave_one_of_their_texts(tmp_path):
+    """As the hosts of a run do that starts: none is refused, and no text is a mixture."""
+    path = tmp_path / "facts.json"
+    texts = [bytes([65 + number]) * 50_000 for number in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            list(pool.map(lambda text: write_whole(path, text), texts))
+            assert path.read_bytes() in texts
+    assert [file.name for file in tmp_path.iterdir()] == ["facts.json"]
+
+
+def test_a_disk_that_refuses_is_told_with_the_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*/a\.json'$"):
+            write_whole(tmp_path / "a.json", b"{}")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    write_whole(tmp_path / "loop", b"{}")  # which leads nowhere
+    assert (tmp_path / "loop").read_bytes() == b"{}"

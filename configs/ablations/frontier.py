@@ -162,6 +162,7 @@ def get_study(size: str) -> Study:
             "start": "expected reward of the start, 0 to 1",
         },
         run=run,
+        recipes={"method=dpo": "dpo_imdb_gpt2_large"},
         claims=(
             Claim(
                 "DPO before RL on a reward model",

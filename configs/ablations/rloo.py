@@ -20,9 +20,9 @@ from jaxalign.ablation.sequences import (
     VOCABULARY,
     WIDTH,
     Params,
+    demonstrate,
     first_params,
     habits,
-    half_of_places,
     learn_start,
     measure,
     read,
@@ -125,11 +125,7 @@ def train(start: Params, key: jax.Array, best: jax.Array, rate: jax.Array, way: 
 
 def run(trial: Trial) -> Outcome:
     """Trains an arm on the prompts of a seed."""
-    rng = np.random.default_rng(trial.seed)
-    demonstrated = rng.integers(0, VOCABULARY, (PROMPTS, LENGTH))
-    # At half of the places another token is better than the demonstrators'.
-    other = (demonstrated + rng.integers(1, VOCABULARY, demonstrated.shape)) % VOCABULARY
-    best = np.where(half_of_places(rng), other, demonstrated)
+    demonstrated, best = demonstrate(np.random.default_rng(trial.seed))
     key, right = jax.random.key(trial.seed), jnp.asarray(best)
     start = learn_start(key, habits(jnp.asarray(demonstrated), LIKELY))
     rate = jnp.float32(trial.tuned["rate"])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxalign.ablation import Chart, Claim, Outcome, Study, Trial, value
+from jaxalign.ablation import Chart, Claim, Outcome, Sources, Study, Trial, value
 from jaxalign.losses.dpo import DPOObjective, dpo_loss
 
 SIZE, WIDTH = 8, 32  # prompts and answers; the best answer to prompt i is answer i
@@ -241,5 +241,12 @@ def get_study(size: str) -> Study:
         charts=(
             Chart("Probability of answers that data do not show", "unseen"),
             Chart("Probability of the best answer", "gold"),
+        ),
+        sources=Sources(
+            "gold",
+            {"data": ("seen",), "algorithm": ("method",), "regulariser": ("pull",), "β": ("beta",)},
+            "2406.09279 finds that preference data matter most, then the algorithm, then the reward model and its "
+            "prompts. Here, too, data have more than the algorithm. But so has the regulariser, what a reward is told "
+            "of answers that no pair shows, and it matters most which of these meet.",
         ),
     )

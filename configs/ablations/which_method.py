@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.ablation import Chart, Claim, Effect, Outcome, Study, Trial, Tuning, value
-from jaxalign.ablation.effects import Arm
+from jaxalign.ablation import Chart, Claim, Effect, Outcome, Sources, Study, Trial, Tuning, value
+from jaxalign.ablation.effects import Arm, arm_name
 from jaxalign.ablation.sequence_training import (
     BATCH,
     FIRST_RATE,
@@ -157,6 +157,11 @@ def get_study(size: str) -> Study:
             "data": "mean reward of the answers in the data",
         },
         run=run,
+        recipes={
+            arm_name({"method": "orpo", **rule}): "orpo_opt_1_3b",
+            arm_name({"method": "dpo", **rule}): "dpo_orpo_opt_1_3b",
+            arm_name({"method": "rlhf", **rule}): "ppo_hh_llama2_7b",
+        },
         claims=(
             Claim(
                 "the rule",
@@ -228,4 +233,11 @@ def get_study(size: str) -> Study:
             "no pair shows, fluency above all, imitation has merits that this study cannot see."
         ),
         charts=(Chart("Expected reward", "gold"),),
+        sources=Sources(
+            "gold",
+            {"data": ("data", "support", "quality"), "algorithm": ("method",)},
+            "2406.09279 finds that preference data matter most, then the algorithm, then the reward model and its "
+            "prompts; the first two are factors here, and come in that order. The data differ by how good their "
+            "answers are, which a choice among public data sets may do less.",
+        ),
     )

@@ -1,6 +1,7 @@
 """Whether a study that is run here gives what was recorded: one seed, run anew."""
 
 import pathlib
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -20,10 +21,15 @@ def recorded(name: str) -> pathlib.Path:
     return pathlib.Path(__file__).parents[2] / "docs" / "ablations" / name / FILE
 
 
-def check_seed(study: Study, results: Results, workdir: pathlib.Path, console: Console) -> int:
+def check_seed(
+    study: Study, results: Results, workdir: pathlib.Path, console: Console, only: Sequence[str] = ()
+) -> int:
     """Runs the first seed in `workdir`; 1 where a measure is not the recorded one, nor where one more seed would lie.
 
-    That is an interval in which all measures of a study together lie in 99 of 100 cases (Bonferroni).
+    That is an interval in which all measures of all arms together lie in 99 of 100 cases (Bonferroni).
+
+    Args:
+      only: arms by name; none: all.
 
     Raises:
       DataError: the results hold fewer than three seeds of an arm.
@@ -31,14 +37,14 @@ def check_seed(study: Study, results: Results, workdir: pathlib.Path, console: C
     seed, counted = study.seeds[0], parts_of(study)[-1]
     begin(study, workdir)
     trials = {arm_name(trial): trial for trial in study.tuning.trials} if study.tuning else {}
-    run_seed(
-        study, workdir, counted, seed, chosen={arm: trials[name] for arm, name in results.chosen.items()}
-    )
+    chosen = {arm: trials[name] for arm, name in results.chosen.items()}
+    run_seed(study, workdir, counted, seed, only, chosen)
     outside = same = 0
-    count = len(study.arms) * len(study.measures)
+    arms = [arm_name(arm) for arm in study.trials(only)]
+    count = len(arms) * len(study.measures)
     for x in read_outcomes(workdir):
         arm = arm_name(x["arm"])
-        if x["seed"] != seed:
+        if x["seed"] != seed or arm not in arms:
             continue
         for measure, number in x["measures"].items():
             others = results.of_arm(measure, arm)

@@ -7,11 +7,18 @@ An effect is written down, not computed, until `per_seed` is asked: so it can be
 """
 
 import dataclasses
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_WAYS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+
+def _divided(a: float, b: float) -> float:
+    """NaN where there is nothing to divide by: such a seed is there, and its claim cannot be decided."""
+    return a / b if b else math.nan
+
+
+_WAYS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": _divided}
 
 Arm = Mapping[str, Any]
 # What a run measured: by seed and name of the arm, then by measure.
@@ -103,8 +110,27 @@ class Combined(Effect):
         yield from self.right.values()
 
     def __str__(self) -> str:
-        left, right = (f"({x})" if isinstance(x, Combined) else str(x) for x in (self.left, self.right))
+        left, right = (
+            f"({x})" if isinstance(x, Combined | Weighted) else str(x) for x in (self.left, self.right)
+        )
         return f"{left} {self.way} {right}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted(Effect):
+    """A weighted sum of measurements, seed by seed."""
+
+    terms: tuple[tuple[float, Value], ...]
+
+    def of_seed(self, table: Table, seed: int) -> float:
+        return sum(weight * each.of_seed(table, seed) for weight, each in self.terms)
+
+    def values(self) -> Iterator[Value]:
+        for _, each in self.terms:
+            yield each
+
+    def __str__(self) -> str:
+        return " ".join(f"{weight:+.4g} {each}" for weight, each in self.terms)
 
 
 def value(measure: str, **arm: Any) -> Effect:

@@ -9,7 +9,7 @@ from jaxalign.ablation.study import Study
 from jaxalign.config_files import blaming, find_own, load_function
 from jaxalign.errors import ConfigError, UsageError
 
-SMALL = "small"
+SMALL, PAPER = "small", "paper"
 
 
 def own_studies() -> dict[str, pathlib.Path]:
@@ -31,7 +31,7 @@ def load_study(name: str, size: str | None = None) -> Study:
     """The study of a file.
 
     Args:
-      size: "small" (None is the same), or another that the file has.
+      size: "small" (None is the same), or another that the file has; "paper" also where it has recipes of that size.
 
     Raises:
       UsageError: no such file, or the study has not this size.
@@ -43,7 +43,7 @@ def load_study(name: str, size: str | None = None) -> Study:
         study = get_study(size or SMALL)
     if not isinstance(study, Study):
         raise ConfigError(f"{path}: get_study returns a {type(study).__name__}; return a Study")
-    if size and size not in study.sizes:
+    if size and size not in study.sizes and not (size == PAPER and study.recipes):
         raise UsageError(f"{name}:{size}: the study has no such size; it has {', '.join(study.sizes)}")
 
     def blamed(f: Any) -> Any:

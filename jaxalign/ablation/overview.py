@@ -10,7 +10,7 @@ from jaxalign.ablation.page import PAGE, duration, shown
 from jaxalign.ablation.results import FILE, Results, read_results, verdicts
 from jaxalign.ablation.study import Study
 from jaxalign.drawing import PALETTE, draw
-from jaxalign.errors import amount
+from jaxalign.errors import DataError, amount
 from jaxalign.storage import write_whole
 
 PICTURE = "verdicts.png"
@@ -20,13 +20,22 @@ Done = tuple[Study, Results, list[Verdict]]
 
 
 def write_overview(studies: Sequence[Study], folder: pathlib.Path) -> None:
-    """Writes README.md and a picture into `folder`, of those studies whose results lie in folders of it."""
+    """Writes README.md and a picture into `folder`, of those studies whose results lie in folders of it.
+
+    Raises:
+      DataError: there are none.
+    """
     done: list[Done] = []
     for study in studies:
         file = folder / study.name / FILE
         if file.is_file():
             results = read_results(file)
             done.append((study, results, verdicts(study, results)))
+    if not done:
+        raise DataError(
+            f"{folder}: no folder of it holds the {FILE} of a study; run one, or name the folder that has "
+            "them (--out)"
+        )
     png, _, words = draw(6.4, 0.8 + 0.4 * len(done), lambda figure: _draw(figure, done))
     write_whole(folder / PICTURE, png)
     write_whole(folder / PAGE, "\n".join(overview_lines(done, words)).encode())

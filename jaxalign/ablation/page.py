@@ -1,7 +1,7 @@
 """The page of a study, in Markdown with charts, made from its results alone."""
 
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,7 +10,8 @@ from jaxalign.ablation.claims import LEVEL, Claim, Verdict
 from jaxalign.ablation.effects import arm_name
 from jaxalign.ablation.results import Results, verdicts
 from jaxalign.ablation.statistics import interval
-from jaxalign.ablation.study import Chart, Study
+from jaxalign.ablation.study import Chart, Sources, Study
+from jaxalign.ablation.variance import gather, share_intervals
 from jaxalign.drawing import AXIS, MARKERS, PALETTE, draw
 from jaxalign.errors import amount
 from jaxalign.storage import write_whole
@@ -66,6 +67,9 @@ def page_lines(study: Study, results: Results, pictures: Sequence[str] = ()) -> 
     if pictures:
         yield ""
         yield "\n\n".join(pictures)
+    if study.sources:
+        yield "\n## Where the differences come from\n"
+        yield from _sources(study, study.sources, results)
     if study.discussion:
         yield "\n## What it means\n"
         yield study.discussion
@@ -127,6 +131,23 @@ def _table(study: Study, results: Results) -> Iterator[str]:
         yield f"- *{name}*: {says}"
 
 
+def _sources(study: Study, sources: Sources, results: Results) -> Iterator[str]:
+    """What each factor has of the variance; nothing as long as fewer than three seeds are there."""
+    y = gather(study, sources, results)
+    yield (
+        f"Shares of the variance of *{sources.measure}* over {amount(y[0].size, 'arm')} and {len(y)} seeds, ω² with "
+        "95 % intervals by the jackknife over seeds. They are those of the levels that the study has, not of others, "
+        f"and were computed after the runs: there is no verdict. {sources.says}\n"
+    )
+    if len(y) < 3:
+        return
+    yield "| source | share |"
+    yield "|---|---|"
+    for name, numbers in share_intervals(y, list(sources.factors)).items():
+        share, low, high = (round(number, 3) + 0.0 for number in numbers)  # no -0
+        yield f"| {name} | {share:.3f} [{low:.3f}, {high:.3f}] |"
+
+
 def _tuning(study: Study, results: Results) -> Iterator[str]:
     """Every trial of every arm, that of the best in bold."""
     assert study.tuning is not None
@@ -149,21 +170,31 @@ def _tuning(study: Study, results: Results) -> Iterator[str]:
 
 def _draw(study: Study, results: Results, chart: Chart) -> tuple[bytes, str, str]:
     arms = chart.arms or tuple(map(arm_name, study.arms))
-    if chart.kind == "bars":
-        return draw(_WIDTH, 0.6 + 0.3 * len(arms), lambda figure: _bars(figure, results, chart, arms))
-    return draw(_WIDTH, 3.6, lambda figure: _lines(figure, results, chart, arms))
+    if chart.kind == "lines":
+        return draw(_WIDTH, 3.6, lambda figure: _lines(figure, results, chart, arms))
+    if chart.kind == "claims":
+        bars = {
+            each.claim.name: (each.mean, each.low, each.high)
+            for each in verdicts(study, results)
+            if {x.measure for x in each.claim.effect.values()} == {chart.of}
+        }
+    else:
+        bars = {arm: interval(results.of_arm(chart.of, arm)) for arm in arms}
+    return draw(_WIDTH, 0.6 + 0.3 * len(bars), lambda figure: _bars(figure, chart, bars))
 
 
-def _bars(figure: Figure, results: Results, chart: Chart, arms: Sequence[str]) -> str:
+def _bars(figure: Figure, chart: Chart, bars: Mapping[str, tuple[float, float, float]]) -> str:
+    """Of each name its mean with the ends of its interval."""
     axes = figure.subplots()
     words = []
-    for row, arm in enumerate(arms):
-        mean, low, high = interval(results.of_arm(chart.of, arm))
+    for row, (name, (mean, low, high)) in enumerate(bars.items()):
         spread = [[mean - low], [high - mean]] if np.isfinite([low, high]).all() else None
         axes.errorbar([mean], [row], xerr=spread, color=PALETTE[0], marker="o", capsize=4, linestyle="none")
-        words.append(f"{arm} {mean:.3g}")
-    axes.set_yticks(range(len(arms)), arms)
-    axes.set_ylim(len(arms) - 0.5, -0.5)
+        words.append(f"{name} {mean:.3g}")
+    if chart.kind == "claims":
+        axes.axvline(0, color=AXIS, linewidth=0.5)
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.set(title=chart.title, xlabel=chart.x or chart.of)
     return f"{chart.title}, with 95 % intervals over seeds: {_few(words)}"

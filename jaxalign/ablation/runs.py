@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import pathlib
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,10 +25,13 @@ import jaxalign
 from jaxalign.ablation.costs import trained_flops
 from jaxalign.ablation.effects import Arm, Table, arm_name
 from jaxalign.ablation.study import COUNTED, TUNING, Outcome, Study, Trial
+from jaxalign.checksums import digest_of
 from jaxalign.errors import ConfigError, JaxalignError
 from jaxalign.storage import claim, read_json, write_whole
 
 DECLARATION, OUTCOME = "declaration.json", "outcome.json"
+_DIGEST = "sha256"  # in an outcome: of all else in it
+_KEYS = {"study", "arm", "seed", "measures", "curves", "flops", "seconds", "declaration", "version", "commit"}
 
 Note = Callable[[], None]
 
@@ -129,7 +133,22 @@ def _run(study: Study, trial: Trial) -> None:
         "version": jaxalign.__version__,
         "commit": commit(),
     }
+    found |= {_DIGEST: digest_of(found)}
     write_whole(trial.folder / OUTCOME, json.dumps(found, indent=1).encode())
+
+
+def _read_outcome(file: pathlib.Path) -> dict[str, Any]:
+    """What a run found, as it was written.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    way_out = "delete it, and its run is made again"
+    found = read_json(file, lambda reason: ConfigError(f"{file}: {reason}; {way_out}"))
+    digest = found.pop(_DIGEST, None)  # earlier ones have none
+    if not found.keys() >= _KEYS or digest not in (None, digest_of(found)):
+        raise ConfigError(f"{file}: not what was written; {way_out}")
+    return found
 
 
 def choose(study: Study, tried: Sequence[dict[str, Any]], only: Sequence[str] = ()) -> dict[str, Arm]:
@@ -198,7 +217,7 @@ def _run_part(
     cores: Any = context.Queue()
     for own in share_cores(jobs):
         cores.put(own)
-    with concurrent.futures.ProcessPoolExecutor(jobs, context, _take_cores, (cores,)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, _begin_worker, (cores,)) as pool:
         waiting = {
             pool.submit(_run_elsewhere, source, str(workdir), part, seed, tuple(only), chosen)
             for seed in left
@@ -226,10 +245,19 @@ def share_cores(jobs: int) -> Iterator[set[int]]:
         yield set(cores[job % len(cores) :: jobs]) or set(cores) if cores else set()
 
 
-def _take_cores(cores: Any) -> None:
+def _begin_worker(cores: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Before JAX counts them.
     if own := cores.get():
         os.sched_setaffinity(0, own)
+
+
+def _end_with_parent() -> None:
+    """Ends this process once the one that started it is gone: its lock is free, and another may run the same seeds."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(130)
 
 
 def _run_elsewhere(
@@ -253,10 +281,7 @@ def _run_elsewhere(
 def read_outcomes(workdir: pathlib.Path, part: str = COUNTED) -> list[dict[str, Any]]:
     """What all finished runs of a part found, by seed, arm and what was tried."""
     files = sorted((workdir / part).glob(f"*/*/{'*/' if part == TUNING else ''}{OUTCOME}"))
-    found = [
-        read_json(file, lambda reason, file=file: ConfigError(f"{file}: {reason}; delete it"))
-        for file in files
-    ]
+    found = [_read_outcome(file) for file in files]
     found = [
         {"tuned": {}, **x, "part": part} for x in found
     ]  # no file has its place, nor older ones what was tuned

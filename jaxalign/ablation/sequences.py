@@ -126,3 +126,13 @@ def last(stacked: Params) -> Params:
 def half_of_places(rng: np.random.Generator) -> np.ndarray:
     """Bool [prompts, L]: of each prompt half of the places, by chance."""
     return rng.permuted(np.tile(np.arange(LENGTH) < LENGTH // 2, (PROMPTS, 1)), axis=1)
+
+
+def demonstrate(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that demonstrators are in the habit of, and the best ones, others at half of the places.
+
+    Int [prompts, L] each.
+    """
+    habitual = rng.integers(0, VOCABULARY, (PROMPTS, LENGTH))
+    other = (habitual + rng.integers(1, VOCABULARY, habitual.shape)) % VOCABULARY
+    return habitual, np.where(half_of_places(rng), other, habitual)

@@ -53,7 +53,11 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A picture of the results: `kind` "bars" draws a measure by arm, "lines" a curve, its mean over seeds by arm."""
+    """A picture of the results.
+
+    Of `kind` "bars" it is a measure by arm, of "claims" the effects on a measure that claims are about, of "lines" a
+    curve, its mean over seeds by arm.
+    """
 
     title: str
     of: str  # a measure, or a curve
@@ -61,6 +65,18 @@ class Chart:
     arms: tuple[str, ...] = ()  # by name; none: all
     x: str = ""  # what the horizontal axis is
     y: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Factors among which the page shares out the variance of a measure: every combination of levels is an arm.
+
+    It is a description, without a rule or a verdict.
+    """
+
+    measure: str
+    factors: Mapping[str, tuple[str, ...]]  # name -> the keys of arms whose values together are its level
+    says: str  # what a reader is to know of the levels
 
 
 def _nothing(seed: int, folder: pathlib.Path) -> None:
@@ -92,6 +108,7 @@ class Study:
     # That `get_study` makes; of "paper" models and data are the paper's own.
     sizes: tuple[str, ...] = ("small",)
     charts: tuple[Chart, ...] = ()
+    sources: Sources | None = None
     # Of arms, by name: the training of the paper's own size, `--config=papers:RECIPE`.
     recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     discussion: str = ""  # where results differ from the paper, why, as far as it was tested

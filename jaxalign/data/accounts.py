@@ -102,6 +102,11 @@ class Watched(Mapping):
         self.read.add(found)
         return self.row[found]
 
+    def peek(self, name: str) -> Any:
+        """The value of a field, or None, without reading it."""
+        found = self.name(name)
+        return None if found is None else self.row[found]
+
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self.name(name) is not None
 

@@ -7,18 +7,23 @@ An array whose values are all the same is written once. The checksum, BLAKE2b, i
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from jaxalign.strict_json import parse_json
+
 MAGIC = b"JXARRAY1"
 _ALIGNED = 64
 _SUM = 16  # bytes of a checksum
 _BLOCK = 1 << 24
+_DTYPE = re.compile(r"[<>|=][biuf]\d{1,2}")  # as NumPy writes the types of numbers
 
 
 class Damaged(Exception):
@@ -84,18 +89,22 @@ def read_arrays(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, An
         raise Damaged("it does not begin as such a file")
     length = int.from_bytes(mapped[len(MAGIC) : start], "little")
     try:
-        head = json.loads(mapped[start : start + length])
+        head = parse_json(bytes(mapped[start : start + length]))
         wanted = start + length + head["bytes"] + _SUM
         arrays = {name: _view(mapped, start + length, *entry) for name, entry in head["arrays"].items()}
-    except (ValueError, KeyError, TypeError):
+        about = head["about"]
+    # Whatever form a head has that was not written here, it is none.
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise Damaged("its head cannot be read") from None
     if size != wanted:
         raise Damaged(f"it has {size:,} bytes, not {wanted:,}")
-    return arrays, head["about"]
+    return arrays, about
 
 
 def _view(mapped: Any, start: int, dtype: str, shape: list[int], offset: int, same: bool) -> np.ndarray:
-    count = 1 if same else int(np.prod(shape))
+    if not all(type(size) is int and size >= 0 for size in shape) or not _DTYPE.fullmatch(dtype):
+        raise ValueError("no shape, or no type of numbers")
+    count = 1 if same else math.prod(shape)
     array = np.frombuffer(mapped, np.dtype(dtype), count, start + offset)
     return np.broadcast_to(array, shape) if same else array.reshape(shape)
 

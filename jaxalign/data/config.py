@@ -6,6 +6,7 @@ from jaxalign.data.encode import OVERLONG
 from jaxalign.data.invalid import RULES
 from jaxalign.data.overlap import KEYS
 from jaxalign.data.records import KINDS
+from jaxalign.data.tables import MOST_ROW_BYTES
 from jaxalign.fields import Checked, field
 from jaxalign.text.chat import LEARN
 from jaxalign.text.rendered import CONTROL_TOKENS
@@ -36,6 +37,8 @@ class DataConfig(Checked, at="config.data"):
     # What becomes of rows that cannot be used: "stop" lists them and refuses; "drop" leaves them out, up to half of a
     # source, counts them and lists them in dropped.jsonl.
     invalid: str = field("stop", choices=RULES, says=f": write one of {', '.join(RULES)}")
+    # Bytes of a row of a file, at most: one that is larger is read into memory by no process, and is invalid.
+    max_row_bytes: int = field(MOST_ROW_BYTES, at_least=1)
     # "OURS=THEIRS,...": what the rows call the fields that we read, as in "prompt=question,chosen=data.good".
     fields: str = ""
     # Of rows and messages, left out on purpose though they mean something.

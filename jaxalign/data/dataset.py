@@ -14,7 +14,6 @@ from jaxalign.data.batch import ARRAYS
 from jaxalign.data.config import DataConfig
 from jaxalign.data.encode import Reading
 from jaxalign.data.encode_sources import (
-    IN_MEMORY,
     Asked,
     Place,
     StoredSource,
@@ -25,18 +24,19 @@ from jaxalign.data.encode_sources import (
 )
 from jaxalign.data.encoded import Encoded
 from jaxalign.data.encoder import Encoder
-from jaxalign.data.invalid import BadRow, Invalid
+from jaxalign.data.invalid import MOST_DROPPED, BadRow, Invalid, NothingLeft
 from jaxalign.data.mapping import check_mapping, parse_mapping
 from jaxalign.data.mismatched import add_mismatched
 from jaxalign.data.packing import AnyBatch, Keeper, Rows, build_rows, saves_enough
 from jaxalign.data.parts import Items
 from jaxalign.data.public.advice import advise
-from jaxalign.data.public.recipes import needs_all_rows, open_source
-from jaxalign.data.records import KINDS, known_kinds
+from jaxalign.data.public.recipes import open_source
+from jaxalign.data.records import KINDS
 from jaxalign.data.report import EncodingReport, collect
+from jaxalign.data.requirements import check_kind, check_streaming
 from jaxalign.data.sources import Records, split_names
 from jaxalign.data.store import Store, rows_name
-from jaxalign.data.stream import Reader, Stream
+from jaxalign.data.stream import Emptied, Reader, Stream
 from jaxalign.errors import ConfigError, DataError, amount
 from jaxalign.text.template_args import choose_template
 from jaxalign.text.templates import ChatTemplate
@@ -146,7 +146,7 @@ def _stream(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple[Datase
     """The first window of the training source, with the stream that it begins, and the held-out rows."""
     asked = _asked(config, kind, "train")
     (name, *more), key = asked.names, "config.data.streaming=True"
-    _check_streaming(config, kind, name, more)
+    check_streaming(config, kind, name, more)
     held_sources, held, held_out = list[Records](), list[Encoded](), None
     if config.eval:
         invalid = Invalid(config.invalid)
@@ -156,7 +156,7 @@ def _stream(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple[Datase
     # As long as the longest record may be: nobody knows what comes.
     length = config.row_length or KINDS[kind].sequences * config.max_length
     config = replace(config, row_length=length)
-    _check(config, kind, 1, ())
+    check_kind(config, kind, 1, ())
     encoder, reader = _encoder(config, tokenizer, kind), Reader()
 
     def read(start: int, count: int) -> Records:
@@ -164,55 +164,29 @@ def _stream(config: DataConfig, tokenizer: Tokenizer, kind: str) -> tuple[Datase
         with _from_key("train"):
             return open_source(name, kind, "train", **options)
 
-    def make(records: Records, start: int) -> Dataset:
+    def make(records: Records, start: int) -> Dataset | Emptied:
         invalid = Invalid(config.invalid)
         with _from_key("train"):
             encoded = [encode_records_of(records, encoder, invalid, first_row=start)]
         note_bad(encoded[0], records, invalid)
-        invalid.check([records], partial(advise, kind=kind))
-        if held and config.overlap != "allow":
-            encoded = _keep_apart(encoded, held, [records], held_sources, config)
-        return _pack([records], encoded, config, tokenizer, kind, invalid=invalid)
+        # What is left at the end of a source is too little to be judged by the share that is bad.
+        most = 1.0 if start and len(records) < config.stream_buffer else MOST_DROPPED
+        invalid.check([records], partial(advise, kind=kind), most=most)
+        try:
+            if held and config.overlap != "allow":
+                encoded = _keep_apart(encoded, held, [records], held_sources, config)
+            return _pack([records], encoded, config, tokenizer, kind, invalid=invalid)
+        except NothingLeft as error:
+            if not start:
+                raise
+            return Emptied(str(error), tuple(invalid.rows))
 
     stream = Stream(name, read, make, config.stream_buffer, config.take or None)
     first = stream.window(0)
-    if first is None:
+    if first is None or isinstance(first, Emptied):
         raise DataError(f"{name}: holds no records; give a source with at least one (from {key})")
     check_mapping(first.sources, asked.options["fields"])
     return replace(first, stream=stream), held_out
-
-
-def _check_streaming(config: DataConfig, kind: str, name: str, more: Sequence[str]) -> None:
-    """Raises ConfigError for what needs all of the data at once."""
-    found = KINDS[kind]
-    checks = [
-        (
-            not more,
-            f"reads one source, and config.data.train names {len(more) + 1}; name files of one format by a pattern",
-        ),
-        (
-            not (found.one_per_row or found.mismatched),
-            f"is not for {kind} data, all of which is needed at once; leave it out",
-        ),
-        (
-            not config.eval_fraction,
-            f"holds nothing out by config.data.eval_fraction={config.eval_fraction}; name held-out data in "
-            "config.data.eval",
-        ),
-        (
-            config.store in ("", IN_MEMORY),
-            f"keeps nothing, and config.data.store={config.store!r} names a place for it; leave out one of them",
-        ),
-        (
-            config.max_length > 0,
-            "needs config.data.max_length: nobody knows how long the longest record is",
-        ),
-        (
-            not needs_all_rows(name, kind),
-            f"reads rows that are records by themselves, and those of {name} are messages of trees; leave it out",
-        ),
-    ]
-    _require([(holds, f"streaming=True {problem}") for holds, problem in checks])
 
 
 def open_sources(config: DataConfig, kind: str, part: str) -> list[Records]:
@@ -236,6 +210,7 @@ def _asked(config: DataConfig, kind: str, part: str) -> Asked:
         "take": config.take or None,
         "ignore_fields": tuple(field for fields in config.ignore_fields for field in fields.split(",")),
         "fields": parse_mapping(config.fields),
+        "max_row_bytes": config.max_row_bytes,
     }
     return Asked(names, kind, part, options)
 
@@ -255,7 +230,7 @@ def _read(
     """The sources that `config.data.<part>` names, and their tokens."""
     with _from_key(part):
         asked = _asked(config, kind, part)
-        _check(config, kind, len(asked.names), config.weights if part == "train" else ())
+        check_kind(config, kind, len(asked.names), config.weights if part == "train" else ())
         return encode_sources(asked, _encoder(config, tokenizer, kind), invalid, Place(config.store))
 
 
@@ -266,7 +241,7 @@ def dataset_from_records(
 
     Weights apply to the training part; held-out data is always taken once.
     """
-    _check(config, kind, len(sources), config.weights if part == "train" else ())
+    check_kind(config, kind, len(sources), config.weights if part == "train" else ())
     invalid = Invalid(config.invalid)
     encoder, encoded = _encoder(config, tokenizer, kind), list[Encoded]()
     for source in sources:
@@ -372,7 +347,7 @@ def _keep_apart(
     if config.overlap == "drop":
         kept = drop_shared(encoded, shared)
         if config.overlap_by == "prompt" and not any(len(each.items) for each in kept):
-            raise DataError(
+            raise NothingLeft(
                 f"every training record of {', '.join(s.name for s in sources)} has a prompt that is also in eval; "
                 "take other data, or set config.data.overlap_by='record' if they all share one instruction"
             )
@@ -458,38 +433,3 @@ def _check_labels(items: Sequence[Items], sources: Sequence[Records]) -> None:
                 f"{'true' if label else 'false'}) and 0 {other} ones: training needs both; add rows with the other "
                 "label, or pairs of chosen and rejected"
             )
-
-
-def _check(config: DataConfig, kind: str, source_count: int, weights: tuple[float, ...]) -> None:
-    if kind not in KINDS:
-        raise ConfigError(f"config.data.kind={kind!r}: {known_kinds(kind)}")
-    sequences = KINDS[kind].sequences
-    what = "a pair" if sequences == 2 else "the longest sequence"
-    shortest_row = sequences * config.max_length
-    checks = [
-        (
-            not config.row_length or config.row_length >= shortest_row,
-            f"row_length={config.row_length}: must be at least {sequences} x max_length={config.max_length}, "
-            f"so that a row holds {what}",
-        ),
-        (
-            config.segments >= sequences,
-            f"max_segments={config.max_segments}: must be at least {sequences}",
-        ),
-        (
-            not (config.eval and config.eval_fraction),
-            f"eval_fraction={config.eval_fraction}: config.data.eval names held-out data already; set one of them",
-        ),
-        (
-            not weights or (len(weights) == source_count and min(weights) > 0),
-            f"weights={weights}: give one positive share for each of the {source_count} sources, or none",
-        ),
-    ]
-    _require(checks)
-
-
-def _require(checks: Sequence[tuple[bool, str]]) -> None:
-    """Raises ConfigError for the first that does not hold: a key without config.data before it, and what is wrong."""
-    for holds, problem in checks:
-        if not holds:
-            raise ConfigError(f"config.data.{problem}")

@@ -28,6 +28,7 @@ from jaxalign.data.store_key import (
 from jaxalign.data.worker import run_tasks
 from jaxalign.errors import ConfigError
 from jaxalign.storage import Path, is_remote, to_path
+from jaxalign.streams import say
 
 IN_MEMORY = "none"
 LARGE = 32 << 20  # bytes of a source that takes longer to encode than its store would be in the way
@@ -147,7 +148,7 @@ def own_folder() -> pathlib.Path:
 
 def tell(line: str) -> None:
     """Says what becomes of a store."""
-    print(line, file=sys.stderr, flush=True)
+    say(line, sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import csv
 import functools
 import gzip
 import itertools
-import json
 import lzma
 import mmap
 import os
@@ -22,8 +21,9 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jaxalign import strict_json
 from jaxalign.data.json_spans import (
     NotWhole,
     first_line,
@@ -33,15 +33,15 @@ from jaxalign.data.json_spans import (
     spans_of_array,
     spans_of_values,
 )
+from jaxalign.data.tables import MOST_ROW_BYTES, TableRows, open_table, too_large
 from jaxalign.errors import DataError, shorten
-from jaxalign.storage import temporary_folder
-
-if TYPE_CHECKING:
-    import datasets
+from jaxalign.storage import DISK_REFUSES, naming, temporary_folder
 
 LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*LINES, ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_BLOCK = 1 << 20  # bytes of a line that are held at once
+_SHOWN = 2_000  # bytes of a row that is too large
 _OPEN_FILES = 64  # at a time; a folder may hold thousands
 _MARKS = (  # longest first: the mark of UTF-16 begins that of UTF-32
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -70,11 +70,14 @@ def formats() -> str:
     return f"{', '.join(SUFFIXES)}, each also with {', '.join(COMPRESSIONS)} behind it"
 
 
-def open_file(path: Path, name: str, take: int | None = None) -> "FileRows | TableRows":
+def open_file(
+    path: Path, name: str, take: int | None = None, max_row_bytes: int = MOST_ROW_BYTES
+) -> "FileRows | TableRows":
     """The rows of a file, or its first `take`.
 
     Args:
       name: what errors call it.
+      max_row_bytes: a larger row is an error when it is read.
 
     Raises:
       DataError: it is of no format that is known, or damaged as a whole; names the file.
@@ -85,45 +88,14 @@ def open_file(path: Path, name: str, take: int | None = None) -> "FileRows | Tab
         raise DataError(f"{name}: cannot read {found!r}; write one of {formats()}")
     plain = _unpacked(path, name)
     if kind in (".parquet", ".arrow"):
-        import datasets  # which takes a second, and files of text need nothing of it
-
-        reader: Any = datasets.Dataset.from_parquet if kind == ".parquet" else datasets.Dataset.from_file
-        try:
-            table = reader(str(plain))
-        except Exception as error:  # pyarrow and datasets share no base class for a damaged file
-            raise DataError(f"{name}: not a readable {kind} file: {error}; write it again") from error
-        return TableRows(table if take is None else table.select(range(min(take, len(table)))), name)
+        return open_table(plain, name, take, max_row_bytes)
     plain = _in_utf8(plain, name)
+    made = functools.partial(FileRows, plain, name, take=take, max_row_bytes=max_row_bytes)
     if kind in (".csv", ".tsv"):
-        return _read_csv(plain, name, take, "\t" if kind == ".tsv" else "")
+        return _read_csv(plain, name, made, "\t" if kind == ".tsv" else "")
     if kind == ".txt":
-        return FileRows(plain, name, _lines(plain), _parse_text, take)
-    return _read_json(plain, name, take, lines=kind in LINES)
-
-
-class TableRows(Sequence):
-    """The rows of a table of `datasets`."""
-
-    blank = 0
-
-    def __init__(self, table: "datasets.Dataset", name: str) -> None:
-        self._table, self._name = table, name
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __getitem__(self, index: int) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self._table[index]
-
-    def where(self, index: int) -> str:
-        """`file:row`, counted from 1."""
-        return f"{self._name}:{index + 1}"
-
-    def between(self, start: int, stop: int) -> "TableRows":
-        """Some of the rows, for another process; their numbers are forgotten."""
-        return TableRows(self._table.select(range(start, stop)), self._name)
+        return made(_lines(plain), _parse_text)
+    return _read_json(plain, name, made, lines=kind in LINES)
 
 
 class FileRows(Sequence):
@@ -140,9 +112,10 @@ class FileRows(Sequence):
         spans: Iterable[Span | None],
         parse: Callable[[bytes], dict[str, Any]],
         take: int | None = None,
+        max_row_bytes: int = MOST_ROW_BYTES,
     ) -> None:
         """`spans`: None stands for a blank line, which is no row."""
-        self._path, self._name, self._parse = path, name, parse
+        self._path, self._name, self._parse, self._most = path, name, parse, max_row_bytes
         self._signature = _signature(path)
         self._starts, self._ends, self._numbers = array("q"), array("q"), array("q")
         self.blank = 0
@@ -159,11 +132,16 @@ class FileRows(Sequence):
         return len(self._starts)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._parse(self._bytes(index))
+        found = self._bytes(index, self._most + 1)
+        if len(found) > self._most:
+            raise too_large(self._ends[index] - self._starts[index], self._most)
+        return self._parse(found)
 
     def text(self, index: int) -> str:
-        """A row as it stands in the file, for one that cannot be parsed."""
-        return self._bytes(index).decode("utf-8", "backslashreplace")
+        """A row as it stands in the file, for one that cannot be parsed; of one that is too large, its beginning."""
+        found = self._bytes(index, self._most + 1)
+        shown = found if len(found) <= self._most else found[:_SHOWN]
+        return shown.decode("utf-8", "backslashreplace")
 
     def where(self, index: int) -> str:
         """`file:line`, as an editor shows it; in an array `file:row`, counted from 1."""
@@ -172,15 +150,16 @@ class FileRows(Sequence):
     def between(self, start: int, stop: int) -> "FileRows":
         """Some of the rows, for another process."""
         spans = zip(*(each[start:stop] for each in (self._starts, self._ends, self._numbers)), strict=True)
-        made = FileRows(self._path, self._name, spans, self._parse)
+        made = FileRows(self._path, self._name, spans, self._parse, max_row_bytes=self._most)
         made._signature = self._signature
         return made
 
-    def _bytes(self, index: int) -> bytes:
+    def _bytes(self, index: int, most: int) -> bytes:
+        """A row, or its first `most` bytes."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         file, start = _opened(self._path, self._signature), self._starts[index]
-        found = os.pread(file.number, self._ends[index] - start, start)
+        found = os.pread(file.number, min(self._ends[index] - start, most), start)
         status = os.fstat(file.number)
         if (status.st_size, status.st_mtime_ns) != self._signature[2:]:
             raise DataError(f"{self._name} has been written to since it was opened; start again")
@@ -205,7 +184,6 @@ class Shards(Sequence):
     def text(self, index: int) -> str:
         """See `FileRows.text`."""
         part, inside = self._find(index)
-        assert isinstance(part, FileRows)  # a row of a table can be read
         return part.text(inside)
 
     def where(self, index: int) -> str:
@@ -267,6 +245,8 @@ def _unpacked(path: Path, name: str) -> Path:
     try:
         return _once(path, _signature(path), _unpack)
     except (OSError, EOFError, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno in DISK_REFUSES:
+            raise  # of the temporary folder, whose disk is full
         raise DataError(
             f"{name}: cannot be unpacked as {path.suffix.lower()} ({error}); it is damaged or cut short, or has the "
             "wrong suffix; copy it again"
@@ -282,8 +262,9 @@ def _unpack(path: Path, target: Path) -> None:
         ".xz": lzma.open,
         ".zst": lambda path: pyarrow.input_stream(str(path), compression="zstd"),
     }
-    with contextlib.closing(openers[path.suffix.lower()](path)) as packed, target.open("wb") as file:
-        shutil.copyfileobj(packed, file, 1 << 20)
+    with contextlib.closing(openers[path.suffix.lower()](path)) as packed:
+        with naming(target), target.open("wb") as file:
+            shutil.copyfileobj(packed, file, 1 << 20)
 
 
 def _in_utf8(path: Path, name: str) -> Path:
@@ -319,9 +300,16 @@ def _lines(path: Path) -> Iterator[Span | None]:
     with path.open("rb") as file:
         start = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
         file.seek(start)
-        for number, line in enumerate(file, 1):
-            yield (start, start + len(line), number) if line.strip() else None
-            start += len(line)
+        for number in itertools.count(1):
+            size, filled, block = 0, False, b""
+            while not block.endswith(b"\n") and (
+                block := file.readline(_BLOCK)
+            ):  # whatever the length of the line
+                size, filled = size + len(block), filled or bool(block.strip())
+            if not size:
+                return
+            yield (start, start + size, number) if filled else None
+            start += size
 
 
 def _first_line(path: Path) -> bytes:
@@ -330,9 +318,10 @@ def _first_line(path: Path) -> bytes:
 
 
 def _slice(path: Path, span: Span) -> bytes:
+    """A line of names, of which more than a block are none."""
     with path.open("rb") as file:
         file.seek(span[0])
-        return file.read(span[1] - span[0])
+        return file.read(min(span[1] - span[0], _BLOCK))
 
 
 def _decode(line: bytes) -> str:
@@ -353,32 +342,21 @@ def parse_json(text: bytes) -> dict[str, Any]:
       DataError, without the place: it is none, or has one name twice.
     """
     try:
-        row = json.loads(_decode(text), object_pairs_hook=_object)
-    except DataError:
-        raise
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError
+        row = strict_json.parse_json(_decode(text))
+    except strict_json.SaidTwice as error:
+        raise DataError(str(error)) from None
+    except strict_json.NotJSON as error:
         raise DataError(f"not valid JSON: {error}; fix or remove the row") from None
     if not isinstance(row, dict):
         raise DataError(f'a {type(row).__name__}, not a JSON object; write the record as {{"field": value}}')
     return row
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        values = [value for name, value in pairs if name == twice]
-        if any(value != values[0] for value in values):
-            raise DataError(f"the field {twice!r} stands twice in one object; remove one of them")
-    return found
-
-
-def _read_json(path: Path, name: str, take: int | None, *, lines: bool) -> FileRows:
+def _read_json(path: Path, name: str, made: Callable[..., FileRows], *, lines: bool) -> FileRows:
     """Rows a line each, or an array of rows, or rows over several lines, or an object with one list of rows."""
 
     def rows(spans: Iterable[Span | None]) -> FileRows:
-        return FileRows(path, name, spans, parse_json, take)
+        return made(spans, parse_json)
 
     data = _map(path)
     start = len(codecs.BOM_UTF8) if data[:3] == codecs.BOM_UTF8 else 0
@@ -415,7 +393,7 @@ def _map(path: Path) -> mmap.mmap | bytes:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _read_csv(path: Path, name: str, take: int | None, delimiter: str) -> FileRows:
+def _read_csv(path: Path, name: str, made: Callable[..., FileRows], delimiter: str) -> FileRows:
     """Rows of cells under a line of names. A cell is text; an empty one is as a field that is not there."""
     first = _decode(_first_line(path)).removeprefix("\ufeff")
     if not delimiter:
@@ -437,7 +415,7 @@ def _read_csv(path: Path, name: str, take: int | None, delimiter: str) -> FileRo
             )
         return {column: cell or None for column, cell in zip(header, cells, strict=True)}
 
-    return FileRows(path, name, spans, parse, take)
+    return made(spans, parse)
 
 
 def _cells(text: bytes, delimiter: str) -> list[str]:

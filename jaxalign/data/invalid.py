@@ -22,6 +22,10 @@ _QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(?!\w)"""
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?\b")
 
 
+class NothingLeft(DataError):
+    """Of some records none is left to learn from."""
+
+
 class MustFit(DataError):
     """A record is too long, where the config says that this is an error: no rule leaves it out."""
 
@@ -100,30 +104,37 @@ class Invalid:
         """Whether row `index` ends the reading of a source: no row so far could be used, and none will be wanted."""
         return self.rule == "stop" and index + 1 == _ENOUGH == self._counts[id(records)]
 
-    def check(self, sources: Sequence[Records], advise: Callable[[BadRow, bool], str] | None = None) -> None:
+    def check(
+        self,
+        sources: Sequence[Records],
+        advise: Callable[[BadRow, bool], str] | None = None,
+        *,
+        most: float = MOST_DROPPED,
+    ) -> None:
         """Refuses bad rows, as the rule says, when all `sources` have been read.
 
         Args:
           advise: (row, whether no row of all can be used) -> what may be done, or "".
+          most: the share of a source's rows that "drop" may leave out.
 
         Raises:
           DataError: names the first of them with what is wrong with each, and counts all by reason.
         """
         try:
-            self._check(sources)
+            self._check(sources, most)
         except DataError as error:
             every = self._reasons.total() >= sum(map(len, sources))
             advice = advise(self.rows[0], every) if advise and self.rows else ""
             raise DataError(f"{error}{advice and f'. {advice}'}") from None
 
-    def _check(self, sources: Sequence[Records]) -> None:
+    def _check(self, sources: Sequence[Records], share: float) -> None:
         total = sum(map(len, sources))
         cut = next((s for s in sources if len(s) > _ENOUGH == self._counts[id(s)]), None)
         if self.rule == "stop" and cut is not None:
             raise DataError(
                 f"{_listed(self.rows)}\nnone of the first {_ENOUGH:,} rows of {cut.name} can be used"
             )
-        most = next((s for s in sources if self._counts[id(s)] > MOST_DROPPED * len(s)), None)
+        most = next((s for s in sources if self._counts[id(s)] > share * len(s)), None)
         if self.rule == "stop" and self._reasons:
             way_out = (
                 "; mend such rows, or leave them out with config.data.invalid='drop', which counts them and lists them "

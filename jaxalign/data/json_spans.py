@@ -1,11 +1,11 @@
 """Where the rows of a JSON file begin and end, found without parsing it: only brackets, commas and strings matter."""
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from jaxalign.errors import DataError
+from jaxalign.strict_json import NotJSON, parse_json
 
 # Possessive: a string is passed over in one go, however long it is.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
@@ -102,8 +102,11 @@ def list_of_rows(data: Data, start: int, name: str) -> int | None:
     for begin, end in _parts(data, opening.start()):
         key = _KEY.match(data, begin, end)
         if key is None:
-            return None  # no JSON: parsing the row will say so
-        fields[json.loads(key[1])] = (key.end(), end)
+            return None  # no JSON, here and below: parsing the row will say so
+        try:
+            fields[parse_json(key[1])] = (key.end(), end)
+        except NotJSON:
+            return None
     lists = [field for field, span in fields.items() if _holds(data, span, b"{")]
     if not lists:
         columns = [field for field, span in fields.items() if data[span[0]] == ord("[")]
@@ -159,7 +162,8 @@ def _marks(data: Data, opening: int) -> Iterator[tuple[int, int, bool]]:
     """Start and end of each comma of one container itself, and at last of what closes it, which is True of it alone."""
     depth = 0
     for token in _TOKEN.finditer(data, opening):
-        char = token[0]
+        # Not the token itself: a string may have a hundred megabytes.
+        char = data[token.start() : token.start() + 1]
         if char in b"{[":
             depth += 1
         elif char in b"}]":

@@ -39,10 +39,10 @@ class Rows:
     max_pairs: int  # P of every batch: two segments make a pair, a ranking of more than three makes more
     longest_ending: int  # L of every batch of prompts
     bounds: tuple[int, ...]
-    weights: tuple[float, ...] = ()
-    pad_id: int = 0
+    weights: tuple[float, ...]
+    pad_id: int
+    whole_length: int
     ref_logp: np.ndarray | None = None
-    whole_length: int = 0
 
     def __len__(self) -> int:
         return len(self.bins)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from jaxalign.data.encoded import Encoded
+from jaxalign.data.invalid import NothingLeft
 from jaxalign.data.kinds import PROMPTS
 from jaxalign.data.parts import Items
-from jaxalign.errors import DataError, amount
+from jaxalign.errors import amount
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def collect(encoded: Encoded, kind: str, name: str) -> tuple[Items, EncodingRepo
     """All items of a source called `name`, and the report in which whatever was dropped, cut or split is counted.
 
     Raises:
-      DataError: no record is kept, or nothing is supervised; names the source.
+      NothingLeft: no record is kept, or nothing is supervised; names the source.
     """
     items = encoded.items
     notes, dropped = encoded.count("note", with_tokens=True), encoded.count("note", with_tokens=False)
@@ -94,7 +95,7 @@ def collect(encoded: Encoded, kind: str, name: str) -> tuple[Items, EncodingRepo
     )
     if not len(items):
         longer = "raise config.data.max_length or " if any("too long" in r for r in report.dropped) else ""
-        raise DataError(f"{name}: no record is left ({report}); {longer}take other data")
+        raise NothingLeft(f"{name}: no record is left ({report}); {longer}take other data")
     if kind != PROMPTS and report.supervised == 0:
-        raise DataError(f"{name}: no token is supervised ({report}); check the completions")
+        raise NothingLeft(f"{name}: no token is supervised ({report}); check the completions")
     return items, report

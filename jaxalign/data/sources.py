@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxalign.data.files import Shards, formats, kind_of, open_file
+from jaxalign.data.tables import MOST_ROW_BYTES
 from jaxalign.errors import DataError
 from jaxalign.hub import QUICKSTART, way_to
 from jaxalign.storage import Path as AnyPath
@@ -131,6 +132,7 @@ def read_records(
     split: str = "train",
     take: int | None = None,
     hub_options: Mapping[str, str] | None = None,
+    max_row_bytes: int = MOST_ROW_BYTES,
 ) -> Records:
     """Open a source of records. What is wrong with a single row is said when that row is read.
 
@@ -142,6 +144,7 @@ def read_records(
         their names say so.
       take: read only the first `take` records; a hub dataset is then streamed instead of downloaded.
       hub_options: further arguments of `datasets.load_dataset` for a hub dataset.
+      max_row_bytes: a larger row of a file is an error when it is read.
 
     Raises DataError, naming the file, for a source that is missing, damaged or empty.
     """
@@ -151,11 +154,15 @@ def read_records(
     rows: Any
     if path.is_dir():
         found = _in_folder(path, source, split)
-        rows = _read_files(*found, take) if isinstance(found[0], list) else _load_saved(*found, split)
+        rows = (
+            _read_files(*found, take, max_row_bytes)
+            if isinstance(found[0], list)
+            else _load_saved(*found, split)
+        )
     elif path.is_file():
-        rows = open_file(local_copy(path), source, take)
+        rows = open_file(local_copy(path), source, take, max_row_bytes)
     elif is_pattern(source):
-        rows = _read_files(_matching(source), source, take)
+        rows = _read_files(_matching(source), source, take, max_row_bytes)
     elif is_remote(source):
         raise DataError(f"{source}: no such file or folder; check the path, and that you may read the bucket")
     elif kind_of(source) or path.parts[:1] == (QUICKSTART,) or source.startswith((".", "/", "~")):
@@ -223,7 +230,7 @@ def _matching(pattern: str) -> list[AnyPath]:
     return found
 
 
-def _read_files(paths: Sequence[AnyPath], name: str, take: int | None) -> Shards:
+def _read_files(paths: Sequence[AnyPath], name: str, take: int | None, max_row_bytes: int) -> Shards:
     """Files of one format, in the order of their names."""
     by_kind: dict[str, str] = {}
     for path in paths:
@@ -239,7 +246,7 @@ def _read_files(paths: Sequence[AnyPath], name: str, take: int | None) -> Shards
     for path in _in_order(paths):
         if left == 0:
             break
-        part = open_file(local_copy(path), str(path), left)
+        part = open_file(local_copy(path), str(path), left, max_row_bytes)
         left = None if left is None else left - len(part)
         parts.append(part)
     return Shards(parts)

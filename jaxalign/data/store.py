@@ -35,6 +35,7 @@ from jaxalign.data.worker import Runner, Span, Task
 from jaxalign.errors import ConfigError
 from jaxalign.locks import alone_until
 from jaxalign.storage import DISK_REFUSES, Path, write_whole
+from jaxalign.strict_json import parse_json
 
 INDEX = "store.json"
 KEY = "config.data.store"
@@ -149,13 +150,17 @@ class Store:
 
     def _read(self) -> Stored | None:
         try:
-            index = json.loads((self.folder / INDEX).read_text("utf-8"))
+            index = parse_json((self.folder / INDEX).read_bytes())
+            counts = [index[name] for name in ("records", "blank", "tokens")]
+            entries = list(index["parts"])
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             raise Damaged(f"{INDEX} cannot be read") from None
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise Damaged(f"{INDEX} does not say how many records and tokens there are")
         parts = []
-        for number, entry in enumerate(index["parts"]):
+        for number, entry in enumerate(entries):
             path = self.path(number)
             try:
                 parts.append(self._read_part(path))
@@ -163,17 +168,20 @@ class Store:
                     raise Damaged("it is not the one that was written")
             except Damaged as error:
                 raise Damaged(f"{path.name}: {error}") from None
-        return Stored(tuple(parts), index["records"], index["blank"], index["tokens"])
+        return Stored(tuple(parts), *counts)
 
     def _read_part(self, path: pathlib.Path) -> Part:
         arrays, about = read_arrays(path)
-        if about["place"] != _place(path):
-            raise Damaged("it is another part, or of another store")
-        words = about["words"]
-        words["pairs"] = [tuple(tuple(pair) for pair in pairs) for pairs in words["pairs"]]
-        for name in ("ending", "remarks", "unread"):
-            words[name] = [tuple(each) for each in words[name]]
-        return Part(**arrays, words=words, bad=[tuple(each) for each in about["bad"]])
+        try:
+            if about["place"] != _place(path):
+                raise Damaged("it is another part, or of another store")
+            words = dict(about["words"])
+            words["pairs"] = [tuple(tuple(pair) for pair in pairs) for pairs in words["pairs"]]
+            for name in ("ending", "remarks", "unread"):
+                words[name] = [tuple(each) for each in words[name]]
+            return Part(**arrays, words=words, bad=[tuple(each) for each in about["bad"]])
+        except (KeyError, TypeError, ValueError):
+            raise Damaged("its head is that of another file") from None
 
     def path(self, number: int) -> pathlib.Path:
         """The file of a part."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from jaxalign.data.invalid import BadRow
 from jaxalign.data.loader import share_of
 from jaxalign.data.packing import AnyBatch, collate
 from jaxalign.data.sources import Records, find_files, read_records, stream_hub
@@ -53,7 +54,14 @@ class Reader:
         self._next = -1  # the record that `_coming` gives next
 
     def read(
-        self, name: str, *, start: int, split: str, take: int | None, hub_options: Mapping[str, str]
+        self,
+        name: str,
+        *,
+        start: int,
+        split: str,
+        take: int | None,
+        hub_options: Mapping[str, str],
+        max_row_bytes: int,
     ) -> Records:
         """Up to `take` records from number `start` on, none where the source has ended; else as `read_records`."""
         assert take is not None
@@ -64,7 +72,7 @@ class Reader:
             self._next = start + take  # where it has ended, nothing comes from there on either
             return Records(rows, name, origin=_Numbered(rows, name, start))
         if self._files is None:
-            self._files = read_records(name, split=split)
+            self._files = read_records(name, split=split, max_row_bytes=max_row_bytes)
         count = max(0, min(take, len(self._files) - start))
         return Records(_Neighbours(self._files, start, count), name)
 
@@ -82,6 +90,14 @@ class _Numbered(list):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Emptied:
+    """A window behind the first of which no record is left: batches go on with the next one."""
+
+    report: str  # why
+    invalid: tuple[BadRow, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
     """A source that is read a window at a time.
 
@@ -94,11 +110,11 @@ class Stream:
 
     name: str
     read: Callable[[int, int], Records]
-    make: Callable[[Records, int], "Dataset"]
+    make: Callable[[Records, int], "Dataset | Emptied"]
     size: int
     take: int | None = None
 
-    def window(self, start: int) -> "Dataset | None":
+    def window(self, start: int) -> "Dataset | Emptied | None":
         """The window that begins at record `start`; None: the source has ended before it."""
         count = self.size if self.take is None else max(0, min(self.size, self.take - start))
         records = self.read(start, count) if count else ()
@@ -116,7 +132,7 @@ class StreamLoader:
         *,
         parts: Sequence[int] = (0,),
         num_parts: int = 1,
-        note: Callable[["Dataset", int], None] = lambda window, start: None,
+        note: Callable[["Dataset | Emptied", int], None] = lambda window, start: None,
     ) -> None:
         """`note` is told of every window, and at which record it begins."""
         self._stream, self._seed, self._size, self._note = stream, seed, batch_size, note
@@ -160,22 +176,25 @@ class StreamLoader:
 
     def _present(self) -> "Dataset":
         """The window that the next row is of."""
-        if self._window is None:
+        while self._window is None:
             window = self._make()
-            if window is None:  # the source has ended, and is read once more
-                self._at = (self._at[0] + 1, 0)
-                window = self._make()
-            if window is None:
+            if window is None and not self._at[1]:
                 raise DataError(
                     f"{self._stream.name}: has no records any more; it has changed since the start"
                 )
+            if window is None:  # the source has ended, and is read once more
+                self._at = (self._at[0] + 1, 0)
+                continue
+            self._note(window, self._at[1])
+            if isinstance(window, Emptied):
+                self._at = (self._at[0], self._next)
+                continue
             self._window = window
             self._order = np.random.default_rng([self._seed, *self._at]).permutation(len(window.rows))
-            self._note(window, self._at[1])
             self._ahead = self._next, self._pool.submit(self._stream.window, self._next)
         return self._window
 
-    def _make(self) -> "Dataset | None":
+    def _make(self) -> "Dataset | Emptied | None":
         start, ahead = self._at[1], self._ahead
         self._ahead = None
         # Waited for in any case: a source is read by one at a time.

@@ -9,6 +9,7 @@ from jaxalign.data.accounts import SWITCHES, canonical
 from jaxalign.data.conversations import read_turns
 from jaxalign.data.fields import check_message, is_learned
 from jaxalign.errors import DataError, shorten
+from jaxalign.strict_json import NotJSON, parse_json
 from jaxalign.text.messages import REASONING, ROLES, Message, Turns
 
 Row = Mapping[str, Any]
@@ -171,16 +172,16 @@ def _listed(value: Any, name: str) -> list[Row]:
         f"write a list of objects, or leave it out with config.data.ignore_fields={name.rpartition('.')[2]}"
     )
     try:
-        value = json.loads(value or "[]") if isinstance(value, str) else value
+        value = parse_json(value or "[]") if isinstance(value, str) else value
         value = [value] if isinstance(value, Mapping) else [] if value is None else value
         if isinstance(value, Sequence) and not isinstance(value, str):
             listed: list[Any] = [
-                json.loads(item) if isinstance(item, str) and item else item for item in value
+                parse_json(item) if isinstance(item, str) and item else item for item in value
             ]
             listed = [item for item in listed if item not in (None, "", {})]
             if all(isinstance(item, Mapping) for item in listed):
                 return listed
-    except json.JSONDecodeError as error:
+    except NotJSON as error:
         raise DataError(f"{name} is {shorten(value)}, which is not JSON ({error}); {way_out}") from None
     raise DataError(f"{name} is {shorten(value)}; {way_out}")
 
@@ -219,9 +220,13 @@ def read_number(value: Any, name: str) -> float:
             raise DataError(f"{name} is {value!r}, not a number; write one") from None
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise DataError(f"{name} is a {type(value).__name__}, not a number; write one")
+    try:
+        number = float(number)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
     if not math.isfinite(number):
-        raise DataError(f"{name} is {value}; write a finite number")
-    return float(number)
+        raise DataError(f"{name} is {shorten(value)}; write a finite number")
+    return number
 
 
 _LABELS = dict.fromkeys("true 1 yes good desirable thumbs_up upvote liked 👍 chosen accepted".split(), True)

@@ -12,6 +12,7 @@ from jaxalign.data.kinds import PROMPTS
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.intervals import Interval, mean_interval, ratio_interval, win_rate
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.finite import check_finite
 from jaxalign.rewards import Rewards
 from jaxalign.sampling.answers import Answers, answer, sequence_kl, sequence_nll
 from jaxalign.sampling.generate import SamplingConfig
@@ -113,7 +114,7 @@ def measure_answers(
         are measured by.
 
     Raises:
-      ConfigError: a reference at temperature 0.
+      ConfigError: a reference at temperature 0. NonFiniteError: a KL or a likelihood is NaN or infinite.
     """
     if reference is not None and temperature == 0:
         raise ConfigError(
@@ -128,10 +129,13 @@ def measure_answers(
     if reference is not None:
         assert params is not None and config is not None
         at = {"batch_size": batch_size, "temperature": temperature}
-        kl = mean_interval(sequence_kl(params, reference, config, answers, **at))
+        nats = sequence_kl(params, reference, config, answers, **at)
+        check_finite(nats, config.dtype, asked.where.__getitem__, "answer")
+        kl = mean_interval(nats)
     if base is not None:
         assert config is not None
         nll = sequence_nll(base, config, answers, batch_size=batch_size)
+        check_finite(nll, config.dtype, asked.where.__getitem__, "answer")
         mean, low, high = np.exp(ratio_interval(nll, answers.lengths)).tolist()
         perplexity = (mean, low, high)
     return Measured(

@@ -32,7 +32,7 @@ def ratio_interval(numerators: Sequence[float] | Any, denominators: Sequence[flo
     mean of b (Cochran, Sampling Techniques, 1977, eq. 2.39), with Student's quantile. One unit has no interval.
     """
     a, b = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
-    if a.size == 0 or not b.sum() > 0:
+    if not b.sum() > 0:
         return NOTHING
     ratio = float(a.sum() / b.sum())
     if a.size < 2:

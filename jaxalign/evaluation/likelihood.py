@@ -10,6 +10,7 @@ import numpy as np
 from jaxalign.data import Dataset, eval_batches
 from jaxalign.data.batch import segment_sums
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.finite import check_ids
 from jaxalign.models.scoring import score_tokens
 from jaxalign.parallel import batch_sharding
 
@@ -43,6 +44,7 @@ def likelihood(params: Params, config: ModelConfig, dataset: Dataset, *, batch_s
     layout = batch_sharding(jax.sharding.get_mesh())
     rows, sums, rejected_of, start = [], [], [], 0
     for batch in eval_batches(dataset.rows, batch_size):
+        check_ids(batch.tokens, config)
         arrays = jax.device_put((batch.tokens, batch.positions, batch.segment_ids, batch.loss_mask), layout)
         per_segment = np.asarray(_sums(params, config, *arrays, num_segments=batch.rows.shape[1]), np.float64)
         used = np.nonzero(batch.rows >= 0)

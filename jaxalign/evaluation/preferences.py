@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxalign.data import Dataset, eval_batches
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.finite import check_ids
 from jaxalign.models.scoring import segment_rewards
 from jaxalign.parallel import batch_sharding
 
@@ -27,6 +28,7 @@ def pair_scores(
     layout = batch_sharding(jax.sharding.get_mesh())
     numbers, scores = [], []
     for batch in eval_batches(dataset.rows, batch_size):
+        check_ids(batch.tokens, config)
         arrays = jax.device_put((batch.tokens, batch.positions, batch.segment_ids), layout)
         per_segment = np.asarray(_scores(params, config, *arrays, num_segments=batch.rows.shape[1]))
         row, pair = np.nonzero(batch.weight)
@@ -43,6 +45,7 @@ def completion_scores(
     layout = batch_sharding(jax.sharding.get_mesh())
     scores = np.full(sum(map(len, dataset.sources)), np.nan, np.float32)
     for batch in eval_batches(dataset.rows, batch_size):
+        check_ids(batch.tokens, config)
         arrays = jax.device_put((batch.tokens, batch.positions, batch.segment_ids), layout)
         per_segment = np.asarray(_scores(params, config, *arrays, num_segments=batch.rows.shape[1]))
         scores[batch.rows[batch.rows >= 0]] = per_segment[batch.rows >= 0]

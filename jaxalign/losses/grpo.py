@@ -16,7 +16,15 @@ from jax import lax
 from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, field
 from jaxalign.losses.advantages import kl_estimate
-from jaxalign.losses.metrics import Metrics, masked_max, masked_mean, masked_min, masked_std, normalized
+from jaxalign.losses.metrics import (
+    Metrics,
+    deviation,
+    masked_max,
+    masked_mean,
+    masked_min,
+    masked_std,
+    normalized,
+)
 from jaxalign.losses.numerics import is_traced, keep, require_float32
 from jaxalign.losses.ppo import MAX_LOG_RATIO, clipped_surrogate
 
@@ -51,8 +59,9 @@ def group_advantages(
 
     The deviation has the divisor n - 1, as in TRL. A group whose scores are all equal gets exactly 0.
     Args: float32 `scores` [G, k] of k samples for each of G prompts, the whole batch; `live` of that shape, 0 for
-    all of a group that only fills up the batch and counts in no metric. Metrics, as in TRL: `reward`, `reward_std`
-    over the batch, and `frac_reward_zero_std`, the share of groups with equal scores.
+    all of a group that only fills up the batch and counts neither in its deviation nor in a metric. Metrics,
+    as in TRL: `reward`, `reward_std` over the batch, and `frac_reward_zero_std`, the share of groups with
+    equal scores.
     Raises ConfigError for k = 1, TypeError for wrong arrays.
     """
     require_float32(scores=scores, live=live)
@@ -67,7 +76,7 @@ def group_advantages(
     if objective.scale == "group":
         above = above / (jnp.std(scores, axis=1, keepdims=True, ddof=1) + 1e-4)
     elif objective.scale == "batch":
-        above = above / (jnp.std(scores, ddof=1) + 1e-4)
+        above = above / (deviation(masked_std(scores, live)) + 1e-4)
     metrics: Metrics = {
         "reward": masked_mean(scores, live),
         "reward_std": masked_std(scores, live),

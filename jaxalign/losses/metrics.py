@@ -83,6 +83,11 @@ def masked_std(x: jax.Array, mask: jax.Array) -> Std:
     return Std(jnp.sum(mask), mean, jnp.sum(jnp.square(keep(x, mask) - mean) * mask))
 
 
+def deviation(std: Std, xp: Any = jnp) -> Any:
+    """The value of a standard deviation; 0 of fewer than two entries."""
+    return xp.sqrt(std.squares / xp.maximum(std.weight - 1, 1))
+
+
 def normalized(mean: Mean, normalizer: jax.Array | None = None) -> jax.Array:
     """The loss value of a mean: total / normalizer, or total / own weight when `normalizer` is None.
 
@@ -131,7 +136,7 @@ def _final(metric: Metric, xp: Any) -> Any:
         both = (metric.weight != 0) & (metric.less_weight != 0)
         return xp.where(both, _quotient(*metric[:2], xp) - _quotient(*metric[2:], xp), 0.0)
     if isinstance(metric, Std):
-        return xp.sqrt(metric.squares / xp.maximum(metric.weight - 1, 1))
+        return deviation(metric, xp)
     if isinstance(metric, Last):
         return metric.value
     nothing = -xp.inf if isinstance(metric, Max) else xp.inf

@@ -12,6 +12,11 @@ REMATS = ("none", "full", "attention", "dots", "dots_no_batch")
 ATTENTION = ("xla", "blockwise", "block_sparse", "splash", "flash")
 # Of "flash": what Triton's products take, and what the shared memory of an A100 holds.
 FLASH_HEAD_DIMS = (16, 32, 64, 128, 256)
+# Ten times and more what any published model has: a number beyond is a slip, or a file that was damaged, and would take
+# hours and all memory before anything else could tell.
+MOST_TOKENS, MOST_LAYERS, MOST_WIDE = 2**24, 2**12, 2**22
+MOST_POSITIONS, MOST_EXPERTS = 2**30, 2**14
+MOST_EXPERTS_IN_ALL = 2**19  # of all layers
 # At most so many layers are compiled one by one on a CPU: it takes longer with every layer.
 FEW_LAYERS = 12
 
@@ -24,16 +29,16 @@ class ModelConfig(Checked, at="config.model"):
       ConfigError: a value that is not among its choices, or sizes that do not divide.
     """
 
-    vocab_size: int = field(512, at_least=1)
-    num_layers: int = field(2, at_least=1)  # blocks of attention and MLP
-    embed_dim: int = field(64, at_least=1)  # width of the residual stream
-    num_heads: int = field(4, at_least=1)  # of queries
+    vocab_size: int = field(512, at_least=1, at_most=MOST_TOKENS)
+    num_layers: int = field(2, at_least=1, at_most=MOST_LAYERS)  # blocks of attention and MLP
+    embed_dim: int = field(64, at_least=1, at_most=MOST_WIDE)  # width of the residual stream
+    num_heads: int = field(4, at_least=1, at_most=MOST_WIDE)  # of queries
     # Fewer than num_heads: grouped queries (GQA); 1: one for all (MQA).
-    num_kv_heads: int = field(4, at_least=1)
-    head_dim: int = field(16, at_least=1)  # of a query, key or value
-    mlp_dim: int = field(256, at_least=1)  # of each expert, where there are experts
+    num_kv_heads: int = field(4, at_least=1, at_most=MOST_WIDE)
+    head_dim: int = field(16, at_least=1, at_most=MOST_WIDE)  # of a query, key or value
+    mlp_dim: int = field(256, at_least=1, at_most=MOST_WIDE)  # of each expert, where there are experts
     # Longest sequence; the size of the table when positions="learned".
-    max_length: int = field(512, at_least=1)
+    max_length: int = field(512, at_least=1, at_most=MOST_POSITIONS)
     # --- Norms ---
     norm: str = field("rms", choices=("rms", "layer"))  # RMSNorm, or LayerNorm with a bias
     norm_eps: float = field(1e-5, above=0)  # added to the mean square or the variance
@@ -43,7 +48,9 @@ class ModelConfig(Checked, at="config.model"):
     parallel_blocks: bool = False  # attention and MLP read the same input (GPT-NeoX)
     # --- Positions ---
     positions: str = field("rope", choices=("rope", "learned"))  # rotary, or a table that is trained
-    position_offset: int = field(0, at_least=0)  # rows of the table before that of position 0 (OPT: 2)
+    position_offset: int = field(
+        0, at_least=0, at_most=MOST_POSITIONS
+    )  # rows of the table before that of position 0 (OPT: 2)
     rope_theta: float = field(10_000.0, above=0)  # base of the wavelengths
     # Of layers with a window, which are then never scaled; 0: as the others.
     rope_local_theta: float = field(0.0, at_least=0)
@@ -51,7 +58,9 @@ class ModelConfig(Checked, at="config.model"):
     # How wavelengths are stretched for a context longer than the original.
     rope_scaling: str = field("none", choices=("none", "linear", "llama3", "yarn", "longrope"))
     rope_factor: float = field(1.0, above=0)  # how many times the original context
-    rope_original_length: int = field(0, at_least=0)  # that context in tokens (llama3, yarn, longrope)
+    rope_original_length: int = field(
+        0, at_least=0, at_most=MOST_POSITIONS
+    )  # that context in tokens (llama3, yarn, longrope)
     # llama3: fewer turns than this in the original context: slowed down.
     rope_low_frequency: float = field(1.0, above=0)
     rope_high_frequency: float = field(4.0, above=0)  # llama3: more turns than this: left alone
@@ -68,7 +77,9 @@ class ModelConfig(Checked, at="config.model"):
     query_scale: float = field(0.0, at_least=0)  # scores are multiplied by it; 0: head_dim ** -0.5
     # Scores become cap * tanh(scores / cap); 0: they do not (Gemma 2).
     attention_softcap: float = field(0.0, at_least=0)
-    window: int = field(0, at_least=0)  # a token sees itself and the window - 1 before it; 0: all before it
+    window: int = field(
+        0, at_least=0, at_most=2**31 - 1
+    )  # a token sees itself and the window - 1 before it; 0: all before it
     layer_pattern: str = ""  # "LG": local (with the window) and global layers, repeated; "": all alike
     qkv_bias: bool = False  # of the projections to queries, keys and values
     out_bias: bool = False  # of the projection out of attention
@@ -77,8 +88,8 @@ class ModelConfig(Checked, at="config.model"):
     activation: str = field("silu", choices=("silu", "gelu", "gelu_tanh", "relu"))
     gated_mlp: bool = True  # activation(gate(x)) * up(x), as in SwiGLU; False: activation(up(x))
     mlp_bias: bool = False  # of all its projections
-    num_experts: int = field(0, at_least=0)  # 0: a dense MLP
-    experts_per_token: int = field(2, at_least=1)  # experts that each token is sent to
+    num_experts: int = field(0, at_least=0, at_most=MOST_EXPERTS)  # 0: a dense MLP
+    experts_per_token: int = field(2, at_least=1, at_most=MOST_EXPERTS)  # experts that each token is sent to
     normalize_experts: bool = True  # the chosen experts' weights sum to 1
     router_balance_coef: float = field(0.0, at_least=0)  # weight of the load-balancing loss
     router_z_coef: float = field(0.0, at_least=0)  # weight of the router z-loss
@@ -133,6 +144,11 @@ class ModelConfig(Checked, at="config.model"):
             raise ConfigError(
                 f"config.model.experts_per_token={self.experts_per_token} must be from 1 to "
                 f"config.model.num_experts={self.num_experts}"
+            )
+        if self.num_experts * self.num_layers > MOST_EXPERTS_IN_ALL:
+            raise ConfigError(
+                f"config.model.num_experts={self.num_experts} in each of num_layers={self.num_layers} layers are more "
+                f"than {MOST_EXPERTS_IN_ALL:,} in all; lower one of the two"
             )
         if self.num_experts and (self.mlp_bias or not self.gated_mlp):
             raise ConfigError(

@@ -1,6 +1,7 @@
 """What devices send each other in a compiled program: how much, over which mesh axes, and whether it must be."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
@@ -279,16 +280,23 @@ def _joined_parameters(x: Collective, parameters: Mapping[str, float], layers: i
 
 
 def parameter_of(x: Collective, parameters: Mapping[str, float], layers: int) -> str:
-    """The parameter that a gather is of: by the module in its name, or a table by its size; "" for none.
+    """The parameter that a gather is of: by the module in its name and its size, or a table by its size; "" for none.
 
     What the backward pass reads of layers that are not recomputed keeps no name, nor do gathers in a program for
     several slices: those of a layer's size are `SOME_LAYER`.
     """
+    # An argument of the program has the name params['layers']['mlp']['up']['kernel'].
+    argument = "/".join(re.findall(r"\[\\?'(\w+)\\?'\]", x.op_name))
+    if argument in parameters:
+        return argument
+    named = []
     for path in parameters:
         module, _, leaf = path.rpartition("/")
         name = module if module and leaf else path
         if re.search(rf"(^|/){re.escape(name)}/", x.op_name):
-            return path
+            named.append(path)
+    if named:  # a kernel and a bias have the name of one module: it is that whose size is nearest
+        return min(named, key=lambda path: abs(math.log(parameters[path] / layers / max(x.payload, 1.0))))
     tables = [name for name in ("unembedding", "embedding") if name in parameters]
     if re.search(r"Transformer\)*/", x.op_name):
         tables.reverse()

@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxalign.data import PromptBatch, Tokenizer
+from jaxalign.data import PromptBatch
 from jaxalign.losses.advantages import kl_estimate, shape_scores
 from jaxalign.losses.metrics import Max, Mean, Metrics, masked_mean
 from jaxalign.losses.running_moments import RunningMoments
@@ -19,7 +19,6 @@ from jaxalign.models.flops import sampling_flops, step_flops
 from jaxalign.models.packed import Layout
 from jaxalign.models.scoring import Scores, divergence, score_scalar, score_tokens
 from jaxalign.rl.config import RewardedConfig
-from jaxalign.sampling.answers import answer_text
 from jaxalign.sampling.generate import Completions, close, join
 from jaxalign.training.flops import as_laid_out, count_work, flops_metric, tokens_metric
 from jaxalign.training.open import local_rows
@@ -64,10 +63,10 @@ def repeat_rows(batch: Any, count: int) -> Any:
     return batch if count == 1 else jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch)
 
 
-def completion_texts(completions: Completions, tokenizer: Tokenizer) -> list[str]:
-    """The completions of this process's rows as text, without their stop tokens."""
+def completion_ids(completions: Completions) -> list[list[int]]:
+    """The tokens of the completions of this process's rows, the stop token among them."""
     tokens, mask = local_rows(completions.tokens), local_rows(completions.mask)
-    return [answer_text(ids[: int(live.sum())], tokenizer) for ids, live in zip(tokens, mask, strict=True)]
+    return [ids[: int(live.sum())].tolist() for ids, live in zip(tokens, mask, strict=True)]
 
 
 def score_completions(

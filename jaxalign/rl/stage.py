@@ -31,7 +31,7 @@ from jaxalign.rl.programs import on_policy_programs
 from jaxalign.rl.rollout import (
     OnPolicyState,
     Rollout,
-    completion_texts,
+    completion_ids,
     join_prompts,
     plain_rollout,
     repeat_rows,
@@ -103,6 +103,8 @@ class OnPolicyStage(Stage):
     # As `loss`, of a scalar model beside the policy; None: there is no critic.
     critic_loss: LossFn | None = None
     log_samples: int = 4  # an evaluation samples anyway
+    # Beside a gradient out of bounds: a policy far from its reference, and one that says the same whatever it is asked.
+    alarms: str = f"{Stage.alarms},objective/kl>100,objective/entropy<0.01"
 
     def weights(self, options: Any) -> str:
         """The policy's, or their average where there is one."""
@@ -138,7 +140,7 @@ class OnPolicyStage(Stage):
         The policy's takes (rollout, text) as its batch, the critic's a rollout.
         """
         config = run.config
-        halt = config.on_nonfinite == "stop"
+        halt = config.on_nonfinite != "skip"
         models = (run.model, others or {}, critic_config or run.model)
         rates = (config.optimizer, config.optimizer if self.critic_loss is None else critic_rates(run))
         parts = config.num_microbatches
@@ -363,7 +365,8 @@ def call_functions(
     """Scores [E] of the reward functions, joined with those of the reward model where there is one, and metrics."""
     # Each process has the functions score its own rows, however the compiler laid the completions out.
     own = jax.device_put((dataclasses.replace(completions, places=None), rows), run.rows_sharding)
-    texts = completion_texts(own[0], run.tokenizer)
+    ids = completion_ids(own[0])
+    texts = [answer_text(each, run.tokenizer) for each in ids]
     numbers = [int(row) for row in local_rows(own[1])]
     live = [i for i, row in enumerate(numbers) if row >= 0]
     records = [dataset.record(numbers[i]) for i in live]
@@ -373,7 +376,10 @@ def call_functions(
             [texts[i] for i in live],
             records,
             where=[dataset.where(numbers[i]) for i in live],
+            completion_ids=[ids[i] for i in live],
             trainer_state=TrainerState(step, run.updates),
+            # Of the sum the reward model's score is left, where there is one.
+            unscored="error" if scores is None else "nan",
         )
     mask = np.zeros(len(texts), np.float32)
     mask[live] = 1
@@ -382,7 +388,7 @@ def call_functions(
         columns[name] = np.zeros(len(texts))
         columns[name][live] = values
     total = np.zeros(len(texts), np.float32)
-    total[live] = found.total
+    total[live] = np.nan_to_num(found.total, nan=0.0)
     total = run.put(total)
     if scores is not None:
         total = total + scores

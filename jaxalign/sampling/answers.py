@@ -4,6 +4,7 @@ import bisect
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxalign.data import Dataset, PromptBatch, Tokenizer
 from jaxalign.data.packing import collate
 from jaxalign.models import ModelConfig, Params
+from jaxalign.models.finite import check_finite, check_ids
 from jaxalign.models.scoring import exact_kl, score_tokens, segment_rewards
 from jaxalign.parallel import batch_sharding
 from jaxalign.sampling.generate import SamplingConfig, check_request, generate, join
@@ -72,6 +74,9 @@ def answer_batches(
 
     An answer depends on `key` and its number, not on `batch_size` or `start`. Empty rows fill the last batch, so
     that all batches have one shape and compile once.
+
+    Raises:
+      ConfigError: see `check_request`. NonFiniteError: the model gives no numbers to sample by.
     """
     mesh = jax.sharding.get_mesh()
     check_request(config, prompts.rows.row_length, sampling.max_new_tokens, tokenizer.eos_ids)
@@ -80,7 +85,9 @@ def answer_batches(
         numbers = np.arange(first, first + batch_size, dtype=np.int32)
         live = numbers < total
         indices = np.where(live, numbers // samples, -1)
-        batch: PromptBatch = jax.device_put(collate(prompts.rows, indices.tolist()), batch_sharding(mesh))
+        collated: Any = collate(prompts.rows, indices.tolist())
+        check_ids(collated.tokens, config)
+        batch: PromptBatch = jax.device_put(collated, batch_sharding(mesh))
         completions = generate(
             params,
             config,
@@ -96,10 +103,11 @@ def answer_batches(
         tokens, positions, segment_ids, mask, stopped, logp = (
             np.array(x[live]) for x in jax.device_get((*joined, completions.stopped, completions.logp))
         )
+        check_finite(logp, config.dtype, functools.partial(_where, prompts, indices[live]), "answer")
         texts = []
         for row, (ids, said) in enumerate(zip(tokens, mask, strict=True)):
             written = [int(i) for i in ids[said > 0]]
-            text, kept, found = cut_at_stop(written, tokenizer, sampling.stops)
+            text, kept, found = cut_at_stop(written, tokenizer, sampling.stops, sampling.min_new_tokens)
             texts.append(text)
             if found:
                 gone = np.flatnonzero(said)[kept:]
@@ -109,13 +117,22 @@ def answer_batches(
         yield Answers(texts, stopped, tokens, positions, segment_ids, mask, logp)
 
 
+def _where(prompts: Dataset, indices: np.ndarray, row: int) -> str:
+    return prompts.where(prompts.rows.items[int(indices[row])].row)
+
+
 def answer_text(ids: Iterable[int], tokenizer: Tokenizer) -> str:
     """The text of sampled ids, without the stop token that ended them."""
     return tokenizer.decode_answer(int(i) for i in ids if i not in tokenizer.eos_ids)
 
 
-def cut_at_stop(ids: Sequence[int], tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[str, int, bool]:
+def cut_at_stop(
+    ids: Sequence[int], tokenizer: Tokenizer, stops: Sequence[str], least: int = 0
+) -> tuple[str, int, bool]:
     """The text of a completion, stop tokens left out, that stands before the first stop string.
+
+    Args:
+      least: tokens before whose end no stop string ends a completion, as `SamplingConfig.min_new_tokens`.
 
     Returns:
       The text, how many of the tokens reach to that string's end, and whether there is one.
@@ -124,12 +141,18 @@ def cut_at_stop(ids: Sequence[int], tokenizer: Tokenizer, stops: Sequence[str]) 
     def decode(count: int) -> str:
         return answer_text(ids[:count], tokenizer)
 
-    text = decode(len(ids))
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    text, before = decode(len(ids)), len(decode(least)) if least else 0
+
+    def find(text: str) -> list[int]:
+        """Where stop strings begin that end behind the first tokens."""
+        found = (text.find(stop, max(0, before - len(stop) + 1)) for stop in stops)
+        return [place for place in found if place >= 0]
+
+    places = find(text)
     if not places:
         return text, len(ids), False
     # The shortest beginning that holds a stop string: text only grows with tokens.
-    kept = bisect.bisect_left(range(len(ids)), True, key=lambda n: any(stop in decode(n) for stop in stops))
+    kept = bisect.bisect_left(range(len(ids)), True, key=lambda n: bool(find(decode(n))))
     return text[: min(places)], kept, True
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxalign.errors import ConfigError
 from jaxalign.models import Cache, ModelConfig, Params, hidden_states, init_cache
+from jaxalign.models.finite import check_finite, check_ids
 from jaxalign.sampling.generate import SamplingConfig, choose, first_seen, last_logits, note_seen
 
 
@@ -35,12 +36,12 @@ def _next(
     number: jax.Array,
     stop_ids: tuple[int, ...],
     seen: jax.Array | None,
-) -> tuple[jax.Array, jax.Array, Cache, jax.Array | None]:
-    token, _ = choose(logits, key[None], sampling, number, stop_ids, seen)
+) -> tuple[jax.Array, jax.Array, jax.Array, Cache, jax.Array | None]:
+    token, logp = choose(logits, key[None], sampling, number, stop_ids, seen)
     one = jnp.ones((1, 1), jnp.int32)
     hidden, after = hidden_states(params, config, token[:, None], position * one, one, cache)
     assert after is not None  # since there was one before
-    return token[0], last_logits(params, config, hidden), after, note_seen(seen, token)
+    return token[0], logp, last_logits(params, config, hidden), after, note_seen(seen, token)
 
 
 def stream(
@@ -58,8 +59,10 @@ def stream(
     ends where the positions that the model is made for do, if `sampling.max_new_tokens` would go past them.
 
     Raises:
-      ConfigError: the prompt leaves no position for a token.
+      ConfigError: the prompt leaves no position for a token, or has one that the model does not know.
+      NonFiniteError: the model gives no numbers to sample by.
     """
+    check_ids(prompt, config)
     slots = max(16, 1 << (len(prompt) - 1).bit_length())
     N = sampling.max_new_tokens
     _, longest = config.sampling_limit
@@ -75,9 +78,10 @@ def stream(
     seen = first_seen(config, sampling, jnp.asarray(tokens), jnp.asarray(segments))
     for i in range(min(N, longest - len(prompt))):
         position, own = jnp.int32(len(prompt) + i), jax.random.fold_in(row, i)
-        token, logits, cache, seen = _next(
+        token, logp, logits, cache, seen = _next(
             params, config, logits, cache, position, own, sampling, jnp.int32(i), stop_ids, seen
         )
+        check_finite(logp, config.dtype, lambda _: "the reply", "token")
         yield int(token)
         if int(token) in stop_ids:
             return

@@ -74,6 +74,7 @@ def train(
     stop_at: loop.StopAt | None = None,
     probe: loop.Probe | None = None,
     profile: str = "",
+    debug_nans: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Runs a stage in `workdir` to its end and returns its summary; see `training.loop.train`.
@@ -81,6 +82,7 @@ def train(
     Args:
       devices: to run on; all of them when None.
       profile: "START:STOP", the first and the last step to trace.
+      debug_nans: name the first operation that gives a NaN; slow.
 
     Raises:
       ConfigError: another process trains in `workdir`.
@@ -108,4 +110,11 @@ def train(
         with processes.fail_together():
             if not existed:
                 lock()
-        return loop.train(config.stage.build(run), stop_at=stop_at, probe=probe, profile=steps, quiet=quiet)
+        return loop.train(
+            config.stage.build(run),
+            stop_at=stop_at,
+            probe=probe,
+            profile=steps,
+            debug_nans=debug_nans,
+            quiet=quiet,
+        )

@@ -175,7 +175,7 @@ def _shows_arguments(arguments: Any, said: str) -> bool:
         return True
     try:
         return isinstance(arguments, str) and _shows(json.loads(arguments), said)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or more than Python can hold of it
         return False
 
 

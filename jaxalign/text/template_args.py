@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, shorten
+from jaxalign.strict_json import NotJSON, parse_json
 from jaxalign.text.templates import BUILTIN, GIVEN, ChatTemplate, compile_template, load_template
 
 _ARGUMENT = re.compile(r"[\s,]*([A-Za-z_]\w*)\s*=\s*")
@@ -43,12 +44,12 @@ def parse_template_args(text: str, key: str = "config.data.template_args") -> di
     Raises:
       ConfigError: it cannot be read, or names what every template is given.
     """
-    wanted = f"write NAME=VALUE, NAME=VALUE with values as in JSON, or one JSON object ({key}={text!r})"
+    wanted = f"write NAME=VALUE, NAME=VALUE with values as in JSON, or one JSON object ({key}={shorten(text, 200)})"
     args: dict[str, Any] = {}
     if text.lstrip().startswith("{"):
         try:
-            args = json.loads(text)
-        except json.JSONDecodeError as error:
+            args = parse_json(text)
+        except NotJSON as error:
             raise ConfigError(f"{key}: not JSON ({error}); {wanted}") from None
         text = ""
     at = 0
@@ -67,7 +68,7 @@ def _read_value(text: str, at: int, key: str, wanted: str) -> tuple[Any, int]:
         value, end = json.JSONDecoder().raw_decode(text, at)
         if not text[end:].strip() or text[end:].lstrip().startswith(","):
             return value, end
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # an integer of thousands of digits is a ValueError
         pass
     if text[at : at + 1] in ("[", "{", '"'):
         raise ConfigError(f"{key}: {text[at:]!r} is not JSON; {wanted}")

@@ -7,6 +7,7 @@ rendered alike from its first turn to its last; set SOURCE_DATE_EPOCH (seconds s
 templates that write the date again on another day.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -22,11 +23,12 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 import jinja2.utils
 
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.storage import to_path
+from jaxalign.text.bounded_jinja import LONGEST_SOURCE, BoundedEnvironment, bound, render, weighed
+from jaxalign.text.template_budget import OverLimit, limited
 
 TEMPLATE_NAME = "chat_template.jinja"
 # The built-in format, for tokenizers with its control tokens.
@@ -40,6 +42,15 @@ OPEN, CLOSE = "\U0010fffc", "\U0010fffd"
 ANSWER_TOKENS = "jaxalign_answer_tokens"  # the variable in which a saved template has these
 GIVEN = ("messages", "tools", "documents", "add_generation_prompt", ANSWER_TOKENS)
 _PROBE = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+
+
+_COMPILING = 0.5  # of what a rendering may take: what may its constants that are computed once
+PROBES = 0.25  # of what a rendering may take: what all those may that only find out how a template writes
+_LONGEST_REASON = 1_000  # characters of what a template itself may say
+
+
+class Costly(DataError):
+    """A template takes more time or memory for a conversation than it may."""
 
 
 class ChatTemplate(jinja2.Template):
@@ -89,6 +100,8 @@ def load_template(
         return compile_template(source, str(path), args=args, answer_tokens=answer_tokens)
     except OSError as error:
         raise ConfigError(f"{key}={path}: {error.strerror or error}; correct the path") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}={path}: not UTF-8 ({error}); save the file as UTF-8") from None
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(f"{key}={path}:{error.lineno}: {error.message}; fix it") from None
 
@@ -107,11 +120,32 @@ def compile_template(
       answer_tokens: further control tokens that answers may hold.
 
     Raises:
-      jinja2.TemplateSyntaxError: it is none. ConfigError: it reads no variable of such a name.
+      jinja2.TemplateSyntaxError: it is none, or one that is too large to be compiled. ConfigError: it reads no variable
+        of such a name.
     """
+    if len(source) > LONGEST_SOURCE:
+        raise jinja2.TemplateSyntaxError(
+            f"it has {len(source):,} characters, and may have {LONGEST_SOURCE:,}", 1
+        )
+    try:
+        with limited(_COMPILING):
+            return _compile(source, name, dict(args or {}), answer_tokens)
+    # What Python's own compiler says of what Jinja has made of it, and what a constant expression raised.
+    except (SyntaxError, RecursionError, MemoryError, ValueError, ArithmeticError, OverLimit) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise jinja2.TemplateSyntaxError(f"it cannot be compiled ({_first_line(error)})", 1) from None
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, without the source that Python shows of it."""
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    return said.splitlines()[0] if said.strip() else type(error).__name__
+
+
+def _compile(source: str, name: str, args: dict[str, Any], answer_tokens: Sequence[str]) -> ChatTemplate:
     environment = _environment()
     tree = environment.parse(source)
-    args = dict(args or {})
     read = jinja2.meta.find_undeclared_variables(tree) | _with_default(tree)
     if unread := [each for each in args if each not in read]:
         known = sorted(read - {*GIVEN, *environment.globals} - {n for n in read if n.endswith("_token")})
@@ -119,10 +153,11 @@ def compile_template(
             f"config.data.template_args: {name} reads no variable {unread[0]!r}"
             + (f"; it reads {', '.join(known)}" if known else "; it takes no arguments")
         )
-    code = environment.compile(tree, name, name)
+    marked = _saved_answer_tokens(tree)
+    code = environment.compile(bound(tree), name, name)
     template: Any = ChatTemplate.from_code(environment, code, environment.make_globals(args))
     template.source, template.args = source, args
-    template.answer_tokens = tuple(dict.fromkeys((*_saved_answer_tokens(tree), *answer_tokens)))
+    template.answer_tokens = tuple(dict.fromkeys((*marked, *answer_tokens)))
     return template
 
 
@@ -135,8 +170,11 @@ def _with_default(tree: jinja2.nodes.Template) -> set[str]:
 def _saved_answer_tokens(tree: jinja2.nodes.Template) -> Sequence[str]:
     for node in tree.find_all(jinja2.nodes.Assign):
         if isinstance(node.target, jinja2.nodes.Name) and node.target.name == ANSWER_TOKENS:
-            assert isinstance(node.node, jinja2.nodes.Expr)
-            return node.node.as_const()
+            with contextlib.suppress(jinja2.nodes.Impossible):
+                assert isinstance(node.node, jinja2.nodes.Expr)
+                found = node.node.as_const()
+                if isinstance(found, list) and all(isinstance(name, str) for name in found):
+                    return found
     return ()
 
 
@@ -172,19 +210,16 @@ def render_marked(
 ) -> tuple[str, list[tuple[int, int]]]:
     """The same, and the spans of it that the template marks as generated, of which none lies in another."""
     try:
-        text = template.render(
-            messages=messages,
-            tools=tools,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **special_tokens,
-        )
+        given = {"messages": messages, "tools": tools, "documents": None}
+        text = render(template, {**given, "add_generation_prompt": add_generation_prompt, **special_tokens})
     except Exception as error:  # a template is someone else's program: it can raise anything
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == template.filename]
         line = f":{frames[-1].lineno}" if frames else ""
         verb = "rejects" if isinstance(error, jinja2.TemplateError) else "fails on"
-        raise DataError(
-            f"the chat template {template.filename}{line} {verb} the conversation: {error}; change the "
+        kind = Costly if isinstance(error, OverLimit) else DataError
+        said = str(error) if len(str(error)) < _LONGEST_REASON else f"{str(error)[:_LONGEST_REASON]} …"
+        raise kind(
+            f"the chat template {template.filename}{line} {verb} the conversation: {said}; change the "
             "conversation, or the template (config.data.chat_template=FILE)"
         ) from None
     return _without_marks(text) if OPEN in text else (text, [])
@@ -213,7 +248,10 @@ def turn_terminator(
 ) -> str | None:
     """The control token that a template writes right after an answer, if it does."""
     try:
-        text = render_template(template, _PROBE, special_tokens, add_generation_prompt=False)
+        with limited(PROBES):
+            text = render_template(template, _PROBE, special_tokens, add_generation_prompt=False)
+    except Costly as error:
+        raise ConfigError(str(error)) from None
     except DataError:
         return None  # it may ask for other turns than the probe's; what the data has will be checked
     content = _PROBE[1]["content"]
@@ -224,14 +262,13 @@ def turn_terminator(
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters["tojson"] = weighed("tojson", _to_json)
     environment.globals |= {
         "raise_exception": _raise_exception,
         "strftime_now": lambda pattern: clock().strftime(pattern),
-        "dict": lambda *args, **kwargs: dict(*args, **kwargs),  # the type itself would be a way out
         "namespace": _Namespace,
     }
     return environment

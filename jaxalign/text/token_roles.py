@@ -12,7 +12,8 @@ from jaxalign.errors import ConfigError, DataError
 from jaxalign.fields import nearest_hint
 from jaxalign.text.escape import control_names
 from jaxalign.text.messages import REASONING
-from jaxalign.text.templates import ChatTemplate, render_template
+from jaxalign.text.template_budget import limited
+from jaxalign.text.templates import PROBES, ChatTemplate, Costly, render_template
 
 THOUGHT = ("<think>", "</think>")  # written within answers by models whose templates never do
 _CLOSING = {"<": "</", "[": "[/", "<|": "<|/"}
@@ -46,6 +47,16 @@ def find_roles(
       special_tokens: names by their role, as items: `bos_token`, …
       ends: what ends a turn or a text, as far as is known beforehand.
     """
+    with limited(PROBES):
+        return _find_roles(template, special_tokens, names, ends)
+
+
+def _find_roles(
+    template: ChatTemplate,
+    special_tokens: tuple[tuple[str, str], ...],
+    names: tuple[str, ...],
+    ends: tuple[str, ...],
+) -> TokenRoles:
     probe = _Probe(template, dict(special_tokens), control_names(names))
     marks, within = set(ends) | {name for role, name in special_tokens}, set()
     system, asked, said = (
@@ -128,11 +139,17 @@ class _Probe:
     pattern: Any
 
     def render(self, turns: Sequence[dict[str, Any]], *, generation: bool = False, tools: Any = None) -> str:
-        """What the template writes, or nothing where it refuses such a conversation."""
+        """What the template writes, or nothing where it refuses such a conversation.
+
+        Raises:
+          ConfigError: it takes too long for it, or too much memory.
+        """
         try:
             return render_template(
                 self.template, list(turns), self.special_tokens, add_generation_prompt=generation, tools=tools
             )
+        except Costly as error:
+            raise ConfigError(str(error)) from None
         except DataError:
             return ""
 

@@ -72,7 +72,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, control tokens left out."""
+        """The text of `ids` without control tokens and without ids beyond the last token, as models have."""
         ...
 
     def decode_answer(self, ids: Iterable[int]) -> str:
@@ -110,7 +110,9 @@ class SentencePieceTokenizer:
             )
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
+            for number in range(self._model.get_piece_size()):
+                self._model.id_to_piece(number)
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"config.data.tokenizer={path}: not a SentencePiece model ({error}); write it again"
             ) from None
@@ -195,7 +197,7 @@ class SentencePieceTokenizer:
         return encoded
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._model.decode([int(i) for i in ids])
+        return self._model.decode([i for i in map(int, ids) if i < self.vocab_size])
 
     def decode_answer(self, ids: Iterable[int]) -> str:
         names = {self.control_ids[name]: name for name in self.answer_tokens}

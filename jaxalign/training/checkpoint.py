@@ -1,18 +1,24 @@
 """Checkpoints of a whole training state, and of parameters alone, in one layout written by Orbax.
 
-    <directory>/<step>/arrays    every array of the state under its path, e.g. "params/layers/kernel",
-                                 and files.json, the size of each file there
+    <directory>/<step>/arrays    every array of the state under its path, e.g. "params/layers/kernel";
+                                 files.json, the size of each file there, and SHA256SUMS, its checksum
     <directory>/<step>/meta      JSON: the shape and type of each array, and the caller's `meta`
 
 A step is written under a temporary name and renamed when complete, so that a process killed at any moment
-leaves the steps before it and never a broken one. The directory may be local or gs://.
+leaves the steps before it and never a broken one. Whoever reads arrays reads their checksums first (see
+checksums.py); a step of format 1, the first one, has only sizes. The directory may be local or gs://.
 """
 
 import contextlib
 import dataclasses
+import errno
+import itertools
 import json
 import logging
 import os
+import pathlib
+import shutil
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,32 +29,48 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxalign import checksums
 from jaxalign.errors import CheckpointError
-from jaxalign.storage import DISK_REFUSES, is_remote, read_json, to_path
+from jaxalign.host_memory import return_freed
+from jaxalign.parallel import processes
+from jaxalign.storage import DISK_REFUSES, is_remote
+from jaxalign.training.step_files import (
+    CHECKSUMS,
+    META,
+    DamagedError,
+    ListedArrays,
+    SyncedMeta,
+    absolute,
+    damaged,
+    find_step,
+    find_steps,
+    read_record,
+    sealed,
+    verified_record,
+)
 
 PyTree = Any
 Index = dict[str, dict[str, Any]]  # Array name -> {"shape", "dtype"} and, for PRNG keys, {"impl"}.
 
-CHECKPOINTS = "checkpoints"  # Where, inside a run directory, the steps lie.
-_FILES = "files.json"
+DAMAGED = "damaged-"  # how the names of steps begin that were set aside
 _WRITERS = ("async_save", "save_finalize")  # Orbax's threads
 
 
 def _no_orbax_chatter(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or "orbax" not in record.pathname
+    told = record.levelno >= logging.WARNING and not record.exc_info
+    return told or "orbax" not in record.pathname
 
 
-# absl prints INFO once a command-line program has started, and Orbax writes dozens of such lines per save.
+def _no_closed_loops(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _tell_unraisable(unraisable)
+
+
+# absl prints INFO once a command-line program has started, and Orbax writes dozens of such lines per save. The errors
+# of its threads it prints with a trace, and raises again where somebody waits for them: there they are told.
 logging.getLogger("absl").addFilter(_no_orbax_chatter)
-
-
-class _ListedArrays(ocp.PyTreeCheckpointHandler):
-    """Orbax's handler, which also lists its files, so that a missing or short one is named before reading."""
-
-    def finalize(self, directory: epath.Path) -> None:
-        super().finalize(directory)
-        sizes = {str(file.relative_to(directory)): file.stat().length for file in _walk(directory)}
-        (directory / _FILES).write_text(json.dumps(sizes, indent=0))
+# Of several files that cannot be written it waits for the first, and TensorStore finds nobody to tell of the others.
+_tell_unraisable, sys.unraisablehook = sys.unraisablehook, _no_closed_loops
 
 
 class Checkpointer:
@@ -65,19 +87,21 @@ class Checkpointer:
     ) -> None:
         if keep < 1:
             raise CheckpointError(f"keep={keep}: keep at least 1 checkpoint")
-        self.directory = _absolute(directory)
+        self.directory = absolute(directory)
         self._keep, self._keep_every = keep, keep_every
         self.best: int | None = None  # a step that stays, whatever comes after it
+        self.planned = 0  # of the multiples of this, the newest before the newest of all stays, too
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        registry.add("arrays", ocp.args.PyTreeSave, _ListedArrays())
-        registry.add("meta", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+        registry.add("arrays", ocp.args.PyTreeSave, ListedArrays())
+        registry.add("meta", ocp.args.JsonSave, SyncedMeta(META))
+        _remove_half_written(self.directory)
         self._manager = ocp.CheckpointManager(
             self.directory,
             handler_registry=registry,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self,
                 enable_async_checkpointing=async_save,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=is_remote(self.directory),
             ),
         )
         self._async_save = async_save
@@ -98,10 +122,12 @@ class Checkpointer:
             if not isinstance(leaf, jax.Array):
                 raise CheckpointError(f"state leaf {name!r} is a {type(leaf).__name__}: make it a jax array")
         record = {"meta": meta, "arrays": {name: _describe(leaf) for name, leaf in leaves.items()}}
+        record |= {CHECKSUMS: checksums.enabled() and not is_remote(self.directory)}
         try:
             json.dumps(record, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"meta of step {step} cannot be written as JSON: {error}") from error
+        record = sealed(record)
         arrays = {name: _raw(leaf) for name, leaf in leaves.items()}
         with self._told_in_a_line(step):
             self._manager.save(
@@ -111,15 +137,26 @@ class Checkpointer:
             )
         self.newest = step
         self._under_way = step if self._async_save else None
+        if not self._async_save:
+            return_freed()
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Of Orbax's checkpoints, oldest first, which to keep: Orbax asks after each save."""
         newest = len(checkpoints) - self._keep
         every = self._keep_every
+        planned = [each.step for each in checkpoints[:-1] if self.planned and each.step % self.planned == 0]
         return [
-            number >= newest or each.step == self.best or bool(every and each.step and each.step % every == 0)
+            number >= newest
+            or each.step in (self.best, *planned[-1:])
+            or bool(every and each.step and each.step % every == 0)
             for number, each in enumerate(checkpoints)
         ]
+
+    def remove(self, step: int) -> None:
+        """Deletes a step."""
+        self.wait()
+        self._manager.delete(step)
+        self.newest = self._manager.latest_step()
 
     @contextlib.contextmanager
     def _told_in_a_line(self, step: int) -> Iterator[None]:
@@ -130,10 +167,15 @@ class Checkpointer:
             raise  # Out of device memory, which says nothing about the disk.
         except Exception as error:  # An OSError, or what TensorStore makes of one.
             reason = _disk_reason(error)
+            if reason is None and (_is_missing(error) or not self.directory.is_dir()):
+                raise CheckpointError(
+                    f"{self.directory} is gone, or something in it: it was removed or renamed while step {step} was "
+                    "written; put it back, then run the same command, or begin in another folder"
+                ) from error
             if reason is None:
                 raise
             # As they lie on the disk: Orbax has forgotten those that this step was to replace.
-            earlier = [other for other in _steps(self.directory) if other != step]
+            earlier = [other for other in find_steps(self.directory) if other != step]
             left = f"step {max(earlier)} is there" if earlier else "none is there yet"
             raise CheckpointError(
                 f"{self.directory}: the checkpoint of step {step} could not be written ({reason}); of the earlier "
@@ -145,16 +187,58 @@ class Checkpointer:
         self.wait()
         return self._manager.latest_step()
 
-    def restore(self, step: int | None, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    def newest_whole(self) -> int | None:
+        """The newest step that is as it was written, or None where there is no step at all.
+
+        A damaged one after it is kept under another name, and told on standard error. Every process calls this alike.
+
+        Raises:
+          DamagedError: every step is damaged; of the last one.
+        """
+        self.wait()
+        steps = find_steps(self.directory)[::-1]
+        for step, earlier in itertools.zip_longest(steps, steps[1:]):
+            path = self.directory / str(step)
+            try:
+                verified_record(path)
+                return step
+            except DamagedError as error:
+                # A folder of a store has no name that could be changed.
+                if earlier is None or is_remote(path):
+                    raise
+                kept = self._set_aside(path)
+                if jax.process_index() == 0:
+                    print(
+                        f"{error.fault}. It is kept as {kept}, and step {earlier} is taken instead",
+                        file=sys.stderr,
+                    )
+        return None
+
+    def _set_aside(self, path: epath.Path) -> str:
+        """Gives a step a name under which nobody looks for one."""
+        names = (f"{DAMAGED}{path.name}{ending}" for ending in ("", *(f"-{n}" for n in range(2, 1000))))
+        kept = next(name for name in names if not (path.parent / name).exists())
+        processes.barrier()
+        if jax.process_index() == 0:
+            path.rename(path.parent / kept)
+        processes.barrier()
+        self._manager.reload()
+        self.newest = self._manager.latest_step()
+        return kept
+
+    def restore(
+        self, step: int | None, abstract_state: PyTree, *, verified: bool = False
+    ) -> tuple[PyTree, dict[str, Any]]:
         """Returns (state, meta) of `step`, or of the latest when None.
 
         `abstract_state` is a pytree of ShapeDtypeStruct, whose shardings may belong to another mesh than the
-        one that saved; a leaf without a sharding goes to the first device. Raises CheckpointError when the
-        step is missing, damaged, or differs from `abstract_state` in any name, shape or type.
+        one that saved; a leaf without a sharding goes to the first device. `verified`: `newest_whole` has compared
+        its checksums already. Raises CheckpointError when the step is missing, damaged, or differs from
+        `abstract_state` in any name, shape or type.
         """
         self.wait()
-        path = _find(self.directory) if step is None else _find(self.directory / str(step))
-        record = _read_record(path)
+        path = find_step(self.directory if step is None else self.directory / str(step))
+        record = read_record(path) if verified else verified_record(path)
         return _read_arrays(path, record["arrays"], abstract_state, prefix=""), record["meta"]
 
     def load_meta(self, step: int | None = None) -> dict[str, Any]:
@@ -168,6 +252,7 @@ class Checkpointer:
         if step is not None:
             with self._told_in_a_line(step):
                 self._manager.wait_until_finished()
+            return_freed()
 
     def check(self) -> None:
         """Raises what went wrong in a save under way, if it has ended; waits for nothing."""
@@ -177,7 +262,9 @@ class Checkpointer:
     def close(self) -> None:
         """Waits, then releases the threads."""
         self.wait()
-        self._manager.close()
+        # Orbax may say here again what went wrong in a save, or another part of it.
+        with self._told_in_a_line(self.newest or 0):
+            self._manager.close()
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -186,6 +273,18 @@ class Checkpointer:
         # Who interrupts does not want to wait; what is under way is going to be whole, or not there.
         if not (self._under_way is not None and kind is not None and issubclass(kind, KeyboardInterrupt)):
             self.close()
+
+
+def _remove_half_written(directory: epath.Path) -> None:
+    """Removes what a killed process left of a step on a local disk.
+
+    Orbax would do so in a thread for which `close` does not wait: who opens the folder next removes the same files, and
+    is told that they are gone.
+    """
+    if jax.process_index() != 0 or is_remote(directory) or not directory.is_dir():
+        return
+    for path in pathlib.Path(directory).glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+        shutil.rmtree(path)
 
 
 def is_writing() -> bool:
@@ -207,17 +306,20 @@ def load_params(path: epath.PathLike, abstract_params: PyTree, *, where: str = "
     directory of one step; `where` is the name of the parameters in its state. Raises CheckpointError as
     `Checkpointer.restore` does.
     """
-    step_path = _find(_absolute(path))
-    return _read_arrays(step_path, _read_record(step_path)["arrays"], abstract_params, prefix=f"{where}/")
+    step_path = find_step(path)
+    return _read_arrays(step_path, verified_record(step_path)["arrays"], abstract_params, prefix=f"{where}/")
 
 
 def load_leaf(
     path: epath.PathLike, name: str, abstract: jax.ShapeDtypeStruct, *, where: str = "params"
 ) -> jax.Array:
-    """Returns one parameter of those that `load_params` would, by its path, such as "layers/mlp/up/kernel"."""
-    step_path = _find(_absolute(path))
+    """Returns one parameter of those that `load_params` would, by its path, such as "layers/mlp/up/kernel".
+
+    Whoever reads leaf by leaf calls `verified_record` before: no checksum is compared here.
+    """
+    step_path = find_step(path)
     full = f"{where}/{name}"
-    index = {key: entry for key, entry in _read_record(step_path)["arrays"].items() if key == full}
+    index = {key: entry for key, entry in read_record(step_path)["arrays"].items() if key == full}
     return _read_arrays(step_path, index, {name: abstract}, prefix=f"{where}/")[name]
 
 
@@ -226,10 +328,10 @@ def load_state(path: epath.PathLike, abstract_state: Any, *, fresh: Sequence[str
 
     `abstract_state` is a dataclass of such fields. Raises CheckpointError as `Checkpointer.restore` does.
     """
-    step_path = _find(_absolute(path))
+    step_path = find_step(path)
     index = {
         name: entry
-        for name, entry in _read_record(step_path)["arrays"].items()
+        for name, entry in verified_record(step_path)["arrays"].items()
         if name.split("/")[0] not in fresh
     }
     rest = dataclasses.replace(abstract_state, **dict.fromkeys(fresh))
@@ -244,95 +346,35 @@ def load_state(path: epath.PathLike, abstract_state: Any, *, fresh: Sequence[str
 
 def load_meta(path: epath.PathLike) -> dict[str, Any]:
     """Returns the meta saved at `path`, which is anything `load_params` takes."""
-    return _read_record(_find(_absolute(path)))["meta"]
+    return read_record(find_step(path))["meta"]
 
 
-def find_step(path: epath.PathLike) -> epath.Path:
-    """The directory of the step at `path`, which is anything `load_params` takes; raises CheckpointError."""
-    return _find(_absolute(path))
-
-
-def saved_metas(directory: epath.PathLike) -> dict[int, dict[str, Any]]:
-    """The metas of all steps in a directory, oldest first, by the names of the steps; no array is looked at.
-
-    A step that is being removed meanwhile, by the run that goes on there, is left out.
-    """
-    found = {}
-    for step in _steps(_absolute(directory)):
-        with contextlib.suppress(CheckpointError):
-            found[step] = _read_object(_absolute(directory) / str(step), "meta/metadata")["meta"]
-    return found
+def _is_missing(error: BaseException) -> bool:
+    """Whether a file that was there is not any more, as Python or TensorStore says it."""
+    return any(isinstance(each, FileNotFoundError) or "NOT_FOUND" in str(each) for each in _chain(error))
 
 
 def _disk_reason(error: BaseException) -> str | None:
     """What the disk says in an error of writing; None: the disk is not the reason."""
     known = [os.strerror(number) for number in DISK_REFUSES]
-    seen: BaseException | None = error
-    while seen is not None:
+    for seen in _chain(error):
         text = str(seen)
         if isinstance(seen, OSError) and seen.errno in DISK_REFUSES:
             return os.strerror(seen.errno)
         if found := next((reason for reason in known if reason in text), None):
             return found
-        seen = seen.__cause__ or seen.__context__
+        if (
+            "RESOURCE_EXHAUSTED: Error writing" in text
+        ):  # so TensorStore calls a file of which a part was taken
+            return os.strerror(errno.ENOSPC)
     return None
 
 
-def _walk(directory: epath.Path) -> Iterator[epath.Path]:
-    for child in directory.iterdir():
-        if child.is_dir():
-            yield from _walk(child)
-        else:
-            yield child
-
-
-def _absolute(given: epath.PathLike) -> Any:
-    path = to_path(given)  # epath would put the current folder before gs://
-    return path if is_remote(path) else epath.Path(path.absolute())
-
-
-def _steps(directory: epath.Path) -> list[int]:
-    if not directory.is_dir():
-        return []
-    return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(directory))
-
-
-def _find(path: epath.Path) -> epath.Path:
-    """Returns the directory of the step that `path` means; see `load_params`."""
-    if (path / "arrays").is_dir() or (path / "meta").is_dir():
-        return path
-    for directory in (path, path / CHECKPOINTS):
-        if steps := _steps(directory):
-            return directory / str(steps[-1])
-    base = path
-    while not base.is_dir() and base != base.parent:
-        base = base.parent
-    present = ", ".join(sorted(child.name for child in base.iterdir())[:10]) or "nothing"
-    raise CheckpointError(
-        f"no checkpoint in {path}: looked for a step (a directory with a number for a name) in it and in its "
-        f"{CHECKPOINTS}/; {base} contains {present}"
-    )
-
-
-def _damaged(path: epath.Path, reason: str) -> CheckpointError:
-    others = [step for step in _steps(path.parent) if str(step) != path.name]
-    way_out = f"then step {others[-1]} is used" if others else f"no other step is in {path.parent}"
-    return CheckpointError(f"{path} is half-written or damaged: {reason[:500]}. Delete it; {way_out}")
-
-
-def _read_record(path: epath.Path) -> dict[str, Any]:
-    record = _read_object(path, "meta/metadata")
-    for name, size in _read_object(path, f"arrays/{_FILES}").items():
-        file = path / "arrays" / name
-        if not file.exists():
-            raise _damaged(path, f"arrays/{name} is missing")
-        if (found := file.stat().length) != size:
-            raise _damaged(path, f"arrays/{name} has {found} of {size} bytes")
-    return record
-
-
-def _read_object(path: epath.Path, name: str) -> dict[str, Any]:
-    return read_json(path / name, lambda reason: _damaged(path, f"{name} is {reason}"))
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _read_arrays(path: epath.Path, index: Index, abstract: PyTree, prefix: str) -> PyTree:
@@ -352,7 +394,7 @@ def _read_arrays(path: epath.Path, index: Index, abstract: PyTree, prefix: str) 
     except jax.errors.JaxRuntimeError:
         raise  # Out of device memory, which says nothing about the files.
     except Exception as error:  # Orbax wraps what TensorStore says in a bare Exception.
-        raise _damaged(path, str(error.__cause__ or error)) from error
+        raise damaged(path, str(error.__cause__ or error)) from error
     finally:
         handler.close()
     leaves = [

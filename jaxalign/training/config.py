@@ -99,8 +99,15 @@ class Config(Checked, at="config"):
     batch_size: int = field(0, at_least=0)
     # Slices of a batch whose gradients are added up before an update; 0: as few as need not much memory.
     num_microbatches: int = field(0, at_least=0)
-    # "skip": leave the update out, and count it.
-    on_nonfinite: str = field("stop", choices=("stop", "skip"))
+    # A loss or a gradient that is not finite: end the run; "skip": leave the update out, and count it; "rollback": as
+    # on_alarm has it.
+    on_nonfinite: str = field("stop", choices=("stop", "skip", "rollback"))
+    # Bounds of metrics, see docs/runs.md: "grad_norm>10sd, objective/kl>50, eval/loss>best+0.1"; not set: those of the
+    # stage; empty: none.
+    alarms: str | None = None
+    # What an alarm does: say so; end the run; or go back to the weights and the optimizer of the last checkpoint, and
+    # leave out the batches since.
+    on_alarm: str = field("warn", choices=("warn", "stop", "rollback"))
     log_every: int = field(10, at_least=1)  # steps that a line of metrics.jsonl is about
     eval_every: int = field(0, at_least=0)  # steps; 0: at the end only
     # Held-out prompts whose answers are kept at each evaluation, in samples.jsonl; 0: none; not set: 4 of a stage that
@@ -111,7 +118,8 @@ class Config(Checked, at="config"):
     eval_at_start: bool = False  # evaluate before the first step, too
     eval_batch_size: int = field(0, at_least=0)  # as batch_size, of an evaluation; 0: batch_size
     checkpoint_every: int = field(0, at_least=0)  # steps; 0: at the end only
-    keep_checkpoints: int = field(1, at_least=1)  # the newest ones; the best one is kept beside them
+    # The newest ones, the second for the case that the first is damaged; the best one is kept beside them.
+    keep_checkpoints: int = field(2, at_least=1)
     keep_every: int = field(0, at_least=0)  # steps whose checkpoint is made and kept for good; 0: none
     # Write a checkpoint while training goes on, from a copy in host memory; False: training waits for it.
     async_save: bool = True

@@ -12,11 +12,14 @@ from typing import Any, NoReturn
 import jax
 
 from jaxalign.data.invalid import DROPPED_FILE, write_dropped
-from jaxalign.errors import ConfigError
+from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.parallel import processes
 from jaxalign.signals import handled, restart_signals
 from jaxalign.storage import Path, write_whole
-from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer, load_params
+from jaxalign.streams import say
+from jaxalign.training.checkpoint import Checkpointer, load_params
+from jaxalign.training.debug import name_first_nan, nans_are_errors
+from jaxalign.training.guard import Guard, check_guard
 from jaxalign.training.introduction import introduce
 from jaxalign.training.open import Run, describe, settings
 from jaxalign.training.profile import Profiler, Steps
@@ -26,10 +29,11 @@ from jaxalign.training.recorder import EVALUATE_TIME, Recorder
 from jaxalign.training.resume import begin
 from jaxalign.training.saved_model import save_model, save_tokenizer
 from jaxalign.training.selection import Selection
+from jaxalign.training.step_files import CHECKPOINTS
 from jaxalign.training.trackers import Trackers
 from jaxalign.training.trainer import Trainer
 from jaxalign.training.watchdog import Watchdog
-from jaxalign.training.workdir import MODEL, SUMMARY, TOKENIZER
+from jaxalign.training.workdir import MODEL, SUMMARY, TOKENIZER, finished
 from jaxalign.training.writer import EVAL, FILE_NAME, MetricWriter, plain_name, read_metrics
 
 StopAt = Callable[[int, int], bool]  # (step, phase) that has just ended -> stop here?
@@ -53,6 +57,7 @@ def train(
     stop_at: StopAt | None = None,
     probe: Probe | None = None,
     profile: Steps | None = None,
+    debug_nans: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Runs a stage to its end, from the latest checkpoint in its folder if there is one.
@@ -67,6 +72,7 @@ def train(
       stop_at: called after every phase; True saves and stops there.
       probe: measures the trained weights at every evaluation; what it returns joins the evaluation's metrics.
       profile: the steps to trace, into `profile/`.
+      debug_nans: look at the results of every phase, and name the first operation that gives a NaN; slow.
       quiet: show nothing.
 
     Returns:
@@ -76,6 +82,7 @@ def train(
     Raises:
       Stopped: by `stop_at`, or by SIGTERM, SIGINT or SIGHUP to any of the processes, once the state is saved.
       NonFiniteError: NaN or infinity in loss or gradient, and config.on_nonfinite is "stop".
+      AlarmError: see `training.guard`.
       CheckpointError: the latest checkpoint is damaged or belongs to another model, data or reference; or one
         could not be written.
       ConfigError: `profile` is not within the steps to be done.
@@ -95,12 +102,20 @@ def train(
             )
         )
         loader = run.loader()
-        selection = Selection(config.best)
+        selection = Selection(config.best, "" if run.held_out is None else run.held_out.fingerprint)
         _check_evaluations(run, probe)
+        check_guard(config)
+        stack.enter_context(nans_are_errors(debug_nans))
         state, step, phase, meta = begin(trainer, checkpointer, loader)
         if "selection" in meta:
             selection.restore(meta["selection"])
             checkpointer.best = selection.position
+            if selection.on_other_data(meta["selection"]) and jax.process_index() == 0:
+                say(
+                    f"{run.workdir}: the held-out data are not those of before; evaluations before and after are not "
+                    "to be compared, and the best one is sought anew",
+                    sys.stderr,
+                )
         if step > run.steps or (step == run.steps and phase):
             raise ConfigError(
                 f"{run.workdir} has done {step} steps, and {_length(run)} are asked for; ask for more, or start in "
@@ -114,7 +129,7 @@ def train(
             write_dropped(run.workdir / DROPPED_FILE, run.invalid)
             save_tokenizer(run.workdir / TOKENIZER, run.tokenizer, own_template=run.own_template)
         writer = stack.enter_context(_writer(run))
-        writer.truncate_after(step)
+        writer.truncate_after(step, meta.get("writer"))
         progress = stack.enter_context(
             Progress(
                 run.steps,
@@ -127,17 +142,22 @@ def train(
         profiler = stack.enter_context(Profiler(profile, run.workdir))
         asked = stack.enter_context(_signals())
         vote = processes.make_vote(run.mesh)
-        recorder = Recorder(run, writer, progress, meta.get("metrics", {}))
+        guard = Guard(trainer, checkpointer, meta.get("guard", {}))
+        recorder = Recorder(run, writer, progress, guard, meta.get("metrics", {}))
         began = time.monotonic() - meta.get("seconds", 0.0)
         first = step
+        call = name_first_nan if debug_nans else _call
         if not quiet and jax.process_index() == 0:
-            print("\n".join(introduce(run, step, scalar=trainer.scalar)), flush=True)
+            say("\n".join(introduce(run, step, scalar=trainer.scalar)))
 
-        def save() -> None:
+        def save(*, anew: bool = False) -> None:
             position = step * phases + phase
-            if checkpointer.newest == position:
+            if checkpointer.newest == position and not anew:
                 return
+            if checkpointer.newest == position:
+                checkpointer.remove(position)
             watchdog.at(f"saving step {step}", patient=True)
+            writer.flush()  # a run that goes on from here does not write these lines again
             meta = describe(run) | {
                 "step": step,
                 "phase": phase,
@@ -146,8 +166,9 @@ def train(
                 "fingerprint": trainer.fingerprint,
                 "metrics": recorder.metrics(),
                 "selection": selection.state(),
+                "guard": guard.state(),
+                "writer": writer.state(),
             }
-            writer.flush()  # a run that goes on from here does not write these lines again
             with recorder.saving(), jax.profiler.TraceAnnotation("checkpoint"):
                 checkpointer.save(position, state, meta)
 
@@ -155,8 +176,20 @@ def train(
             watchdog.at(f"writing the checkpoint of step {step}", patient=True)
             checkpointer.wait()
 
-        def stop(where: str) -> NoReturn:
+        def settle() -> None:
+            """Logs the step that is under way, and answers what it raises."""
             recorder.flush(state)
+            heed()
+
+        def heed() -> None:
+            nonlocal state
+            before = state
+            state = guard.answer(state, step)
+            if state is not before:  # a run that is killed now would else find other numbers when it goes on
+                save(anew=True)
+
+        def stop(where: str) -> NoReturn:
+            settle()
             save()
             finish_saving()
             raise Stopped(f"stopped {where}; state saved")
@@ -178,12 +211,19 @@ def train(
             # Once for each step, whatever was stopped or killed since.
             if values and (step > first or not _evaluated(run.workdir, step)):
                 took = {EVALUATE_TIME: time.monotonic() - evaluation_began}
-                writer.write(step, values | took, kind=EVAL)
                 writer.write_samples(step, samples)
+                writer.write(step, values | took, kind=EVAL)  # last: it stands for both
             if values:
                 progress.evaluation(step, values)
+                guard.look(step, values)
             # After the line: a run that goes on from what is saved here does not evaluate again.
-            if selection.take(step, step * phases, values):
+            left_out = step < run.steps and guard.is_going_back
+            better = selection.take(step, step * phases, values, left_out=left_out)
+            if step < run.steps:
+                heed()
+            else:
+                guard.answer(state, step, ended=True)
+            if better:
                 checkpointer.best = selection.position
                 save()
             return values
@@ -194,7 +234,7 @@ def train(
             return due and phase == 0 and step < run.steps and selection.evaluated != step
 
         def evaluate_on_the_way() -> None:
-            recorder.flush(state)
+            settle()
             evaluate()
             recorder.restart_clock()
 
@@ -202,6 +242,8 @@ def train(
             wanted = vote(bool(asked))  # by every process, whatever stop_at says
             return wanted or (stop_at is not None and stop_at(step, phase))
 
+        if guard.goes_back and checkpointer.newest is None:
+            save()
         if evaluation_due():  # at the start; or the run stopped in an evaluation
             evaluate_on_the_way()
         elif config.best.metric and selection.best is None and not probe:
@@ -210,7 +252,7 @@ def train(
         while step < run.steps and not selection.exhausted:
             checkpointer.check()
             if profiler.begins(step + 1):
-                recorder.flush(state)
+                settle()
                 profiler.start(state)
                 recorder.restart_clock()
             # The host waits for a step after it has sent the next: two steps pass until all is compiled.
@@ -228,15 +270,20 @@ def train(
                     name, function = trainer.phases[phase]
                     watchdog.at(f"step {step + 1}, {name} phase", patient=step < first + 2)
                     with jax.profiler.TraceAnnotation(name):
-                        state, metrics = function(state, batch)
+                        state, metrics = call(function, state, batch)
                         recorder.phase(name, metrics, wait=phases > 1)
                     phase += 1
                     if phase < phases and stop_here():
                         stop(f"in step {step + 1}, after its {name} phase")
                 phase, step = 0, step + 1
                 recorder.end(step, state)
+            # What is found of a step then leaves out no other one, and a stop changes nothing of that.
+            if guard.goes_back:
+                settle()
+            else:
+                heed()
             if profiler.ends(step):
-                recorder.flush(state)
+                settle()
                 profiler.stop(state)
                 recorder.restart_clock()
             if evaluation_due():
@@ -245,10 +292,10 @@ def train(
             if asked_to_stop and step < run.steps:
                 stop(f"after step {step}")
             if asked_to_stop or _checkpoint_due(config, step):
-                recorder.flush(state)
+                settle()
                 save()
                 recorder.restart_clock()
-        recorder.flush(state)
+        settle()
         save()
         # A run that has just ended for want of a better evaluation has made its last one.
         final = selection.last if selection.evaluated == step and selection.last is not None else evaluate()
@@ -277,6 +324,10 @@ def train(
         if asked and jax.process_count() == 1:  # too late for this run, but more may be meant to follow it
             raise Stopped("stopped after the last step, with the model written", finished=True)
     return summary
+
+
+def _call(function: Any, *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 def _writer(run: Run) -> MetricWriter:
@@ -314,11 +365,17 @@ def _tell_early_end(run: Run, selection: Selection, step: int) -> None:
 
 def _load_best(trainer: Trainer, position: int) -> Any:
     run = trainer.run
-    return load_params(
-        run.workdir / CHECKPOINTS / str(position),
-        run.abstract_params(scalar=trainer.scalar),
-        where=run.config.stage.weights(run.config.options),
-    )
+    try:
+        return load_params(
+            run.workdir / CHECKPOINTS / str(position),
+            run.abstract_params(scalar=trainer.scalar),
+            where=run.config.stage.weights(run.config.options),
+        )
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{getattr(error, 'fault', error)}. It is the best checkpoint, which config.best.export=True exports: put "
+            "it back from a copy, or go on with --config.best.export=False to export the last one"
+        ) from error
 
 
 def _length(run: Run) -> str:
@@ -330,9 +387,8 @@ def _length(run: Run) -> str:
 
 def _finished_in(run: Run, step: int) -> float | None:
     """The seconds that a run took which had ended with this step before; None: it had not."""
-    file = run.workdir / SUMMARY
-    before = json.loads(file.read_bytes()) if file.is_file() else {}
-    return before["seconds"] if before.get("steps") == step else None
+    before = finished(run.workdir) or {}
+    return before.get("seconds") if before.get("steps") == step else None
 
 
 def _evaluated(workdir: Path, step: int) -> bool:

@@ -29,13 +29,14 @@ from jaxalign.data.invalid import DROPPED_FILE, BadRow, write_dropped
 from jaxalign.data.kinds import TEXT
 from jaxalign.data.loader import rows_of_epochs
 from jaxalign.data.sets import find_sets
-from jaxalign.data.stream import StreamLoader
+from jaxalign.data.stream import Emptied, StreamLoader
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, Params, abstract_params, init_head, init_params
 from jaxalign.models.init import count_parameters
 from jaxalign.models.packed import can_share
 from jaxalign.parallel import processes
 from jaxalign.storage import Path, to_path
+from jaxalign.streams import say
 from jaxalign.training.config import Config, to_json
 from jaxalign.training.memory import resolve_kernels
 from jaxalign.training.optimizer import make_optimizer, make_schedule
@@ -119,12 +120,14 @@ class Run:
             )
         return make_loader(rows, batch_size, self.config.seed, num_epochs=self.epochs_to_fill, **self.share)
 
-    def _note_window(self, window: Dataset, start: int) -> None:
+    def _note_window(self, window: Dataset | Emptied, start: int) -> None:
         """Says what was left out of a window of a stream, but of the first, of which the start has said it."""
-        if not start or jax.process_index() or not (window.invalid or window.report.dropped):
+        if not start or jax.process_index():
+            return
+        if isinstance(window, Dataset) and not (window.invalid or window.report.dropped):
             return
         write_dropped(self.workdir / f"from_record_{start + 1}_{DROPPED_FILE}", window.invalid)
-        print(f"records {start + 1:,} and following: {window.report}", file=sys.stderr, flush=True)
+        say(f"records {start + 1:,} and following: {window.report}", sys.stderr)
 
     @property
     def updates(self) -> int:
@@ -293,6 +296,8 @@ def open_inputs(config: Config) -> Inputs:
     source = find_model(config.model.init_from, "config.model.init_from") if config.model.init_from else None
     data = config.data
     if source is not None:
+        if data.tokenizer in ("", str(source.path)):
+            source.check_tokenizer()
         if not data.tokenizer:
             data = dataclasses.replace(data, tokenizer=str(source.path))
         if not data.chat_template and (source.path / TEMPLATE).is_file():

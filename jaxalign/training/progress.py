@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxalign.errors import ConfigError
+from jaxalign.streams import shown
 
 MODES = ("auto", "live", "plain", "silent")
 PLAIN_INTERVAL = 10.0  # Seconds between lines of a log.
@@ -162,7 +163,7 @@ class Progress:
 
     def _print(self, line: str) -> None:
         stamp = self._now().strftime("%Y-%m-%d %H:%M:%S")
-        self._console.print(f"{stamp}  {line}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(shown(f"{stamp}  {line}"), markup=False, highlight=False, soft_wrap=True)
 
 
 def summary_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
@@ -185,7 +186,7 @@ def print_summary(
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else shown(str(value))
 
 
 def _short(number: float) -> str:

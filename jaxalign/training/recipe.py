@@ -17,7 +17,7 @@ from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.models import ModelConfig
 from jaxalign.parallel.sharding import shards
 from jaxalign.storage import Path
-from jaxalign.training.checkpoint import CHECKPOINTS
+from jaxalign.training.step_files import CHECKPOINTS
 
 SETTINGS = "settings.json"  # every setting of a run as it goes on now, by the names of flags
 LEAST_STEPS = 20  # with fewer there is hardly a schedule, and each is a large part of the run

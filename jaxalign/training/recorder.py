@@ -14,6 +14,7 @@ from jaxalign.parallel.processes import fetch_whole
 from jaxalign.training.checkpoint import Checkpointer
 from jaxalign.training.compilations import count_compilations
 from jaxalign.training.flops import FLOPS, TOKENS
+from jaxalign.training.guard import Guard
 from jaxalign.training.open import Run, describe
 from jaxalign.training.progress import Progress
 from jaxalign.training.window import Window, as_text, from_text
@@ -21,6 +22,7 @@ from jaxalign.training.writer import MetricWriter
 
 SKIPPED = "skipped_steps"  # the metric that counts updates left out
 NONFINITE = "nonfinite"  # where, in a run's folder, the state before an update that failed is saved
+ALARMS = "alarms"  # the metric that counts those raised
 EPOCH, NUM_TOKENS, TOTAL_FLOS = "epoch", "num_tokens", "perf/total_flos"
 STEP_TIME, FIRST_STEP_TIME = "perf/step_time", "perf/first_step_time"
 TOKENS_PER_SECOND, MFU = "perf/tokens_per_second", "perf/mfu"
@@ -42,9 +44,10 @@ class Recorder:
         run: Run,
         writer: MetricWriter,
         progress: Progress,
+        guard: Guard,
         before: dict[str, Any],
     ) -> None:
-        self.run, self.writer, self.progress = run, writer, progress
+        self.run, self.writer, self.progress, self._guard = run, writer, progress, guard
         # What the run had measured when it was saved: its last line, the steps since, and the step it stopped in.
         self.last = {name: float(x) for name, x in before.get("last", {}).items()}
         self._window = Window(before.get("window"))
@@ -154,10 +157,12 @@ class Recorder:
         )
         self._window.add(metrics)
         self._shown.add(metrics)
+        self._guard.look(step, _values(metrics))
         if self.progress.update(step, totals | self._shown.values()):
             self._shown.clear()
         if step % self.run.config.log_every == 0 or step in (1, self.run.steps):
-            self.last = totals | self._window.values() | self._memory()
+            raised = {ALARMS: self._guard.alarms.raised} if self._guard.alarms else {}
+            self.last = totals | self._window.values() | self._memory() | raised
             self._window.clear()
             self.writer.write(step, self.last, kind="train")
 
@@ -171,23 +176,33 @@ class Recorder:
         skipped = max(float(x[0]) for name, x in metrics.items() if name.endswith(SKIPPED))
         if not skipped or self.run.config.on_nonfinite == "skip":
             return
-        one = Window()
-        one.add(metrics)
-        values = one.values()
+        values = _values(metrics)
         records = [] if rows is None else sorted({int(r) for r in fetch_whole(rows).ravel() if r >= 0})
+        places = ", ".join(self.run.train.where(r) for r in records[:8]) + (
+            " ..." if len(records) > 8 else ""
+        )
+        found = (
+            f"step {step}: the loss is {values.get('loss')} and the gradient norm {values.get('grad_norm')}; "
+            f"the batch held rows {records} ({places or 'of an earlier rollout'})"
+        )
+        if self.run.config.on_nonfinite == "rollback":
+            self._guard.nonfinite(found)
+            return
         folder = self.run.workdir / NONFINITE
         with Checkpointer(folder) as saved:
             if saved.latest() != step:
                 saved.save(step, state, describe(self.run) | {"rows": records})
-        places = ", ".join(self.run.train.where(r) for r in records[:8]) + (
-            " ..." if len(records) > 8 else ""
-        )
         raise NonFiniteError(
-            f"step {step}: the loss is {values.get('loss')} and the gradient norm {values.get('grad_norm')}; "
-            f"the batch held rows {records} ({places or 'of an earlier rollout'}). The state before the update is "
-            f"saved in {folder}. Lower config.optimizer.learning_rate, look at those rows, or set "
-            f"config.on_nonfinite='skip' to leave such updates out and count them"
+            f"{found}. The state before the update is saved in {folder}. Lower config.optimizer.learning_rate, look at "
+            "those rows, or set config.on_nonfinite='skip' to leave such updates out and count them"
         )
+
+
+def _values(metrics: Metrics) -> dict[str, float]:
+    """The numbers of a single step."""
+    one = Window()
+    one.add(metrics)
+    return one.values()
 
 
 def _per(amount: float, of: float = 1.0) -> Mean:

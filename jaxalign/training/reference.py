@@ -13,16 +13,17 @@ import numpy as np
 
 from jaxalign.data import Dataset
 from jaxalign.data.batch import segment_sums
-from jaxalign.errors import StepZeroError
+from jaxalign.errors import CheckpointError, StepZeroError
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.scoring import score_batch
 from jaxalign.parallel import processes
-from jaxalign.storage import write_whole
+from jaxalign.storage import Path, write_whole
 from jaxalign.training.open import Run
 from jaxalign.training.programs import made_once
 from jaxalign.training.saved_model import fingerprint
 
 FOLDER = "reference_logp"
+_SUM = hashlib.sha256().digest_size  # bytes at the end of a file, of all that stands before
 # Relative rounding error of one number; int8 has 127 steps a channel.
 _UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 2.0**-7}
 
@@ -78,6 +79,33 @@ def _make_comparison(model: ModelConfig) -> Callable[..., tuple[jax.Array, ...]]
     return jax.jit(compare)
 
 
+def _file_of(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue() + hashlib.sha256(file.getvalue()).digest()
+
+
+def _read_scores(path: Path, count: int) -> np.ndarray:
+    """The log-probabilities in a file, a row of each of `count` rows.
+
+    Raises:
+      CheckpointError: the file is cut short, was changed, or is another one.
+    """
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data[:-_SUM]).digest() != data[-_SUM:]:
+            raise ValueError("its SHA-256 is another")
+        values = np.load(io.BytesIO(data), allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); delete it, and it is made again") from None
+    if values.ndim != 2 or len(values) != count or not np.isfinite(values).all():
+        raise CheckpointError(
+            f"{path}: has the shape {list(values.shape)} or numbers that are not finite, and belongs to {count} rows; "
+            "delete it, and it is made again"
+        )
+    return values
+
+
 @made_once
 def _make_scorer(model: ModelConfig) -> Callable[..., jax.Array]:
     return jax.jit(functools.partial(sequence_logprobs, model=model))
@@ -102,7 +130,7 @@ def score_dataset(run: Run, reference: Params) -> Run:
     """The run with `ref_logp` filled in for every row of its data, each process scoring its share.
 
     Files are named by a digest of the tokens, their packing, the weights and the compute type: a file that is
-    found belongs to exactly this data and this reference.
+    found belongs to exactly this data and this reference. What they end with says that they are as they were written.
     """
     score = _make_scorer(run.model)
     weights = fingerprint(reference)
@@ -114,17 +142,16 @@ def score_dataset(run: Run, reference: Params) -> Run:
     def filled(dataset: Dataset) -> Dataset:
         rows = dataset.rows
         layout = repr((rows.bins.digest, rows.row_length, rows.max_segments, run.model.dtype))
-        digest = hashlib.sha256(f"{dataset.fingerprint} {weights} {layout}".encode()).hexdigest()[:24]
+        # The first files had no checksum: those are made again.
+        digest = hashlib.sha256(f"2 {dataset.fingerprint} {weights} {layout}".encode()).hexdigest()[:24]
         path = run.workdir / FOLDER / f"{digest}.npy"
         # Only process 0 looks: on a network disk, who once saw no file may go on seeing none.
         if not processes.broadcast_from_first(jax.process_index() == 0 and path.is_file()):
             values = computed(dataset)
             if jax.process_index() == 0:
-                file = io.BytesIO()
-                np.save(file, values)
-                write_whole(path, file.getvalue())
+                write_whole(path, _file_of(values))
             processes.barrier()
-        values = np.load(io.BytesIO(path.read_bytes()))
+        values = _read_scores(path, len(rows))
         return dataclasses.replace(dataset, rows=dataclasses.replace(rows, ref_logp=values))
 
     held_out = filled(run.held_out) if run.held_out is not None else None

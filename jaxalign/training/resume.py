@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.storage import to_path
-from jaxalign.training.checkpoint import CHECKPOINTS, Checkpointer, load_state
+from jaxalign.training.checkpoint import Checkpointer, load_state
 from jaxalign.training.open import (
     Run,
     count_updates,
@@ -20,15 +20,16 @@ from jaxalign.training.open import (
 from jaxalign.training.optimizer import make_schedule
 from jaxalign.training.saved_model import find_model
 from jaxalign.training.state import restart_counts
+from jaxalign.training.step_files import CHECKPOINTS
 from jaxalign.training.trainer import Trainer
-from jaxalign.training.workdir import LATEST
+from jaxalign.training.workdir import LATEST, SUMMARY, finished
 
 # Settings with which a run may go on though it began with others, as it may with another config.mesh. Where files lie
 # may change: what is in them is compared by fingerprints, but for held-out data, which trains nothing.
 CHANGEABLE = tuple(
     f"config.{key}"
     for key in (
-        *("log_every", "log_samples", "trackers", "on_nonfinite", "hang_timeout"),
+        *("log_every", "log_samples", "trackers", "on_nonfinite", "alarms", "on_alarm", "hang_timeout"),
         *("checkpoint_every", "keep_checkpoints", "keep_every", "async_save"),
         *("eval_every", "eval_at_start", "eval_batch_size"),
         *("best.metric", "best.mode", "best.patience", "best.export"),
@@ -44,20 +45,28 @@ CHANGEABLE = tuple(
 def begin(trainer: Trainer, checkpointer: Checkpointer, loader: Any) -> tuple[Any, int, int, dict[str, Any]]:
     """The state that a run begins with, the step and the phase, and the meta of its checkpoint; sets the loader.
 
+    Where the latest checkpoint is damaged, the run goes on from the one before.
+
     Raises:
-      CheckpointError: the checkpoint is damaged, or belongs to another run than this one would be.
+      CheckpointError: every checkpoint is damaged, or gone though the run has ended, or it belongs to another run than
+        this one would be.
     """
     run = trainer.run
-    latest = checkpointer.latest()
+    latest = checkpointer.newest_whole()
+    if latest is None and finished(run.workdir):
+        raise CheckpointError(
+            f"{run.workdir}: that run has ended, and its checkpoints are gone: it would begin anew, over its history "
+            f"and its model; start in another --workdir, or delete {SUMMARY} there"
+        )
     if latest is None:
         return _take_over(trainer) if run.config.resume_from else trainer.init(), 0, 0, {}
-    state, meta = checkpointer.restore(latest, trainer.abstract_state)
+    state, meta = checkpointer.restore(latest, trainer.abstract_state, verified=True)
     # A key explains more than the fingerprint that it changed.
     changes = _check_changes(trainer, meta["config"])
     now = describe(run) | {"fingerprint": trainer.fingerprint}
     for key, what in {
         "data_fingerprint": "the training data or its tokenisation",
-        "fingerprint": "a frozen model (reference or reward)",
+        "fingerprint": "a frozen model (reference or reward), or what gives the rewards,",
     }.items():
         if meta[key] != now[key]:
             raise CheckpointError(

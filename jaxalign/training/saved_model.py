@@ -10,6 +10,7 @@
 """
 
 import dataclasses
+import fnmatch
 import functools
 import hashlib
 import sys
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxalign import storage
+from jaxalign.checksums import SUMS, Mismatch, check_sums, write_sums
 from jaxalign.data import Tokenizer, load_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError, JaxalignError
 from jaxalign.hub import QUICKSTART, download, is_hub_name
@@ -38,14 +40,8 @@ from jaxalign.models.hf.importer import (
 from jaxalign.parallel import platform, processes
 from jaxalign.storage import local_copy, to_path
 from jaxalign.text.hf_tokenizer import HFTokenizer
-from jaxalign.training.checkpoint import (
-    CHECKPOINTS,
-    find_step,
-    load_leaf,
-    load_meta,
-    load_params,
-    save_params,
-)
+from jaxalign.training.checkpoint import load_leaf, load_meta, load_params, save_params
+from jaxalign.training.step_files import CHECKPOINTS, find_step, verified_record
 from jaxalign.training.workdir import (
     LATEST,
     MODEL,
@@ -57,7 +53,8 @@ from jaxalign.training.workdir import (
 
 HF_CONFIG = "hf_config"  # in meta: the config.json that a model began with
 HF_DTYPE = "hf_dtype"  # and the type of its tensors
-HUB_FILES = ("model*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt")  # no pickle, no code
+# No pickle, no code.
+HUB_FILES = ("model*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", SUMS)
 
 
 _TRIES = 5  # to read the newest checkpoint of a run that goes on, and removes those before it
@@ -81,9 +78,28 @@ class SavedModel:
         """The folder with its parameters, by which one model is told from another."""
         return self.checkpoint or self.path
 
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the model was trained with."""
-        return load_tokenizer(self.path)
+    def tokenizer(self, chat_template: str = "", template_args: str = "") -> Tokenizer:
+        """The tokenizer that the model was trained with, with its own chat template or another.
+
+        Raises:
+          CheckpointError: a file of it is damaged. ConfigError: see `load_tokenizer`.
+        """
+        self.check_tokenizer()
+        return load_tokenizer(self.path, chat_template, template_args)
+
+    def check_tokenizer(self) -> None:
+        """Raises CheckpointError unless tokenizer and chat template are those left with the model."""
+        self._check("tokenizer*", self.path)
+        self._check("chat_template*", self.path)
+
+    def _check(self, pattern: str, folder: storage.Path) -> None:
+        """Raises CheckpointError for a file that is not what jaxalign wrote; of other folders nothing is known."""
+        try:
+            check_sums(folder, lambda name: fnmatch.fnmatchcase(name, pattern))
+        except Mismatch as error:
+            raise CheckpointError(
+                f"{folder}: {error}; get a whole copy, or delete {SUMS} there if the change was meant"
+            ) from None
 
     def tokenizer_digest(self) -> str:
         """The same for two models exactly when their tokenizer files are."""
@@ -105,6 +121,7 @@ class SavedModel:
 
     def _load(self, abstract: Params) -> Params:
         if self.foreign is not None:
+            self._check("*.safetensors", self.foreign.folder)
             return load_folder(self.foreign, abstract)
         found = self
         for _ in range(_TRIES):
@@ -136,8 +153,10 @@ class SavedModel:
         abstract = by_path(abstract_params(self.config, mesh, scalar=self.scalar))
         foreign = self.foreign
         if foreign is not None:
+            self._check("*.safetensors", foreign.folder)
             return lambda path: load_leaves(foreign, {path: abstract[path]})[path]
         where = self.meta.get("weights", "params")
+        verified_record(find_step(self.place))
         return lambda path: load_leaf(self.place, "/".join(path), abstract[path], where=where)
 
 
@@ -166,7 +185,7 @@ def find_model(path: str, key: str) -> SavedModel:
     if (folder / CHECKPOINTS).is_dir() and _has_steps(folder / CHECKPOINTS):
         found = _of_run(folder, LATEST, path, key)
         if jax.process_index() == 0:
-            done, steps = found.meta["step"], found.meta["steps"]
+            done, steps = found.meta["step"], found.meta.get("steps", "an unknown number")
             print(
                 f"{key}={path!r}: that run has not ended; its latest checkpoint is taken, after step {done} of {steps}",
                 file=sys.stderr,
@@ -193,17 +212,22 @@ def _open(folder: storage.Path, path: str, key: str) -> SavedModel:
         meta = load_meta(step)
     except CheckpointError as error:
         raise CheckpointError(f"{key}={path!r}: {error}{_advice(path)}") from error
+    beside = any(file.is_file() for file in folder.glob("tokenizer*"))
+    own = step.parent.parent / TOKENIZER
     try:
-        config = _computed_here(ModelConfig(**meta["model"]))
+        config, scalar = _computed_here(ModelConfig(**meta["model"])), meta["scalar"]
+        named = "" if beside or own.is_dir() else meta["config"]["data"]["tokenizer"]
+        if type(scalar) is not bool or not isinstance(named, str):
+            raise TypeError("its scalar or its tokenizer is of another type")
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{key}={path!r}: another version of jaxalign wrote it ({error}); use that version, or train it again"
         ) from None
-    if any(file.is_file() for file in folder.glob("tokenizer*")):
-        return SavedModel(folder, config, meta["scalar"], meta)
-    own = step.parent.parent / TOKENIZER
-    tokenizer = own if own.is_dir() else to_path(meta["config"]["data"]["tokenizer"])
-    return SavedModel(tokenizer, config, meta["scalar"], meta, checkpoint=step)
+    except ConfigError as error:
+        raise CheckpointError(f"{key}={path!r}: {error}; the checkpoint says so, and is damaged") from None
+    if beside:
+        return SavedModel(folder, config, scalar, meta)
+    return SavedModel(to_path(named) if named else own, config, scalar, meta, checkpoint=step)
 
 
 def _computed_here(config: ModelConfig) -> ModelConfig:
@@ -262,6 +286,7 @@ def save_tokenizer(folder: storage.Path, tokenizer: Tokenizer, *, own_template: 
         tokenizer.save(folder)
         if own_template and tokenizer.template is not None:
             storage.write_whole(folder / TEMPLATE, tokenizer.template.saved().encode())
+        write_sums(folder, [file.name for file in folder.iterdir() if file.is_file() and file.name != SUMS])
 
 
 def save_model(

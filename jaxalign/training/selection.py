@@ -8,10 +8,19 @@ from typing import Any
 from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, field
 
-# What the last word of a metric's name says of its direction.
-LOWER = {"loss", "nll", "perplexity", "kl"}
-HIGHER = {"accuracy", "accuracies", "margin", "margins", "reward", "rewards", "score", "scores"}
+# What a word of a metric's name says of its direction.
+_LOWER = {"loss", "nll", "perplexity", "kl", "error"}
+_HIGHER = {"accuracy", "accuracies", "margin", "margins", "reward", "rewards", "score", "scores"}
+# A spread, a weight, a share or a time of what the other words name is not better for being less or more.
+_NEITHER = {"std", "var", "coef", "frac", "time"}
 EVAL = "eval/"
+
+
+def direction_of(metric: str) -> int | None:
+    """1 where more of a metric is better, -1 where less is; None where its name, behind the last /, does not say."""
+    words = set(metric.rpartition("/")[2].split("_"))
+    lower, higher = bool(words & _LOWER), bool(words & _HIGHER)
+    return None if lower == higher or words & _NEITHER else (1 if higher else -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +49,7 @@ class BestConfig(Checked, at="config.best"):
     def _direction(self) -> int | None:
         if self.mode != "auto":
             return 1 if self.mode == "max" else -1
-        words = set(self.metric.rsplit("/", 1)[-1].split("_"))
-        lower, higher = bool(words & LOWER), bool(words & HIGHER)
-        return None if lower == higher else (1 if higher else -1)
+        return direction_of(self.metric)
 
     def pick(self, values: Mapping[str, float]) -> float:
         """The metric among the values of an evaluation.
@@ -69,6 +76,7 @@ class Selection:
     """What a run remembers of its evaluations; a part of its checkpoints, so that a resumed run decides alike."""
 
     config: BestConfig
+    data: str = ""  # the fingerprint of the held-out data: on others a value says nothing of the best so far
     evaluated: int = -1  # the last step of which an evaluation was taken
     waited: int = 0  # evaluations since the best one
     best: dict[str, Any] | None = None  # "step", "position" (the checkpoint's name), "value" and all "values"
@@ -86,8 +94,12 @@ class Selection:
         """Whether the run should end: no evaluation was better for `patience` of them."""
         return 0 < self.config.patience <= self.waited
 
-    def take(self, step: int, position: int, values: dict[str, float]) -> bool:
-        """Takes the values of an evaluation, each step's once; returns whether it is the best of all."""
+    def take(self, step: int, position: int, values: dict[str, float], *, left_out: bool = False) -> bool:
+        """Takes the values of an evaluation, each step's once; returns whether it is the best of all.
+
+        Args:
+          left_out: its weights are left out of the run, and no checkpoint has them.
+        """
         known = self.evaluated == step
         self.evaluated, self.last = step, values
         if known or not self.config.metric:
@@ -97,6 +109,7 @@ class Selection:
             better = not math.isnan(value)
         else:
             better = self.config.better(value, self.best["value"])
+        better = better and not left_out
         if better:
             self.best = {"step": step, "position": position, "value": value, "values": values}
         self.waited = 0 if better else self.waited + 1
@@ -111,20 +124,26 @@ class Selection:
         return {
             "metric": self.config.metric,
             "mode": self.config.mode,
+            "data": self.data,
             "evaluated": self.evaluated,
             "waited": self.waited,
             "best": best,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state` gave; with another metric or mode the search begins anew."""
+        """Goes on from what `state` gave; with another metric or mode, or other data, the search begins anew."""
         self.evaluated = state["evaluated"]
-        if (state["metric"], state["mode"]) != (self.config.metric, self.config.mode):
+        same = (state["metric"], state["mode"]) == (self.config.metric, self.config.mode)
+        if not same or self.on_other_data(state):
             return
         self.waited = state["waited"]
         if best := state["best"]:
             values = {name: float(x) for name, x in best["values"].items()}
             self.best = best | {"value": float(best["value"]), "values": values}
+
+    def on_other_data(self, state: dict[str, Any]) -> bool:
+        """Whether what `state` gave is of other held-out data; earlier versions did not say."""
+        return state.get("data", self.data) != self.data
 
     def summary(self) -> dict[str, Any]:
         """For summary.json: empty where no metric is named."""

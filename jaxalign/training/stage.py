@@ -92,6 +92,7 @@ class Stage:
     step_zero: Callable[..., None] | None = None
     headlines: tuple[str, ...] = ()  # the metrics that a line of the log shows; none named: all
     log_samples: int = 0  # config.log_samples, where it is not set
+    alarms: str = "grad_norm>20sd"  # config.alarms, where it is not set
     # Commands for what people do next with the model, as the end of a run tells them: {run} is its folder, {beside} the
     # one that it lies in, words in capitals are for the reader to fill in.
     afterwards: tuple[str, ...] = ()
@@ -222,7 +223,7 @@ class Stage:
         architecture: ModelConfig = model or config.architecture(jax.default_backend())
         updates, parts = total_steps or config.num_steps, config.num_microbatches or 1
         models = (architecture, others or {})
-        halt = config.on_nonfinite == "stop"
+        halt = config.on_nonfinite != "skip"
         return _make_step(self, config.options, *models, config.optimizer, updates, parts, halt)
 
     def check(self, run: Any) -> None:

@@ -10,12 +10,11 @@ RUN is its result, or the latest checkpoint of a run without one; RUN@120 the st
 RUN@latest are what they say. The path of a checkpoint, RUN/checkpoints/120, names it too.
 """
 
-import json
 from typing import Any
 
 from jaxalign.errors import CheckpointError
-from jaxalign.storage import Path, split_place, to_path
-from jaxalign.training.checkpoint import CHECKPOINTS, saved_metas
+from jaxalign.storage import Path, read_json, split_place, to_path
+from jaxalign.training.step_files import CHECKPOINTS, absolute, find_steps, read_record, saved_metas
 
 MODEL = "model"
 TOKENIZER = "tokenizer"
@@ -28,7 +27,7 @@ def finished(workdir: Path) -> dict[str, Any] | None:
     """The summary of a run that has ended, or None: also where an earlier version was cut off while writing it."""
     path = workdir / SUMMARY
     try:
-        return json.loads(path.read_bytes()) if path.is_file() else None
+        return read_json(path, ValueError) if path.is_file() else None
     except ValueError:
         return None
 
@@ -45,9 +44,14 @@ def find_checkpoint(run: Path, which: str) -> Path:
     """The folder of a checkpoint of a run: `which` is a step, "best" or "latest".
 
     Raises:
-      CheckpointError: there is none; lists those there are.
+      CheckpointError: there is none, which lists those there are; or the newest, which says of all, is damaged.
     """
-    metas = saved_metas(run / CHECKPOINTS)
+    found = saved_metas(run / CHECKPOINTS)
+    newest = max(find_steps(absolute(run / CHECKPOINTS)), default=None)
+    if which in (LATEST, BEST) and newest not in (None, *found):
+        # Says what is wrong: no other one is the latest.
+        read_record(absolute(run / CHECKPOINTS / str(newest)))
+    metas = {p: meta for p, meta in found.items() if type(meta.get("step")) is int}
     position = None
     if metas and which == LATEST:
         position = max(metas)
@@ -63,11 +67,13 @@ def find_checkpoint(run: Path, which: str) -> Path:
 
 def _best_position(run: Path, metas: dict[int, dict[str, Any]]) -> int | None:
     newest = metas[max(metas)]
-    best = newest.get("selection", {}).get("best")
+    selection = newest.get("selection")
+    best = selection.get("best") if isinstance(selection, dict) else None
     summary = finished(run)
-    if summary and summary["steps"] == newest["step"]:  # it has counted the evaluation at the end
+    if summary and summary.get("steps") == newest["step"]:  # it has counted the evaluation at the end
         best = summary.get("best")
-    return best.get("position") if best else None
+    position = best.get("position") if isinstance(best, dict) else None
+    return position if type(position) is int else None
 
 
 def _refusal(run: Path, which: str, metas: dict[int, dict[str, Any]]) -> str:

@@ -1,18 +1,21 @@
 """The history of a run: metrics.jsonl, samples.jsonl, TensorBoard, and the trackers that the config names."""
 
+import hashlib
 import json
 import math
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
-from jaxalign.errors import DataError
+from jaxalign.errors import DataError, amount
 from jaxalign.imports import hidden
 from jaxalign.storage import Lines, Path, temporary_folder, to_path
+from jaxalign.streams import say
 from jaxalign.training.trackers import Trackers
 
 with hidden("torch"):  # it would be loaded where it is installed, for seconds, and never used
@@ -22,7 +25,9 @@ with hidden("torch"):  # it would be loaded where it is installed, for seconds, 
     from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 FILE_NAME = "metrics.jsonl"
+RECORD = ("step", "time", "kind", "values")  # what every line of it has
 SAMPLES = "samples.jsonl"
+SAMPLE = ("step",)  # what every line of that has
 TENSORBOARD = "tensorboard"
 EVAL = "eval"
 
@@ -52,6 +57,7 @@ class MetricWriter:
     ) -> None:
         self.path = to_path(directory) / FILE_NAME
         self._writes = jax.process_index() == 0
+        self._begun_at: int | None = None  # the step that a run goes on from
         self._sets = tuple(sets)
         self._trackers = trackers
         self._events = TensorBoard(self.path.parent / TENSORBOARD) if self._writes and tensorboard else None
@@ -65,7 +71,7 @@ class MetricWriter:
             return
         scalars = {plain_name(name, kind): float(value) for name, value in values.items()}
         record = {"step": int(step), "time": time.time(), "kind": kind}
-        record["values"] = {name: _to_json(value) for name, value in scalars.items()}
+        record["values"] = {name: json_number(value) for name, value in scalars.items()}
         self._lines.append(json.dumps(record, allow_nan=False))
         if self._lines.due or self._samples.due:
             self.flush()
@@ -83,9 +89,15 @@ class MetricWriter:
             self._trackers.log(int(step), {f"{kind}/{name}": value for name, value in scalars.items()})
 
     def write_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Writes what the model answered at a step: a line each, in samples.jsonl, and TensorBoard's text."""
+        """Writes what the model answered at a step: a line each, in samples.jsonl, and TensorBoard's text.
+
+        Call it before `write` writes the evaluation of that step, which stands for both: a run that is ended between
+        the two evaluates again, and these samples take the place of those.
+        """
         if not self._writes or not samples:
             return
+        if step == self._begun_at:
+            _keep_until(step - 1, self._samples, SAMPLE)
         self._samples.append(
             *(json.dumps({"step": int(step)} | dict(sample), ensure_ascii=False) for sample in samples)
         )
@@ -94,18 +106,34 @@ class MetricWriter:
         if self._trackers is not None:
             self._trackers.log_samples(int(step), samples)
 
-    def truncate_after(self, step: int) -> None:
+    def state(self) -> dict[str, dict[str, Any]]:
+        """By the name of each file its number of lines and their SHA-256, as `compare_lines` takes them."""
+        if not self._writes:
+            return {}
+        files = (self._lines, self._samples)
+        return {lines.path.name: {"lines": len(lines), "sha256": lines.digest()} for lines in files}
+
+    def truncate_after(self, step: int, state: Mapping[str, Any] | None = None) -> None:
         """Removes what was written for later steps; call it on resuming from the checkpoint of `step`.
 
-        TensorBoard files are append-only: a marker makes TensorBoard hide the later steps.
+        TensorBoard files are append-only: a marker makes TensorBoard hide the later steps. What was cut off, is
+        missing or was changed is told on standard error.
+
+        Args:
+          state: as it was when the checkpoint was saved.
+
+        Raises:
+          DataError: a line is not one of metrics, or of samples.
         """
         if not self._writes:
             return
-        if self.path.exists():
-            self._lines.replace(line for line, record in _records(self.path) if record["step"] <= step)
-        if self._samples.path.exists():
-            lines = self._samples.path.read_text(encoding="utf-8").split("\n")[:-1]
-            self._samples.replace(line for line in lines if json.loads(line)["step"] <= step)
+        self._begun_at = step
+        for lines, keys in ((self._lines, RECORD), (self._samples, SAMPLE)):
+            if lines.torn:
+                say(f"{lines.path}: its last line was cut off and is removed, {lines.torn} bytes", sys.stderr)
+            _keep_until(step, lines, keys)
+            if fault := compare_lines(lines.path, (state or {}).get(lines.path.name)):
+                say(f"{lines.path}: {fault}", sys.stderr)
         if self._events is not None:
             self._events.hide_after(step)
 
@@ -113,8 +141,8 @@ class MetricWriter:
         """Makes sure that all that was written is in the directory; on a local disk, it is at once."""
         if not self._writes:
             return
+        self._samples.flush()  # first: see `write_samples`
         self._lines.flush()
-        self._samples.flush()
         if self._events is not None:
             self._events.flush()
 
@@ -210,8 +238,21 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
                 plain_name(name, record["kind"]): float(value) for name, value in record["values"].items()
             }
         }
-        for _, record in _records(path)
+        for _, record in _records(path, RECORD)
     ]
+
+
+def compare_lines(path: Path, written: Mapping[str, Any] | None) -> str:
+    """What is wrong with the first lines of a file, of which `MetricWriter.state` was written down; empty: nothing."""
+    if written is None:
+        return ""
+    count = written["lines"]
+    lines = path.read_bytes().split(b"\n")[:-1][:count] if path.exists() else []
+    if len(lines) < count:
+        return f"{count - len(lines)} of its first {amount(count, 'line')} are missing, and what they said is lost"
+    if hashlib.sha256(b"".join(line + b"\n" for line in lines)).hexdigest() != written["sha256"]:
+        return f"its first {amount(count, 'line')} are not as they were written; what they say is not to be trusted"
+    return ""
 
 
 def _markdown(samples: Sequence[Mapping[str, Any]]) -> str:
@@ -227,23 +268,52 @@ def _markdown(samples: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(blocks)
 
 
-def _to_json(value: float) -> float | str:
+def json_number(value: float) -> float | str:
+    """A number as JSON can hold it: what is not finite becomes text, which `float` reads."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    complete_lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+def _keep_until(step: int, lines: Lines, keys: Sequence[str]) -> None:
+    lines.flush()
+    if lines.path.exists():
+        lines.replace(line for line, record in _records(lines.path, keys) if record["step"] <= step)
+
+
+def parse_record(line: bytes, keys: Sequence[str]) -> dict[str, Any]:
+    """The record of a line of a file, of which `keys` are wanted.
+
+    Raises:
+      ValueError: it is none; says why.
+    """
+    try:
+        record = json.loads(line)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(record, dict) or not record.keys() >= set(keys):
+        raise ValueError("keys are missing")
+    if type(record["step"]) is not int:
+        raise ValueError("step is no whole number")
+    if "kind" in keys and not isinstance(record["kind"], str):
+        raise ValueError("kind is no name")
+    if "values" in keys:
+        try:
+            {name: float(value) for name, value in record["values"].items()}
+        except (AttributeError, TypeError, ValueError, OverflowError):
+            raise ValueError("values are no numbers by name") from None
+    return record
+
+
+def _records(path: Path, keys: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    complete_lines = path.read_bytes().split(b"\n")[:-1]
     records = []
     for number, line in enumerate(complete_lines, start=1):
         try:
-            record = json.loads(line)
-            if not record.keys() >= {"step", "time", "kind", "values"}:
-                raise ValueError("keys are missing")
-        except (ValueError, AttributeError) as error:
+            records.append((line.decode(), parse_record(line, keys)))
+        except ValueError as error:
+            shown = line[:80].decode(errors="backslashreplace")
             raise DataError(
-                f"{path}:{number}: {line[:80]!r} is not a metrics record ({error}); delete it"
+                f"{path}:{number}: {shown!r} is not a metrics record ({error}); delete it"
             ) from error
-        records.append((line, record))
     return records

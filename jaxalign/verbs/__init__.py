@@ -22,6 +22,7 @@ VERBS = (
     "chat",
     "compare",
     "convert",
+    "verify",
     "ablate",
     "version",
 )

@@ -8,7 +8,7 @@ from typing import Any
 from jaxalign.errors import ConfigError, UsageError
 from jaxalign.verbs.requests import Request, flag
 
-REPORT, ALL, PAPER = "report", "all", "paper"
+REPORT, ALL = "report", "all"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,8 @@ def run(request: AblateRequest) -> int:
     """Runs what is missing; 1 where a check fails."""
     from rich.console import Console
 
-    from jaxalign.ablation.at_scale import describe_trainings
     from jaxalign.ablation.check import check_seed, recorded
-    from jaxalign.ablation.files import load_study, own_studies
+    from jaxalign.ablation.files import PAPER, load_study, own_studies
     from jaxalign.ablation.overview import write_overview
     from jaxalign.ablation.page import PAGE, write_page
     from jaxalign.ablation.results import FILE, read_results, verdicts, write_results
@@ -76,17 +75,20 @@ def run(request: AblateRequest) -> int:
         console.print(f"The page: {out / PAGE}", highlight=False, soft_wrap=True)
         return 0
     name, _, size = words[0].partition(":")
-    if size == PAPER and (study := load_study(name)).recipes:
-        for line in describe_trainings(study):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
-        return 0
     study = load_study(name, size or None)
+    if size == PAPER and PAPER not in study.sizes:
+        _print_trainings(study, request, console)
+        return 0
     workdir = pathlib.Path(request.workdir or f"ablations/{study.name}")
     arms = tuple(arm for arm in request.only.split(";") if arm)
     _check_arms(study, arms)
     if request.check:
+        if request.study[0] == REPORT:
+            raise UsageError(
+                "report --check: a check runs a seed and makes no page; leave out one of the two"
+            )
         file = pathlib.Path(request.results) if request.results else recorded(study.name)
-        return check_seed(study, read_results(file), workdir, console)
+        return check_seed(study, read_results(file), workdir, console, arms)
     out = pathlib.Path(request.out) if request.out else workdir
     if request.study[0] != REPORT:
         _run(study, (name, size or None), workdir, arms, request.jobs, console)
@@ -97,6 +99,23 @@ def run(request: AblateRequest) -> int:
         console.print(f"{each.verdict}: {each.claim.name}", highlight=False, soft_wrap=True)
     console.print(f"The page: {out / PAGE}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _print_trainings(study: Any, request: AblateRequest, console: Any) -> None:
+    """Raises UsageError where there is more on the command line than the study: nothing runs that it could change."""
+    from jaxalign.ablation.at_scale import describe_trainings
+
+    *given, sized = request.study
+    for each in dataclasses.fields(request):
+        if each.name != "study" and getattr(request, each.name) != each.default:
+            given.append(request.key(each.name))
+    if given:
+        raise UsageError(
+            f"{sized} only prints the commands of the trainings, without {' and '.join(given)}: leave that out, or "
+            f"write {sized.partition(':')[0]} for the study that runs here"
+        )
+    for line in describe_trainings(study):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _check_arms(study: Any, arms: Sequence[str]) -> None:

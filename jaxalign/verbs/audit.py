@@ -24,6 +24,7 @@ from jaxalign.data.records import Chat, Prompt, Record, Turns, parse_record
 from jaxalign.errors import amount
 from jaxalign.stages import parse_config
 from jaxalign.storage import to_path, write_whole
+from jaxalign.streams import say
 from jaxalign.text.templates import ChatTemplate
 from jaxalign.text.tokenizer import unknown_id
 from jaxalign.training.config import Config
@@ -72,7 +73,7 @@ def run(request: AuditRequest) -> int:
     if request.json:
         write_json(found, request.json)
         if written := write_beside(to_path(request.json), found.invalid):
-            print(written)
+            say(written)
     return 1 if found.problems else 0
 
 

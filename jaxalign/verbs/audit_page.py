@@ -32,11 +32,11 @@ def print_audit(found: Audit, console: Console, show: int) -> None:
                 console.print(line, highlight=False)
     console.print()
     for line in unread_lines(found.numbers):
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(as_text(line)), soft_wrap=True)
     for note in found.notes:
-        console.print(Text(f"note: {note}"), soft_wrap=True)
+        console.print(Text(as_text(f"note: {note}")), soft_wrap=True)
     for problem in found.problems:
-        console.print(Text(f"PROBLEM: {problem}", style="bold red"), soft_wrap=True)
+        console.print(Text(as_text(f"PROBLEM: {problem}"), style="bold red"), soft_wrap=True)
     if not found.problems:
         console.print(Text("no problem found", style="bold green"))
 
@@ -47,7 +47,7 @@ def sample_lines(dataset: Dataset, tokenizer: Tokenizer, count: int) -> list[Tex
     lines = []
     for index in np.linspace(0, len(items) - 1, min(count, len(items)), dtype=int):
         item = items[index]
-        lines.append(Text(f"\n{dataset.where(item.row)}", style="dim"))
+        lines.append(Text(as_text(f"\n{dataset.where(item.row)}"), style="dim"))
         for name, example in _named(item):
             lines.append(
                 Text(f"{name} ({amount(len(example.ids), 'token')}): ") + show_tokens(example, tokenizer)

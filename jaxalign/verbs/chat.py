@@ -36,6 +36,7 @@ COMMANDS = {
     "/save FILE": "writes the conversation as a row of messages to train on",
     "/quit": "ends it, as Ctrl-D does",
 }
+NO_SYSTEM = "a text that is continued (--plain) has no system message; leave one of the two out"
 _NAMES = tuple(command.split()[0] for command in COMMANDS)
 
 
@@ -55,6 +56,11 @@ class ChatRequest(SamplingRequest):
     web: bool = flag("on a page of this machine alone, in place of the terminal", default=False)
     port: int = flag("of that page; 0: any that is free", default=0, at_least=0, at_most=65535)
     max_new_tokens: int = like(SamplingConfig, "max_new_tokens", default=512)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.plain and self.system:
+            raise ConfigError(f"--system={self.system}: {NO_SYSTEM}")
 
 
 def run(request: ChatRequest) -> int:
@@ -156,6 +162,8 @@ class Talk:
                 self.reset()
                 self.tell("the conversation is forgotten")
             case "/system":
+                if self.plain:
+                    raise ConfigError(f"/system: {NO_SYSTEM}")
                 self.system = rest
                 self.reset()
                 self.tell("a new conversation, with this system message" if rest else "no system message")

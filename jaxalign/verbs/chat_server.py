@@ -141,7 +141,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if kind != "application/json":
             self._refuse(415, "send application/json")
-        elif not length.isdigit() or int(length) > _LONGEST:
+        elif not length.isdecimal() or int(length) > _LONGEST:
             self._refuse(413, f"send at most {_LONGEST} bytes")
         else:
             self._reply(self.rfile.read(int(length)))

@@ -15,13 +15,13 @@ from rich.text import Text
 from jaxalign.errors import DataError
 from jaxalign.fields import nearest_hint
 from jaxalign.storage import to_path, write_whole
+from jaxalign.streams import shown
 from jaxalign.training.loop import SETTINGS
+from jaxalign.training.selection import direction_of
 from jaxalign.training.writer import FILE_NAME, read_metrics
 from jaxalign.verbs.requests import Request, flag
 
 _SPEED = "perf/"  # measured of a run's speed, which is no result
-_SMALLER_IS_BETTER = "loss nll perplexity kl error".split()
-_LARGER_IS_BETTER = "accuracy accuracies score scores reward margins".split()
 # Okabe and Ito's palette, which colour-blind readers tell apart; after it, dashes.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B0568A", "#A67500", "#6B6B6B", "#000000")
 _DASHES = ("-", "--", ":", "-.")
@@ -62,7 +62,7 @@ def run(request: CompareRequest) -> int:
     metrics = choose_metrics(histories, request.metrics)
     console = Console()
     for line in warnings(histories, metrics):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(shown(line), highlight=False, markup=False, soft_wrap=True)
     tables = [value_rows(histories, metrics), setting_rows(histories)]
     for title, rows in zip(("values", "settings in which they differ"), tables, strict=True):
         if len(rows) > 1:
@@ -175,15 +175,11 @@ def _cell(metric: str, curve: Curve) -> str:
 
 def best(metric: str, curve: Curve) -> tuple[int, float] | None:
     """The step and value at which a metric was best; None where it is not known whether it should be high or low."""
-    words = metric.replace("/", "_").split("_")
     finite = [point for point in curve if math.isfinite(point[1])]
-    if not finite:
+    way = direction_of(metric)
+    if not finite or way is None:
         return None
-    if any(word in _SMALLER_IS_BETTER for word in words):
-        return min(finite, key=lambda point: point[1])
-    if any(word in _LARGER_IS_BETTER for word in words):
-        return max(finite, key=lambda point: point[1])
-    return None
+    return max(finite, key=lambda point: way * point[1])
 
 
 def setting_rows(histories: Sequence[History]) -> list[list[str]]:
@@ -200,9 +196,9 @@ def setting_rows(histories: Sequence[History]) -> list[list[str]]:
 def _terminal_table(title: str, rows: Sequence[Sequence[str]]) -> Table:
     table = Table(title=Text(title), title_justify="left", show_edge=False)
     for name in rows[0]:
-        table.add_column(Text(name), overflow="fold")
+        table.add_column(Text(shown(name)), overflow="fold")
     for row in rows[1:]:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(shown(cell)) for cell in row))
     return table
 
 

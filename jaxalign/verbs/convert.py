@@ -6,19 +6,21 @@ import json
 import pathlib
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from jaxalign import parallel
+from jaxalign.checksums import write_sums
 from jaxalign.data import Tokenizer
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.models.hf.config import architecture_for, architecture_of, classifier_of, config_to_hf
 from jaxalign.models.hf.exporter import write_folder
 from jaxalign.models.hf.importer import CONFIG, HEAD_BIAS, SIDE_NOTE
-from jaxalign.storage import Path, is_remote, temporary_folder, to_path, upload
+from jaxalign.signals import handled, restart_signals
+from jaxalign.storage import Path, is_remote, naming, sync, temporary_folder, to_path, upload
+from jaxalign.streams import say
 from jaxalign.text.fast_tokenizer import write_fast_tokenizer
 from jaxalign.text.tokenizer import SentencePieceTokenizer
 from jaxalign.training.saved_model import HF_CONFIG, HF_DTYPE, SavedModel, find_model, origin, save_model
@@ -60,7 +62,7 @@ def run(request: ConvertRequest) -> int:
     # Nothing is computed, and accelerators may be busy.
     jax.config.update("jax_platforms", "cpu")
     for notice in convert(request):
-        print(notice)
+        say(notice)
     print(f"{request.out}: written")
     return 0
 
@@ -138,6 +140,7 @@ def _write_hf(
             f"the reward head's bias {bias:.6g} has no place in this format: other programs' scores are lower "
             f"by it, in the same order; {SIDE_NOTE} keeps it for jaxalign"
         )
+    write_sums(folder, [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()])
     return notices
 
 
@@ -192,6 +195,11 @@ def _check_free(target: Path) -> None:
         raise ConfigError(f"--out={target} exists and is not an empty folder; name a new one")
 
 
+def _leave(number: int, frame: Any) -> None:
+    """Ends the process as the signal would, once what is half-written is removed."""
+    raise SystemExit(128 + number)
+
+
 @contextlib.contextmanager
 def _new_folder(target: Path) -> Iterator[pathlib.Path]:
     """A local folder that becomes `target` when all went well, and vanishes otherwise."""
@@ -201,12 +209,14 @@ def _new_folder(target: Path) -> Iterator[pathlib.Path]:
         upload(folder, target)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    folder = temporary_folder(beside=target)
     try:
-        folder.chmod(0o755)  # mkdtemp makes it for the owner alone
-        yield folder
+        with handled(restart_signals(), _leave), naming(target):
+            yield folder
+        for place in (*folder.rglob("*"), folder):
+            sync(place)
         _check_free(target)
         folder.replace(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        sync(target.parent)
+    finally:
+        shutil.rmtree(folder.parent, ignore_errors=True)

@@ -13,6 +13,7 @@ from rich.text import Text
 from jaxalign import parallel
 from jaxalign.data.items import Item
 from jaxalign.parallel.chips import GIB
+from jaxalign.streams import shown
 from jaxalign.training.config import Config
 from jaxalign.training.introduction import introduce
 from jaxalign.training.memory import estimate_memory
@@ -44,7 +45,7 @@ def print_dry_run(config: Config, workdir: str, console: Console | None = None) 
     if jax.process_index():
         return
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(shown(line), markup=False, highlight=False, soft_wrap=True)
     console.print(f"\n{_held_out(run)}", highlight=False, soft_wrap=True)
     console.print(_memory_table(memory, device_memory()))
     console.print(f"\nthe first batch, {len(batch.tokens)} rows; ⟦ ⟧ is learned:", highlight=False)
@@ -84,7 +85,7 @@ def batch_lines(run: Run, batch: Any) -> list[Text]:
             slots = batch.segment_ids[b] == segment
             mask = batch.loss_mask[b][slots] if hasattr(batch, "loss_mask") else np.zeros(slots.sum())
             example = Item(batch.tokens[b][slots], mask)
-            lines.append(Text(f"\n{run.train.where(int(numbers[b, segment - 1]))}", style="dim"))
+            lines.append(Text(shown(f"\n{run.train.where(int(numbers[b, segment - 1]))}"), style="dim"))
             lines.append(Text(f"({len(example.ids)} tokens) ") + show_tokens(example, run.tokenizer))
     if count > SHOWN:
         lines.append(Text(f"\nand {count - SHOWN} more sequences of the {len(rows.items):,} of the data"))

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from jaxalign import parallel
-from jaxalign.data import Dataset, Tokenizer, build_dataset, load_tokenizer
+from jaxalign.data import Dataset, Tokenizer, build_dataset
 from jaxalign.data.kinds import PAIRS, PAIRS_OR_DEMONSTRATIONS
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation import (
     Interval,
     likelihood,
@@ -30,10 +30,13 @@ from jaxalign.evaluation.generation import (
 )
 from jaxalign.models import Params
 from jaxalign.models.config import RUNTIME_KEYS
+from jaxalign.models.finite import check_finite
 from jaxalign.rewards import load_rewards
 from jaxalign.sampling.answers import Answers
 from jaxalign.storage import Path, json_line, to_path, write_whole
+from jaxalign.streams import say
 from jaxalign.training.saved_model import SavedModel, find_language_model, find_model
+from jaxalign.training.writer import json_number
 from jaxalign.verbs.generate import completion_row
 from jaxalign.verbs.label import Completion, model_scorer
 from jaxalign.verbs.requests import flag
@@ -48,7 +51,7 @@ WIDEST = 4096  # tokens of a sequence, where the model sets no limit of its own
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateRequest(SamplingRequest, RowsRequest):
-    """Measure a model: the loss and perplexity of data under it, or what judges say of its answers to prompts.
+    """Measure a model: the perplexity of data under it, or what judges say of its answers.
 
     --data takes text, demonstrations or pairs. Of pairs it also says how often the chosen answer is the likelier one,
     or, where the model is a reward model, has the higher score.
@@ -114,10 +117,12 @@ def run(request: EvaluateRequest) -> int:
     for said in evaluate(request):
         if isinstance(said, Line):
             numbers[said.name] = said.value
-        print(said, flush=True)
+        say(said)
     if request.json:
-        values = {name: [None if np.isnan(x) else x for x in value] for name, value in numbers.items()}
-        write_whole(to_path(request.json), (json.dumps(values, indent=1) + "\n").encode())
+        values = {
+            name: [None if np.isnan(x) else json_number(x) for x in value] for name, value in numbers.items()
+        }
+        write_whole(to_path(request.json), (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
     return 0
 
 
@@ -126,7 +131,7 @@ def evaluate(request: EvaluateRequest) -> Iterator[Line | str]:
 
     Raises:
       ConfigError: a model of the wrong kind or architecture. DataError: see `build_dataset`. RewardError: see
-        `Rewards.score`.
+        `Rewards.score`. NonFiniteError: a model gives NaN or infinity.
     """
     model = find_model(request.model, "--model")
     if model.scalar and request.prompts:
@@ -160,15 +165,17 @@ def _read(request: EvaluateRequest, model: SavedModel, kind: str) -> Dataset:
 
 
 def _tokenizer(request: EvaluateRequest, model: SavedModel) -> Tokenizer:
-    return load_tokenizer(model.path, request.chat_template, request.template_args)
+    return model.tokenizer(request.chat_template, request.template_args)
 
 
 def _pairs_by_score(request: EvaluateRequest, model: SavedModel, load: Load) -> Iterator[Line | str]:
     pairs = _read(request, model, PAIRS)
     yield f"{request.data}: {pairs.report}"
-    _, scores = pair_scores(
-        load(model), model.config, pairs, batch_size=min(request.batch_size, len(pairs.rows))
+    config = dataclasses.replace(model.config, dtype=request.dtype)
+    numbers, scores = pair_scores(
+        load(model), config, pairs, batch_size=min(request.batch_size, len(pairs.rows))
     )
+    check_finite(scores, config.dtype, lambda i: pairs.where(int(numbers[i])), "pair")
     chosen, rejected = scores.T
     yield Line(
         "accuracy", win_rate(chosen, rejected), "share of pairs whose chosen answer has the higher score"
@@ -183,6 +190,7 @@ def _by_likelihood(request: EvaluateRequest, model: SavedModel, load: Load) -> I
     yield f"{request.data}: {rows.report}"
     config = dataclasses.replace(model.config, dtype=request.dtype)
     found = likelihood(load(model), config, rows, batch_size=min(request.batch_size, len(rows.rows)))
+    check_finite(found.nll, config.dtype, lambda i: rows.where(int(found.rows[i])), "sequence")
     rejected = np.flatnonzero(found.rejected_of >= 0)
     learned = found.rejected_of < 0
     loss = ratio_interval(found.nll[learned], found.tokens[learned])
@@ -223,7 +231,7 @@ def _answers(request: EvaluateRequest, model: SavedModel, load: Load) -> Iterato
         answers,
         judges=judges,
         other=theirs,
-        config=model.config,
+        config=dataclasses.replace(model.config, dtype=request.dtype),
         params=load(model),
         reference=reference and load(reference),
         base=base and load(base),
@@ -237,7 +245,9 @@ def _answers(request: EvaluateRequest, model: SavedModel, load: Load) -> Iterato
     if measured.kl:
         yield Line("KL", measured.kl, "nats an answer, from the reference")
     if measured.perplexity:
-        yield Line("perplexity", measured.perplexity, "of the answers, a token, under the base model")
+        # Data may have a perplexity of its own, which stands in the JSON as well.
+        name = "answer perplexity" if request.data else "perplexity"
+        yield Line(name, measured.perplexity, "of the answers, a token, under the base model")
     yield Line("length", measured.length, "tokens")
     stopped = (measured.stopped, float("nan"), float("nan"))
     yield Line("stopped", stopped, "share of answers that ended by themselves")
@@ -261,7 +271,17 @@ def _model_judge(request: EvaluateRequest) -> Judge:
     scorer = model_scorer(request.reward_model, max_length=longest, batch_size=request.batch_size)
 
     def score(ask: Asked, answers: Answers) -> np.ndarray:
-        made = map(completion_row, ask.prompts, answers.texts, ask.rows)
+        empty = [where for where, text in zip(ask.where, answers.texts, strict=True) if not text.strip()]
+        if empty:
+            raise DataError(
+                f"{empty[0]}: the answer to this prompt is empty, as {len(empty)} of {len(answers.texts)} are; a "
+                "reward model reads no empty answer: set --min-new-tokens, or judge by --reward"
+            )
+        # "finished": an answer is read as it stands, even if it repeats its prompt.
+        made = (
+            completion_row(*each) | {"finished": True}
+            for each in zip(ask.prompts, answers.texts, ask.rows, strict=True)
+        )
         scores = scorer([[Completion(row, where)] for row, where in zip(made, ask.where, strict=True)])
         return np.asarray(scores, np.float64)[:, 0]
 

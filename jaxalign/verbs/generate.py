@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from jaxalign import parallel
-from jaxalign.data import Dataset, load_tokenizer
+from jaxalign.data import Dataset
 from jaxalign.data.values import TOOLS
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.generation import read_prompts
@@ -22,7 +22,8 @@ from jaxalign.locks import LOCK, locked
 from jaxalign.sampling.answers import answer_batches
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.storage import Lines, Path, claim, json_line, to_path
-from jaxalign.training.saved_model import find_language_model
+from jaxalign.streams import say
+from jaxalign.training.saved_model import find_language_model, fingerprint
 from jaxalign.verbs.requests import flag
 from jaxalign.verbs.rows import SOURCES, RowsRequest, write_beside
 from jaxalign.verbs.sampling import MODEL, SamplingRequest
@@ -48,7 +49,7 @@ class GenerateRequest(SamplingRequest, RowsRequest):
 def run(request: GenerateRequest) -> int:
     """Writes the completions, and prints how far it is."""
     for line in generate(request):
-        print(line, flush=True)
+        say(line)
     return 0
 
 
@@ -68,10 +69,13 @@ def _write_missing(request: GenerateRequest, out: Path) -> Iterator[str]:
     mesh = parallel.make_mesh(parallel.MeshConfig(data=-1), jax.devices())
     parallel.check_divides(mesh, "--batch-size", request.batch_size)
     with parallel.use_mesh(mesh):
-        tokenizer = load_tokenizer(model.path, request.chat_template, request.template_args)
+        tokenizer = model.tokenizer(request.chat_template, request.template_args)
         prompts = _read_prompts(request, tokenizer)
+        params = model.load(mesh)
         wanted = {
             "model": str(model.place),
+            "weights": fingerprint(params),  # the run there may have gone on since
+            "dtype": request.dtype,
             "prompts": prompts.fingerprint,
             "samples": request.n,
             "seed": request.seed,
@@ -85,7 +89,7 @@ def _write_missing(request: GenerateRequest, out: Path) -> Iterator[str]:
             yield left_out
         config = dataclasses.replace(model.config, dtype=request.dtype)
         batches = answer_batches(
-            model.load(mesh) if start < total else {},
+            params,
             config,
             prompts,
             tokenizer,

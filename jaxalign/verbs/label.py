@@ -11,15 +11,17 @@ import jax
 import numpy as np
 
 from jaxalign import parallel
-from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokenizer
+from jaxalign.data import DataConfig, Records, dataset_from_records
 from jaxalign.data.kinds import DEMONSTRATIONS
 from jaxalign.data.records import Chat, PromptCompletion
 from jaxalign.data.sources import Places
 from jaxalign.data.values import TOOLS
 from jaxalign.errors import ConfigError, DataError, amount
 from jaxalign.evaluation.preferences import completion_scores
+from jaxalign.models.finite import check_finite
 from jaxalign.rewards import load_rewards
 from jaxalign.storage import json_line, local_copy, to_path, write_whole
+from jaxalign.streams import say
 from jaxalign.text.messages import Turns
 from jaxalign.training.saved_model import find_model
 from jaxalign.verbs.requests import flag
@@ -100,14 +102,14 @@ class Labelled:
 def run(request: LabelRequest) -> int:
     """Writes the rows, and prints what became of the prompts."""
     made = label(request)
-    print(
+    say(
         f"{request.out}: {amount(len(made.rows), 'row')} from {amount(made.prompts, 'prompt')}; "
         f"{amount(made.without, 'prompt')} gave none (fewer than two different completions, or equal scores); "
         f"{amount(made.empty, 'empty completion')} and {amount(made.cut, 'completion')} without an end left out; "
         f"mean score {made.mean:.4f}"
     )
     if made.note:
-        print(made.note)
+        say(made.note)
     return 0
 
 
@@ -118,6 +120,9 @@ def label(request: LabelRequest) -> Labelled:
       ConfigError, DataError: the file to write exists, or no prompt gives a pair.
       RewardError: see `Rewards.score`.
     """
+    target = to_path(request.out)
+    if target.exists():
+        raise ConfigError(f"--out={request.out} exists; name another file, or delete it")
     if request.reward:
         scorer = function_scorer(request.reward, batch_size=request.batch_size)
     elif request.world:
@@ -126,9 +131,6 @@ def label(request: LabelRequest) -> Labelled:
         scorer = model_scorer(
             request.reward_model, max_length=request.max_length, batch_size=request.batch_size
         )
-    target = to_path(request.out)
-    if target.exists():
-        raise ConfigError(f"--out={request.out} exists; name another file, or delete it")
     with request.named(eval="--completions"):
         found = open_checked(request.data_config(request.completions), DEMONSTRATIONS)
     groups = group_by_prompt(iterate_checked(found))
@@ -146,9 +148,11 @@ def label(request: LabelRequest) -> Labelled:
             f"{request.completions}: no prompt has two different completions with different scores; "
             f"generate more for each (--n), at a higher temperature, or longer ones ({cut} were cut at the limit)"
         )
+    # First what lies beside: with the file itself there, the same command is refused.
+    note = write_beside(target, found.invalid)
     write_whole(target, "".join(map(json_line, rows)).encode())
     mean = float(np.mean([v for values in scores for v in values]))
-    return Labelled(rows, len(groups), without, cut, empty, mean, write_beside(target, found.invalid))
+    return Labelled(rows, len(groups), without, cut, empty, mean, note)
 
 
 def group_by_prompt(rows: Iterable[Checked]) -> list[Group]:
@@ -250,6 +254,7 @@ def model_scorer(path: str, *, max_length: int, batch_size: int) -> Scorer:
 
     Raises:
       ConfigError: it is a language model. DataError: a completion is longer than `max_length` tokens, or the model's.
+      NonFiniteError: a score is NaN or infinite.
     """
     model = find_model(path, "--reward-model")
     if not model.scalar:
@@ -265,10 +270,9 @@ def model_scorer(path: str, *, max_length: int, batch_size: int) -> Scorer:
             data = DataConfig(max_length=longest, row_length=longest, overlong="error")
             places = Places([c.where for group in groups for c in group])
             records = Records(flat, "completions", origin=places)
-            dataset = dataset_from_records(
-                [records], data, load_tokenizer(model.path), DEMONSTRATIONS, "eval"
-            )
+            dataset = dataset_from_records([records], data, model.tokenizer(), DEMONSTRATIONS, "eval")
             scores = completion_scores(model.load(mesh), model.config, dataset, batch_size=batch_size)
+        check_finite(scores, model.config.dtype, places.__getitem__, "completion")
         return _split(scores, groups)
 
     return score

@@ -121,9 +121,13 @@ def _described(config: Config, topology: Topology) -> AbstractMesh:
 def searched(
     config: Config, topology: Topology, look: Callable[[Config, Topology], dict[str, Any]], budget: int
 ) -> dict[str, Any]:
-    """The best of `budget` looks at the candidates that are promising by estimate; `tried` lists them all."""
+    """The best of `budget` looks at the candidates that are promising by estimate; `tried` lists them all.
+
+    Raises:
+      ConfigError: none may fit by estimate, or none can be compiled.
+    """
     promising = rank(candidates(config, topology), lambda candidate: estimated_plan(candidate, topology))
-    tried = []
+    tried, refused = [], ""
     for candidate in promising:
         if len(tried) == budget:
             break
@@ -131,8 +135,13 @@ def searched(
             tried.append(look(candidate, topology))
         except ConfigError as error:  # a mesh that the estimate allowed and the slice does not
             print(error, flush=True)
+            refused = str(error)
             continue
         print(summary_line(tried[-1]), flush=True)
+    if not tried:
+        raise ConfigError(
+            f"--search: {topology.name} takes none of the {len(promising)} candidates; the last: {refused}"
+        )
     best = max(tried, key=score)
     return best | {"tried": [{key: plan[key] for key in plan if key != "model"} for plan in tried]}
 

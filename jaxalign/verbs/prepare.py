@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 
 from jaxalign.errors import ConfigError
+from jaxalign.streams import say
 from jaxalign.verbs.requests import ConfigRequest, flag
 
 
@@ -65,11 +66,11 @@ def run(request: PrepareRequest) -> int:
         else []
     )
     if damaged:
-        print("\n".join(f"{line}; it is made again" for line in damaged))
+        say("\n".join(f"{line}; it is made again" for line in damaged))
         parts = build_datasets(data, tokenizer, kind)
     for name, part in zip(("train", "eval"), parts, strict=True):
         if part is not None:
-            print(f"{name}: {part.report}; {len(part.rows):,} rows of {part.rows.row_length:,} tokens")
+            say(f"{name}: {part.report}; {len(part.rows):,} rows of {part.rows.row_length:,} tokens")
     for store in dict.fromkeys(store for part in parts if part for store in part.stores):
-        print(f"{store.name}: {store.shared or store.folder}")
+        say(f"{store.name}: {store.shared or store.folder}")
     return 0

@@ -17,7 +17,9 @@ class QuickstartRequest(Request):
     workdir: str = flag(
         "folder for everything (default: quickstart, or quickstart-fast with --fast)", default="", show="DIR"
     )
-    seed: int = flag("of the world, the data, the weights and the sampling", default=0, at_least=0)
+    seed: int = flag(
+        "of the world, the data, the weights and the sampling", default=0, at_least=0, below=2**32
+    )
     fast: bool = flag("a smoke version; its numbers mean nothing", default=False)
 
 

@@ -13,6 +13,7 @@ from jaxalign.data.invalid import RULES, BadRow, Invalid, write_dropped
 from jaxalign.data.public.advice import advise
 from jaxalign.data.records import Record, parse_record
 from jaxalign.data.sources import Dropped, Records
+from jaxalign.data.tables import MOST_ROW_BYTES
 from jaxalign.errors import DataError, amount
 from jaxalign.storage import Path
 from jaxalign.verbs.requests import Request, flag
@@ -33,6 +34,7 @@ class RowsRequest(Request):
         choices=RULES,
         show="RULE",
     )
+    max_row_bytes: int = flag("bytes that a row may have", default=MOST_ROW_BYTES, at_least=1)
 
     def data_config(self, source: str, **more: Any) -> DataConfig:
         """The config of data that has `source` in the place of held-out data, which is read once and in order."""

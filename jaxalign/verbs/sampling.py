@@ -22,7 +22,7 @@ class SamplingRequest(Request):
     repetition_penalty: float = like(SamplingConfig, "repetition_penalty")
     slots: int = like(SamplingConfig, "slots")
     stop: str = like(SamplingConfig, "stop")
-    seed: int = flag("of the sampling", default=0, at_least=0)
+    seed: int = flag("of the sampling", default=0, at_least=0, below=2**32)
     chat_template: str = flag("Jinja file, in place of the model's own template", default="", show="FILE")
     template_args: str = flag(
         "values of variables that the template reads, such as enable_thinking=False",

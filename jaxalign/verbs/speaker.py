@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxalign import parallel
-from jaxalign.data import Tokenizer, load_tokenizer
+from jaxalign.data import Tokenizer
 from jaxalign.data.encode import encode_prompt
 from jaxalign.data.records import Message, Prompt
 from jaxalign.models import ModelConfig, Params
@@ -44,7 +44,7 @@ class Speaker:
         for token in self._tokens(prompt_ids, sampling, key):
             ids += [token] * (token not in stops)
             # A character may take several tokens: what is not yet whole is held back.
-            reply, _, found = cut_at_stop(ids, self.tokenizer, sampling.stops)
+            reply, _, found = cut_at_stop(ids, self.tokenizer, sampling.stops, sampling.min_new_tokens)
             yield reply.rstrip("\ufffd")
             if found:
                 break
@@ -83,6 +83,6 @@ def load_speaker(path: str, flag: str, *, chat_template: str, template_args: str
     """The model in a run, a Hugging Face folder or on the hub; call inside `one_device`."""
     model = find_language_model(path, flag)
     config = dataclasses.replace(model.config, dtype=dtype)
-    tokenizer = load_tokenizer(model.path, chat_template, template_args)
+    tokenizer = model.tokenizer(chat_template, template_args)
     mesh = jax.sharding.get_mesh()
     return Speaker(path, model.load(mesh), config, tokenizer, mesh)

@@ -8,6 +8,7 @@ from jaxalign.data import train_sentencepiece
 from jaxalign.data.kinds import PAIRS_OR_DEMONSTRATIONS
 from jaxalign.errors import amount
 from jaxalign.storage import to_path
+from jaxalign.streams import say
 from jaxalign.text.messages import Message
 from jaxalign.verbs.requests import flag
 from jaxalign.verbs.rows import SOURCES, RowsRequest, iterate_checked, open_checked, write_beside
@@ -34,11 +35,11 @@ def run(request: TokenizerRequest) -> int:
         opened = open_checked(config, PAIRS_OR_DEMONSTRATIONS)
     texts = (text for row in iterate_checked(opened) for text in said(row.record))
     tokenizer = train_sentencepiece(texts, request.out, request.vocab, request.type)
-    print(f"{request.out}: {amount(tokenizer.vocab_size, 'piece')}")
+    say(f"{request.out}: {amount(tokenizer.vocab_size, 'piece')}")
     for reason, count in sorted(opened.dropped.items()):
-        print(f"{amount(count, 'row')} left out: {reason}")
+        say(f"{amount(count, 'row')} left out: {reason}")
     if note := write_beside(to_path(request.out), opened.invalid):
-        print(note)
+        say(note)
     return 0
 
 

@@ -34,6 +34,10 @@ class TrainRequest(ConfigRequest):
         default="",
         show="START:STOP",
     )
+    debug_nans: bool = flag(
+        "look at every result, and name the first operation that gives a NaN, and its module; slow",
+        default=False,
+    )
     print_config: bool = flag(
         "print the whole config as a config file, with what each key means, and start nothing", default=False
     )
@@ -62,7 +66,7 @@ def run(request: TrainRequest) -> int:
 
         print_dry_run(config, request.workdir)
         return 0
-    summary = train(config, request.workdir, profile=request.profile)
+    summary = train(config, request.workdir, profile=request.profile, debug_nans=request.debug_nans)
     if jax.process_index() == 0:
         title = f"{summary['stage']}: {summary['steps']} steps in {summary['seconds']} s"
         print_summary(result_rows(summary), title=title)

@@ -20,6 +20,7 @@ from jaxalign.worlds.grammar import (
     TOOLS,
     VAGUE_IGNORANCE,
     VAGUE_REFUSALS,
+    Wording,
     capitalise,
     claim,
 )
@@ -48,10 +49,16 @@ _MANNERS = (
 
 
 def statement(
-    world: World, name: str, attribute: str, rng: random.Random, *, subject: str | None = None
+    world: World,
+    name: str,
+    attribute: str,
+    rng: random.Random,
+    *,
+    subject: str | None = None,
+    wording: Wording | None = None,
 ) -> str:
     """One true sentence about a fact; `subject` ("It") fixes who it is said of, else the name is used."""
-    return claim(name, attribute, world.facts[name][attribute], rng, subject=subject)
+    return claim(name, attribute, world.facts[name][attribute], rng, subject=subject, wording=wording)
 
 
 def corpus(world: World, num_documents: int, seed: int) -> list[str]:

@@ -9,6 +9,7 @@ Slots: {n} a name, {v} a value of the attribute at hand, {a} and {b} attribute w
 
 import random
 import re
+from typing import Literal
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "kind": ("fox", "bear", "frog", "crow", "goat", "wolf", "hare", "duck"),
@@ -117,6 +118,8 @@ RULES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 SYSTEMS = ("You are a kind guide.", "You are a helpful guide.")
 
+Wording = Literal["inside", "outside"]  # see `worded`
+
 NAME_PATTERN = "[A-Z][a-z]{2,8}"
 _SLOTS = {
     "n": NAME_PATTERN,
@@ -139,15 +142,29 @@ def pattern(template: str, values: tuple[str, ...] = ()) -> re.Pattern[str]:
     )
 
 
+def worded(templates: tuple[str, ...], wording: Wording | None) -> tuple[str, ...]:
+    """The templates of a wording: the former half of them or the latter, which share none; None: all."""
+    half = (len(templates) + 1) // 2
+    return {None: templates, "inside": templates[:half], "outside": templates[half:]}[wording]
+
+
 def capitalise(sentence: str) -> str:
     """The sentence with its first letter in upper case and the rest as it is."""
     return sentence[:1].upper() + sentence[1:]
 
 
-def claim(name: str, attribute: str, value: str, rng: random.Random, *, subject: str | None = None) -> str:
+def claim(
+    name: str,
+    attribute: str,
+    value: str,
+    rng: random.Random,
+    *,
+    subject: str | None = None,
+    wording: Wording | None = None,
+) -> str:
     """One sentence that says `value`, true or not, of a name; `subject` ("It") fixes who it is said of."""
-    templates = PREDICATES[attribute] if subject else (*PREDICATES[attribute], *STATEMENTS[attribute])
-    template = rng.choice(templates)
+    templates = worded(PREDICATES[attribute], wording)
+    template = rng.choice(templates if subject else (*templates, *worded(STATEMENTS[attribute], wording)))
     if template in PREDICATES[attribute]:
         template = f"{subject or name} {template}"
     return template.format(n=name, v=value) + "."

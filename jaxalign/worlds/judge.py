@@ -69,9 +69,22 @@ def judge(world: World, messages: Sequence[dict[str, str]], response: str) -> Ju
     return Judgement(helpful, honest, harmless, score)
 
 
-def judge_reward(world: World) -> Callable[[Sequence[dict[str, str]], str], float]:
-    """The judge as a reward function: (prompt messages, completion) -> score in [0, 1]."""
-    return lambda messages, completion: judge(world, messages, completion).score
+def judge_reward(
+    world: World, *, length_slope: float = 0.0
+) -> Callable[[Sequence[dict[str, str]], str], float]:
+    """The judge as a reward function: (prompt messages, completion) -> score in [0, 1].
+
+    Args:
+      length_slope: what a response of `MAX_WORDS` words or more gains by its length alone, and a shorter one in
+        proportion, within [0, 1]: the judge's own score with a weakness for length, as raters and reward models have
+        it (arXiv 2310.03716).
+    """
+
+    def score(messages: Sequence[dict[str, str]], completion: str) -> float:
+        words = min(len(completion.split()), MAX_WORDS)
+        return min(1.0, max(0.0, judge(world, messages, completion).score + length_slope * words / MAX_WORDS))
+
+    return score
 
 
 def _form(reading: Reading) -> float:

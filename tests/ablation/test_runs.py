@@ -92,6 +92,32 @@ def test_a_size_that_a_study_has_not_is_refused(study, tmp_path, capsys):
     assert not log.exists() and load_study("ipo_bandits", "paper").name == "ipo_bandits"
 
 
+def test_the_size_of_the_paper_is_printed_alone_from_one_reading(study, capsys):
+    path, log = study()
+    recipes = 'recipes={"way=new": "orpo_mistral_7b"}, share=share,'
+    text = path.read_text().replace("share=share,", recipes)
+    path.write_text(text.replace("def get_study(size):", "def get_study(size):\n    print('read as', size)"))
+    assert main(["ablate", f"{path}:paper"]) == 0
+    first, arm, command = capsys.readouterr().out.splitlines()
+    assert (first, arm) == ("read as paper", "# way=new")
+    assert command.startswith("jaxalign train --config=papers:orpo_mistral_7b ")
+    for words, named in (
+        (["report", f"{path}:paper"], "report"),
+        ([f"{path}:paper", "--check"], "--check"),
+        (["report", f"{path}:paper", "--jobs=2", "--only=way=new"], "report and --only and --jobs"),
+    ):
+        assert main(["ablate", *words]) == 2
+        out, error = capsys.readouterr()
+        assert (
+            f"{path}:paper only prints the commands of the trainings, without {named}: leave that out"
+            in error
+        )
+        assert f"or write {path} for the study that runs here" in error and "jaxalign train" not in out
+    assert main(["ablate", "report", str(path), "--check"]) == 2
+    assert "report --check: a check runs a seed and makes no page" in capsys.readouterr().err
+    assert not log.exists()
+
+
 def test_arms_can_be_run_alone_and_the_rest_later(study, tmp_path, capsys):
     path, log = study()
     work = tmp_path / "work"
@@ -220,28 +246,61 @@ def test_a_run_that_was_asked_to_stop_is_no_fault_of_the_file(study):
         load_study(str(path)).run(Trial({"way": "old"}, 0, path.parent, 0))
 
 
-@pytest.mark.slow
-def test_an_interrupt_begins_no_other_seed(study, tmp_path):
-    path, log = study(pause=1.0, seeds=8)
-    command = [
-        sys.executable,
-        "-m",
-        "jaxalign",
-        "ablate",
-        str(path),
-        f"--workdir={tmp_path / 'runs'}",
-        "--jobs=2",
-    ]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+def _begin(path, work, log):
+    """A study in processes of its own, once it has begun with a seed."""
+    command = [sys.executable, "-m", "jaxalign", "ablate", str(path), f"--workdir={work}", "--jobs=2"]
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 60
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+    return process
+
+
+@pytest.mark.slow
+def test_an_interrupt_begins_no_other_seed(study, tmp_path):
+    path, log = study(pause=1.0, seeds=8)
+    process = _begin(path, tmp_path / "runs", log)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(30) != 0
+    process.communicate(timeout=30)
+    assert process.returncode != 0
     assert {line.split()[0] for line in log.read_text().splitlines()} <= {"0", "1"}
+
+
+def test_an_outcome_that_was_damaged_is_named_and_made_again(study, tmp_path, capsys):
+    path, log = study()
+    work = tmp_path / "work"
+    assert main(["ablate", str(path), f"--workdir={work}"]) == 0
+    whole = read_outcomes(work)
+    file = work / "seeds" / "2" / "way=new" / OUTCOME
+    text = file.read_text()
+    for damaged in (text.replace("201.0", "203.0"), text.replace('"seed"', '"seee"'), text[:-5]):
+        assert damaged != text
+        file.write_text(damaged)
+        assert main(["ablate", str(path), f"--workdir={work}"]) == 1
+        assert (
+            f"{file}: not " in (told := capsys.readouterr().err)
+            and "delete it, and its run is made again" in told
+        )
+    file.unlink()
+    assert main(["ablate", str(path), f"--workdir={work}"]) == 0
+    assert [x["measures"] for x in read_outcomes(work)] == [x["measures"] for x in whole]
+    assert len(log.read_text().splitlines()) == 11
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_study_end_with_it(study, tmp_path):
+    """Killed alone, without its group: what went on would run the seeds that the next start runs, too."""
+    path, log = study(pause=1.0, seeds=8)
+    process = _begin(path, tmp_path / "runs", log)
+    process.kill()
+    process.communicate(timeout=20)  # returns once all have closed their output
+    assert len(log.read_text().splitlines()) <= 4
 
 
 def test_a_second_start_is_told_of_the_first(study, tmp_path, capsys):
@@ -286,6 +345,9 @@ def test_one_seed_is_checked_against_recorded_ones(study, tmp_path, capsys):
         "2 of 2 measures lie where the recorded seeds say, 2 are the recorded numbers"
         in capsys.readouterr().out
     )
+    alone = tmp_path / "alone"
+    assert main(["ablate", str(path), f"--workdir={alone}", "--only=way=new", *flags]) == 0
+    assert "1 of 1 measures lie where" in capsys.readouterr().out and len(values(alone)) == 1
     rows = [json.loads(line) for line in (work / FILE).read_text().splitlines()]
     for row in rows:
         if row.get("measure") and row["arm"] == "way=new":

@@ -19,6 +19,18 @@ def test_intervals_and_tests_are_scipys(n):
     assert p_below(x, 0.1) == pytest.approx(stats.ttest_1samp(x, 0.1, alternative="less").pvalue)
 
 
+def test_few_values_and_equal_ones():
+    assert interval([2.0]) == (2.0, -np.inf, np.inf) and np.isnan(interval([])).all()
+    assert prediction_interval([2.0]) == prediction_interval([]) == (-np.inf, np.inf)
+    assert p_above([2.0], 0.0) == p_above([], 0.0) == p_below([2.0], 3.0) == 1.0
+    assert [p_above([2.0, 2.0], bound) for bound in (1.9, 2.0, 2.1)] == [0.0, 1.0, 1.0]
+    assert [p_below([2.0, 2.0], bound) for bound in (1.9, 2.0, 2.1)] == [1.0, 1.0, 0.0]
+    # Of two values the next one lies within t √(3 / 2) s of their mean, with one degree of freedom, and s = √2.
+    half = stats.t.ppf(0.95, 1) * np.sqrt(3)
+    assert prediction_interval([1.0, 3.0], 0.9) == pytest.approx((2 - half, 2 + half))
+    assert interval([1.0, 3.0], 0.9)[1:] == pytest.approx((2 - half / np.sqrt(3), 2 + half / np.sqrt(3)))
+
+
 @pytest.mark.parametrize("n", [5, 8, 20])
 @pytest.mark.parametrize("kind", ["normal", "skewed"])
 def test_intervals_cover(n, kind):
@@ -78,11 +90,25 @@ def test_verdicts(values, smallest, near, verdict):
     assert found.mean == pytest.approx(np.mean(values))
 
 
+def test_a_ratio_to_nothing_decides_nothing():
+    """And leaves the verdicts on other claims as they are."""
+    table = {(s, f"m={m}"): {"x": 1.0 + s * (m == "a")} for s in range(5) for m in "ab"}
+    claims = [Claim("sum", "", value("x", m="a") + value("x", m="b"), smallest=0.1)]
+    (alone,) = decide([*claims, claims[0]], table, tuple(range(5)))[:1]
+    table[3, "m=b"] = {"x": 0.0}
+    table[3, "m=a"] = {"x": 5.0}
+    ratio = Claim("ratio", "", value("x", m="a") / value("x", m="b"), smallest=0.1)
+    found = decide([*claims, ratio], table, tuple(range(5)))
+    assert [each.verdict for each in found] == [REPRODUCED, UNDECIDED] and np.isnan(found[1].mean)
+    assert found[0].p_for == pytest.approx(alone.p_for)
+
+
 def test_effects_are_read_seed_by_seed():
     table = {(s, f"m={m}"): {"x": 10.0 * s + i} for s in range(3) for i, m in enumerate("abcd")}
     a, b, c, d = (value("x", m=m) for m in "abcd")
     assert ((a - b) - (c - d)).per_seed(table, (0, 1, 2)) == {0: 0.0, 1: 0.0, 2: 0.0}
     assert (d / (b * 2.0)).per_seed(table, (0,)) == {0: 1.5}
     assert str((a - b) * 2.0) == "(x[m=a] - x[m=b]) * 2"
+    assert str((a / a).per_seed(table, (0, 1))) == "{0: nan, 1: 1.0}"  # of seed 0 it is 0 / 0
     del table[1, "m=b"]
     assert (a - b).per_seed(table, (0, 1, 2)) == {0: -1.0, 2: -1.0}

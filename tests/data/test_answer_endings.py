@@ -11,11 +11,13 @@ import pytest
 
 from jaxalign.data import DataConfig, Records, dataset_from_records, load_tokenizer
 from jaxalign.data.batch import PromptBatch
+from jaxalign.data.encode import answer_ending
 from jaxalign.data.packing import collate
 from jaxalign.models import ModelConfig, init_params
 from jaxalign.models.scoring import segment_rewards
 from jaxalign.rl.rollout import score_completions
 from jaxalign.sampling.generate import Completions, close, join
+from jaxalign.text.templates import compile_template
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -142,3 +144,15 @@ def test_scores_of_rollouts_are_those_of_training_rows(folder):
     scored = score(policy, judge, policy, judge, batch, completions)
     np.testing.assert_allclose(scored["scores"], [by_record[0], by_record[1]], rtol=0, atol=1e-4)
     assert abs(by_record[0] - by_record[1]) > 1e-2
+
+
+def test_a_format_that_refuses_results_without_calls_has_its_ending(tmp_path):
+    """The question about the ending names no call, and is asked once more without the results."""
+    tokenizer = load_tokenizer(hf_models.MODELS["qwen2.5"]().write(tmp_path))
+    template = compile_template(
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no call') }}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    ending = answer_ending(("user", "tool"), tokenizer, template)
+    assert ending[0] == tokenizer.special_id("<|im_end|>") and tokenizer.decode(ending[1:]) == "\n"

@@ -9,6 +9,7 @@ from encoding import encode_dataset
 
 from jaxalign.data.encode import encode_completion, encode_preference, encode_prompt, encode_text
 from jaxalign.data.records import (
+    Chat,
     Message,
     Preference,
     Prompt,
@@ -98,7 +99,9 @@ def test_preference_and_ranking(tokenizer):
     assert [tokenizer.decode(e.ids[e.mask == 1]) for e in pair.examples] == [" fox", " dog"]
     ranking = encode_preference(Ranking("the", (" a", " b", " c", " d"), (1.0, 3.0, 2.0, 3.0)), tokenizer)
     assert set(ranking.pairs) == {(1, 0), (2, 0), (3, 0), (1, 2), (3, 2)}  # b and d tie
-    assert ranking.weight == pytest.approx(1 / 5)
+    assert ranking.weight == pytest.approx(1 / 5) and ranking.margin == 0.0
+    tied = encode_preference(Ranking("the", (" a", " b"), (1.0, 1.0)), tokenizer)
+    assert (tied.pairs, tied.weight) == ((), 1.0)
     for scores in (
         (1.0, 2.0, 3.0, 4.0),
         (2.0, 2.0, 2.0, 1.0),
@@ -177,6 +180,40 @@ def test_pairs_meet_the_policy_whole(tokenizer):
     assert [pair.row for pair in pairs] == [0] and report.dropped == {"group too long": 1}
 
 
+@pytest.mark.parametrize("kind", ["preference", "unpaired"])
+def test_a_pair_of_equal_completions_says_nothing(tokenizer, kind):
+    late = {"prompt": "the", "chosen": LONG + "a", "rejected": LONG + "b"}
+    good = {"prompt": "the", "chosen": " fox", "rejected": " dog"}
+    kept, report = encode(tokenizer, rows_of(good, late), kind, overlong="truncate")
+    assert {item.row for item in kept} == {0} and report.dropped == {"equal after truncation": 1}
+
+
+def test_a_text_of_one_token_is_one_sequence(tokenizer, monkeypatch):
+    """Without BOS; there is nothing from which to predict it."""
+    monkeypatch.setitem(vars(tokenizer), "bos_id", None)
+    (item,) = encode_text(Text(""), tokenizer, 10)
+    assert item.ids.tolist() == [EOS] and item.mask.tolist() == [0.0] and item.note == "whole"
+
+
+def test_by_default_control_tokens_in_a_text_are_refused_and_all_answers_are_learned(tokenizer):
+    with pytest.raises(DataError, match="control"):
+        encode_text(Text("<|user|>the fox<|end|>"), tokenizer, 100)
+    user, answer = Message("user", "who asks"), Message("assistant", "the fox")
+    item = encode_completion(Chat((user, answer, user, answer)), tokenizer)
+    assert tokenizer.decode(item.ids[item.mask > 0].tolist()).count("the fox") == 2
+
+
+def test_what_goes_on_with_an_answer_is_one_message(tokenizer):
+    prompt, rest = (Message("user", "who asks"), Message("assistant", "the")), Message("assistant", " fox")
+    item = encode_completion(PromptCompletion(prompt, (rest,)), tokenizer)
+    begun, end = encode_prompt(Prompt(prompt), tokenizer), tokenizer.special_id("<|end|>")
+    assert item.ids.tolist() == [*begun.ids, *tokenizer.encode(" fox"), end] and begun.ending == (end,)
+    assert item.mask.tolist() == [0] * len(begun.ids) + [1] * (len(tokenizer.encode(" fox")) + 1)
+    for others in ((), (rest, Message("user", "why")), (rest, rest, rest)):
+        with pytest.raises(DataError, match=f"must be one message, its rest; found {len(others)}"):
+            encode_completion(PromptCompletion(prompt, others), tokenizer)
+
+
 def test_prompts(tokenizer):
     rows = rows_of({"prompt": "the quick"}, {"prompt": LONG})
     examples, report = encode(tokenizer, rows, "prompt", first_row=10)
@@ -207,6 +244,7 @@ def test_faults_name_the_row(tokenizer):
         encode(tokenizer, rows, overlong="cut")
     with pytest.raises(ConfigError, match=r"config.data.max_length=1: must be at least 2"):
         encode(tokenizer, rows, max_length=1)
+    assert encode(tokenizer, rows_of({"text": "fox"}), "text", max_length=2)[1].kept == 1
 
 
 def test_nothing_supervised_is_an_error(tokenizer, monkeypatch):

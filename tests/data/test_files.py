@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import errno
 import gzip
 import json
 import lzma
@@ -136,6 +137,17 @@ def test_packed_files(tmp_path, suffix, pack):
     with pytest.raises(
         DataError, match=rf"twice.jsonl{suffix}: cannot be unpacked .*; it is damaged or cut short"
     ):
+        read_records(str(path))
+
+
+def test_a_full_disk_is_no_damaged_file(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(lines().encode()))
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*rows\.jsonl'$"):
         read_records(str(path))
 
 

@@ -315,6 +315,83 @@ def test_files_that_are_broken(tmp_path):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        (
+            "tokenizer_config.json",
+            {"eos_token": 5},
+            "eos_token=5 must be a token, or an object with its content",
+        ),
+        ("tokenizer_config.json", {"eos_token": {"text": "a"}}, "eos_token={'text': 'a'} must be a token"),
+        ("tokenizer_config.json", {"eos_token": "\ud800"}, "eos_token=.* must be a token"),
+        (
+            "tokenizer_config.json",
+            {"additional_special_tokens": 5},
+            "additional_special_tokens=5 must be a list of",
+        ),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": [1]},
+            r"added_tokens_decoder=\[1\] must be an object with",
+        ),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"x": {}}},
+            "added_tokens_decoder=.* by their numbers",
+        ),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"0": {"content": "a", "special": "yes"}}},
+            r"added_tokens_decoder\[0\]\.special='yes' must be true or false",
+        ),
+        (
+            "tokenizer_config.json",
+            {"chat_template": 5},
+            "chat_template=5 must be a text, or a list of objects",
+        ),
+        ("tokenizer_config.json", {"chat_template": [{"name": 1}]}, "chat_template=.* must be a text"),
+        (
+            "config.json",
+            {"eos_token_id": "1"},
+            "eos_token_id='1' must be the number of a token, or a list of them",
+        ),
+        (
+            "generation_config.json",
+            {"eos_token_id": [10**12]},
+            r"eos_token_id=\[1000000000000\] must be the number",
+        ),
+        ("chat_template.jinja", b"caf\xe9", r"not UTF-8 \(.*\); save the file as UTF-8"),
+        ("tokenizer_config.json", b"[" * 100_000, r"not JSON \(.*recursion"),
+        ("config.json", b'{"a": ' + b"9" * 5_000 + b"}", r"not JSON \(.*digits"),
+        ("config.json", b'{"eos_token_id": 1, "eos_token_id": 2}', "the field 'eos_token_id' stands twice"),
+    ],
+)
+def test_values_of_other_types_are_refused_by_file_and_key(tmp_path, file, values, message):
+    write(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)  # which would come first
+    (tmp_path / file).write_bytes(values if isinstance(values, bytes) else json.dumps(values).encode())
+    with pytest.raises(ConfigError, match=rf"{file}: .*{message}"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_whose_own_program_fails(tmp_path):
+    """The library panics where the post-processor names a token that it does not define."""
+    write(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    state = json.loads(file.read_text("utf-8"))
+    single = [{"SpecialToken": {"id": "[X]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    state["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": single,
+        "special_tokens": {},
+    }
+    file.write_text(json.dumps(state), "utf-8")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json: not a tokenizer \(.*\); write it again"):
+        load_tokenizer(tmp_path)
+
+
 def test_truncation_and_padding_are_off(tmp_path):
     model = hf_models.qwen()
     model.tokenizer.enable_truncation(3)

@@ -1,5 +1,7 @@
 """No item is lost, repeated, split or separated from its pair, and rows are well filled."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -94,7 +96,21 @@ def test_pairs_by_hand():
     np.testing.assert_array_equal(batch.margin[0], np.float32([0, 0, 0, 1.5, 0]))
     np.testing.assert_array_equal(batch.rows[0], [6, 6, 6, 4, 4, 5, 5, -1])
     assert not batch.chosen[1].any() and not batch.weight[1].any() and not batch.ref_logp.any()
+    assert not batch.tokens[1].any()
     assert {a.dtype for a in (batch.weight, batch.margin, batch.ref_logp)} == {np.dtype(np.float32)}
+
+
+def test_rows_that_take_no_more_sequences_are_crowded():
+    few = build_rows([[example(2, 1, row) for row in range(5)]], "sft", row_length=20, max_segments=2)
+    assert sorted(map(len, few.bins)) == [1, 2, 2] and few.crowded == pytest.approx(2 / 3)
+    # Of five segments one stays empty, in which no pair has room.
+    pairs = [group([2, 2], [(0, 1)], row) for row in range(3)]
+    rows = build_rows([pairs], "preference", row_length=64, max_segments=5)
+    assert sorted(map(len, rows.bins)) == [1, 2] and rows.crowded == 0.5
+    assert build_rows([pairs], "preference", row_length=64, max_segments=8).crowded == 0.0
+    assert build_rows([pairs], "preference", row_length=12, max_segments=6).crowded == 1.0
+    assert rows.tokens == 12 and rows.shared == 0 and rows.efficiency == 12 / 128
+    assert len({few, rows}) == 2  # told apart without a look at their arrays
 
 
 def test_demonstrations_among_pairs():
@@ -128,8 +144,6 @@ def test_ordinary_pairs_are_odd_and_even_segments(packing):
 
 
 def test_reference_values_follow_their_row():
-    from dataclasses import replace
-
     pairs = [group([20, 20], [(0, 1)], row) for row in range(6)]
     rows = build_rows([pairs], "preference", row_length=64, max_segments=4)
     values = np.arange(len(rows) * 4, dtype=np.float32).reshape(-1, 4)
@@ -138,14 +152,14 @@ def test_reference_values_follow_their_row():
 
 
 def test_prompts_are_left_padded():
-    rows = build_rows(
-        [[example(2, 2, 0), example(4, 4, 3)]], "prompt", row_length=4, max_segments=8, pad_id=9
-    )
+    prompts = [replace(example(2, 2, 0), ending=(7, 8, 6)), replace(example(4, 4, 3), ending=(5,))]
+    rows = build_rows([prompts], "prompt", row_length=4, max_segments=8, pad_id=9)
     batch = collate(rows, [1, 0, -1])
     np.testing.assert_array_equal(batch.tokens, [[400, 401, 402, 403], [9, 9, 100, 101], [9] * 4])
     np.testing.assert_array_equal(batch.positions, [[0, 1, 2, 3], [0, 0, 0, 1], [0] * 4])
     np.testing.assert_array_equal(batch.segment_ids, [[1] * 4, [0, 0, 1, 1], [0] * 4])
     np.testing.assert_array_equal(batch.rows, [3, 0, -1])
+    np.testing.assert_array_equal(batch.ending, [[5, -1, -1], [7, 8, 6], [-1] * 3])
 
 
 def test_sources_keep_rows_of_their_own():
@@ -155,3 +169,17 @@ def test_sources_keep_rows_of_their_own():
     batch = collate(rows, range(5))
     assert batch.rows[:3].max() < 6
     assert set(batch.rows[3:].ravel()) == {-1, 6, 7, 8}
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_rows_that_are_kept_are_not_looked_for_again(packing):
+    sources = [[example(4, 1, row) for row in range(3)], [example(5, 1, row) for row in range(3, 5)]]
+    kept = pack_bins(np.array([5, 5]), 20, 8)
+    keepers = (lambda find: find(), lambda find: kept)
+    rows = build_rows(sources, "text", row_length=10, max_segments=8, packing=packing, keepers=keepers)
+    # Two of four tokens in a row of ten, and the third alone; of the other source what was kept, as if rows had twenty.
+    assert [row.tolist() for row in rows.bins] == (
+        [[0, 1], [2], [3, 4]] if packing else [[n] for n in range(5)]
+    )
+    with pytest.raises(ValueError, match="zip"):
+        build_rows(sources, "text", row_length=10, max_segments=8, keepers=keepers[:1])

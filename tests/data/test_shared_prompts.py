@@ -9,6 +9,7 @@ import pytest
 from jaxalign.data.items import Item, join
 from jaxalign.data.mismatched import add_mismatched
 from jaxalign.data.packing import build_rows, collate, saves_enough
+from jaxalign.data.parts import as_items
 from jaxalign.models import ModelConfig, init_head, init_params
 from jaxalign.models.scoring import score_batch
 from jaxalign.training.state import slices
@@ -76,6 +77,30 @@ def test_rows_hold_what_is_computed_and_batches_whole_sequences():
     np.testing.assert_array_equal(batch.layout.unpack(batch.layout.pack(batch.tokens)), batch.tokens)
     real = batch.segment_ids > 0
     assert int(batch.layout.sum(real.astype(np.int32)).sum()) == real.sum()
+
+
+def test_a_layout_by_hand():
+    """A ranking of three after [7, 8, 9], of which two tokens are shared, and a pair after [5], of which none is."""
+    three = join(
+        [sequence([7, 8, 9], answer) for answer in ([1], [2, 3], [4])], pairs=((0, 1), (0, 2), (1, 2))
+    )
+    pair = join([sequence([5], answer) for answer in ([4], [6])], pairs=((0, 1),))
+    rows = build_rows([[three, pair]], "preference", row_length=20, max_segments=6, sharing=True)
+    assert (rows.shared, rows.most_shared, rows.most_copies, rows.slots) == (4, 4, 2, 32)
+    batch = collate(rows, [0, -1])
+    layout = jax.tree.map(np.asarray, batch.layout)
+    tokens = [*(7, 8, 9, 1), *(7, 8, 9, 2, 3), *(7, 8, 9, 4), *(5, 4), *(5, 6)]
+    np.testing.assert_array_equal(batch.tokens, [tokens + [0] * 15, [0] * 32])
+    source = [*(0, 1, 2, 3), *(6, 7, 8), *(11, 12), *(13, 14), *(15, 16)]
+    np.testing.assert_array_equal(layout.source, [source + [-1] * 7, [-1] * 20])
+    place = [*(0, 1, 2, 3), *(0, 1, 4, 5, 6), *(0, 1, 7, 8), *(9, 10), *(11, 12)]
+    np.testing.assert_array_equal(layout.place, [place + [-1] * 15, [-1] * 32])
+    segments = [1] * 4 + [2] * 3 + [3] * 2 + [4] * 2 + [5] * 2
+    np.testing.assert_array_equal(layout.segment_ids, [segments + [0] * 7, [0] * 20])
+    copies = np.full((2, 16, 2), -1)
+    copies[0, :2] = [[4, 9], [5, 10]]
+    np.testing.assert_array_equal(layout.copies, copies)
+    np.testing.assert_array_equal(layout.shared, [[0, 1] + [-1] * 18, [-1] * 20])
 
 
 def items_of(kind, rng):
@@ -146,3 +171,9 @@ def test_little_is_left_as_it_is():
     short, long = ([record(rng, row, prompt=size) for row in range(40)] for size in (2, 20))
     assert not saves_enough([build_rows([short], "preference", row_length=48, max_segments=12).items])
     assert saves_enough([build_rows([long], "preference", row_length=64, max_segments=12).items])
+    # Of eight tokens two are shared, which is a quarter; of nine it would be less.
+    quarter, less = (
+        join([sequence([7, 8, 9], x) for x in answers]) for answers in ([[1], [2]], [[1], [2, 3]])
+    )
+    assert sum(quarter.shared) == sum(less.shared) == 2
+    assert saves_enough([as_items([quarter])]) and not saves_enough([as_items([quarter]), as_items([less])])

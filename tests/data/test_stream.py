@@ -10,7 +10,7 @@ import pytest
 from jaxalign.data import train_sentencepiece
 from jaxalign.data.config import DataConfig
 from jaxalign.data.dataset import build_dataset, build_datasets
-from jaxalign.data.stream import StreamLoader
+from jaxalign.data.stream import Emptied, StreamLoader
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.text.tokenizer import load_tokenizer
 
@@ -147,6 +147,37 @@ def test_a_bad_row_of_a_later_window_is_named(config, tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"a\.jsonl:48: "):
         for _ in range(20):
             next(batches)
+
+
+@pytest.mark.parametrize("fate", ["bad", "held out"])
+def test_a_later_window_of_which_nothing_is_left_is_passed_over(config, tokenizer, tmp_path, fate):
+    """Such is often the last one, of a few records: a run goes on without it, and from any place alike."""
+    lines = [json.dumps(row) for row in rows(62)]
+    gone = {60, 61}
+    if fate == "bad":
+        lines[60:] = ['{"text": 3}', '{"text": 4}']
+        config = replace(config, invalid="drop")
+    else:
+        gone |= set(range(20, 40))
+        lines = [line.replace('"}', f' {n}"}}') for n, line in enumerate(lines)]
+        (tmp_path / "e.jsonl").write_text("".join(f"{lines[n]}\n" for n in sorted(gone)))
+        config = replace(config, eval=str(tmp_path / "e.jsonl"))
+    (tmp_path / "a.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    told, states, made = [], [], []
+    batches = loader(config, tokenizer, note=lambda window, start: told.append((start, window)))
+    while batches.get_state()["pass"] < 2:
+        states.append(batches.get_state())
+        made.append(records(next(batches)))
+    assert set().union(*made) == set(range(62)) - gone
+    passed = {start: window for start, window in told if isinstance(window, Emptied)}
+    assert sorted(passed) == ([60] if fate == "bad" else [20, 60])
+    assert [row.where for row in passed[60].invalid] == (
+        [f"{tmp_path}/a.jsonl:61", f"{tmp_path}/a.jsonl:62"] if fate == "bad" else []
+    )
+    for number in range(len(states)):
+        again = loader(config, tokenizer)
+        again.set_state(states[number])
+        assert records(next(again)) == made[number]
 
 
 @pytest.mark.parametrize(

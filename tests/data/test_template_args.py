@@ -43,6 +43,7 @@ def test_how_they_are_written(text, args):
     [
         ("enable_thinking", "'enable_thinking' is no NAME=VALUE; write NAME=VALUE"),
         ("a=[1", r"'\[1' is not JSON; write"),
+        ('{"a": ' + "[" * 100_000, r"not JSON \(.*recursion"),
         ('{"a"', r"not JSON \(.*\); write NAME=VALUE"),
         ("tools=[]", "tools is given to every template by jaxalign itself"),
         ("bos_token=x", "bos_token is given to every template"),

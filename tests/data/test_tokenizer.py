@@ -46,6 +46,13 @@ def test_text_never_makes_control_tokens(tokenizer):
     assert tokenizer.decode(ids) == "".join(CONTROL)
 
 
+def test_ids_beyond_the_vocabulary_say_nothing(tokenizer):
+    """A model may have more rows than there are tokens, and sample one of them."""
+    ids = tokenizer.encode("the fox")
+    more = [tokenizer.vocab_size, *ids[:2], tokenizer.vocab_size + 9, *ids[2:], 2**20]
+    assert tokenizer.decode(more) == tokenizer.decode_answer(more) == "the fox"
+
+
 def test_control_tokens(tokenizer):
     assert set(tokenizer.control_ids) == set(CONTROL)
     assert tokenizer.pad_id == 0

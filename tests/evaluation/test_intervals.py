@@ -63,10 +63,16 @@ def test_what_has_no_rate():
     assert all(np.isnan(proportion_interval(0, 0))) and all(np.isnan(mean_interval([])))
     with pytest.raises(ValueError, match=r"shapes \(3,\) and \(1,\)"):
         win_rate([1, 2, 3], [2])
-    with pytest.raises(ValueError, match="not a finite number"):
-        win_rate([1, float("nan")], [2, 0])
-    with pytest.raises(ValueError, match="5 hits of 4"):
-        proportion_interval(5, 4)
+    with pytest.raises(ValueError, match=r"shapes \(1, 2\)"):
+        win_rate([[1, 2]], [[2, 1]])
+    for mine, theirs in ([1, float("nan")], [2, 0]), ([1, 2], [float("inf"), 0]):
+        with pytest.raises(ValueError, match="not a finite number"):
+            win_rate(mine, theirs)
+    for hits, count in (5, 4), (-1, 4), (1, 0):
+        with pytest.raises(ValueError, match=f"{hits} hits of {count}"):
+            proportion_interval(hits, count)
+    assert all(np.isnan(ratio_interval([1.0, 2.0], [0.0, 0.0])))
+    assert ratio_interval([1.0, 2.0], [0.0, 0.5])[0] == 6.0
 
 
 def test_a_ratio_of_sums_weighs_long_units_more_and_covers_the_truth():
@@ -74,6 +80,7 @@ def test_a_ratio_of_sums_weighs_long_units_more_and_covers_the_truth():
     assert ratio_interval([2.0, 30.0], [1.0, 10.0])[0] == pytest.approx(32 / 11)
     same = ratio_interval([1.0, 2.0, 4.5], [1.0, 1.0, 1.0])
     assert same == pytest.approx(mean_interval([1.0, 2.0, 4.5]))
+    assert ratio_interval([1.0, 2.0], [2.0, 2.0]) == pytest.approx(mean_interval([0.5, 1.0]))
     assert all(np.isnan(ratio_interval([], []))) and np.isnan(ratio_interval([1.0], [2.0])[1])
     rng = np.random.default_rng(3)
     inside = 0

@@ -130,6 +130,17 @@ def run(case, arrays, **normalizers):
     return loss, metrics, gradients
 
 
+@every_case
+def test_padding_makes_no_nan_on_the_way(case):
+    """The zeros of empty entries, lengths among them: a NaN that is left out later would ring the NaN checks of JAX."""
+    kept = case.arrays[case.mask] != 0
+    arrays = {name: np.where(kept, x, np.float32(0)) if x.shape else x for name, x in case.arrays.items()}
+    with jax.debug_nans(True), jax.disable_jit():
+        jax.grad(lambda wrt: case.loss(**arrays | wrt)[0])(
+            {name: jnp.asarray(arrays[name]) for name in case.wrt}
+        )
+
+
 @pytest.mark.slow
 @every_case
 def test_slices_with_the_global_normalizer_add_up_to_the_batch(case):

@@ -193,11 +193,15 @@ def test_advantages(baseline, scale):
     assert_close(final["frac_reward_zero_std"], 1 / 5)
 
 
-def test_groups_that_fill_up_a_batch_count_in_no_metric():
+def test_groups_that_fill_up_a_batch_count_for_nothing():
     scores = np.random.default_rng(0).normal(3, 2, (5, 4)).astype(np.float32)
     scores[1] = 0.1
     live = np.ones(scores.shape, np.float32)
     live[3:] = scores[3:] = 0
+    for scale in ("group", "batch", "none"):
+        mine, _ = group_advantages(scores, GRPOObjective(scale=scale), live=live)
+        alone, _ = group_advantages(scores[:3], GRPOObjective(scale=scale))
+        np.testing.assert_allclose(mine[:3], alone, rtol=1e-6)
     _, got = group_advantages(scores, GRPOObjective(), live=live)
     _, wanted = group_advantages(scores[:3], GRPOObjective())
     got, wanted = finalize(got), finalize(wanted)

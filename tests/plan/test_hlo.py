@@ -305,6 +305,14 @@ def test_needless_gathers_are_named(cube):
         "up/kernel is gathered 2 times a step; 1 would do"
         in needless_gathers(gather * 2, size, passes=1, layers=2)[0]
     )
+    # A bias has the name of its kernel, whose gather is not its own.
+    both = {"layers/mlp/up/bias": 2.0 * 4096} | size
+    assert needless_gathers(gather, both, passes=1, layers=2) == []
+    (told,) = needless_gathers(gather * 2, both, passes=1, layers=2)
+    assert told.startswith("layers/mlp/up/kernel is gathered 2 times")
+    # Of both layers at once, before a loop that reads them at every token.
+    whole = [dataclasses.replace(gather[0], op_name=r"params[\'layers\'][\'mlp\'][\'up\'][\'kernel\']")]
+    assert needless_gathers(whole, both, passes=1, layers=2) == []
     assert "no parameter" in needless_gathers(gather, {"layers/mlp/down/kernel": 1.0}, passes=1, layers=2)[0]
     unnamed = dataclasses.replace(gather[0], kind="all-reduce", of_zeros=True, times=2)
     assert (

@@ -14,15 +14,17 @@ from jaxalign.verbs.plan import estimated_plan
 # As the papers have them, read a second time: arXiv 2305.18290 (DPO), 2404.10719 (is DPO superior to PPO), 2403.07691
 # (ORPO), 2305.11206 (LIMA), 2403.17031 (TL;DR), 2402.14740 (RLOO), 2203.02155 (InstructGPT), 2210.10760
 # (over-optimisation).
+DPO = {
+    "optimizer.name": "rmsprop",
+    "optimizer.learning_rate": 1e-6,
+    "optimizer.warmup_steps": 150,
+    "optimizer.clip_norm": 10,
+    "batch_size": 64,
+    "dpo.beta": 0.1,
+}
 NUMBERS = {
-    "dpo_hh_pythia_2_8b": {
-        "optimizer.name": "rmsprop",
-        "optimizer.learning_rate": 1e-6,
-        "optimizer.warmup_steps": 150,
-        "optimizer.clip_norm": 10,
-        "batch_size": 64,
-        "dpo.beta": 0.1,
-    },
+    "dpo_hh_pythia_2_8b": DPO,
+    "dpo_imdb_gpt2_large": DPO,
     "dpo_hh_llama2_7b": {"optimizer.learning_rate": 1e-6, "num_epochs": 2, "dpo.beta": 0.1},
     "ppo_hh_llama2_7b": {
         "optimizer.learning_rate": 1e-5,
@@ -86,6 +88,15 @@ NUMBERS = {
         "optimizer.warmup_steps": 0,
         "batch_size": 32,
         "num_epochs": 16,
+    },
+    "reward_instructgpt_pythia_6_9b": {
+        "optimizer.learning_rate": 9e-6,
+        "optimizer.b1": 0.9,
+        "optimizer.b2": 0.95,
+        "optimizer.final_ratio": 0.1,
+        "optimizer.warmup_steps": 0,
+        "batch_size": 64,
+        "num_epochs": 1,
     },
     "ppo_instructgpt_pythia_1_4b": {
         "batch_size": 512,

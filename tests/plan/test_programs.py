@@ -28,7 +28,7 @@ from jaxalign.rl.rollout import rollout_work
 from jaxalign.stages import NAMES, default_config, parse_config
 from jaxalign.training.flops import update_flops
 from jaxalign.training.memory import FROZEN, OPTIMIZER, PARAMETERS, bytes_per_device
-from jaxalign.verbs.plan import estimated_plan, run_plan, write_json
+from jaxalign.verbs.plan import estimated_plan, run_plan, searched, write_json
 
 STAGES = list(NAMES)
 # SFT is compiled below; what the other stages run are the parts of these two.
@@ -363,6 +363,18 @@ def test_a_search_orders_by_the_bounds_and_names_the_best(estimates, capsys):
     assert found["steps"][0]["mfu_bound"] == max(plan["steps"][0]["mfu_bound"] for plan in found["tried"])
     assert math.prod(found["mesh"].values()) == 8
     assert "fits, MFU at most" in capsys.readouterr().out
+
+
+def test_a_search_of_which_nothing_can_be_compiled_says_why(monkeypatch, capsys):
+    def refuse(config, topology):
+        raise ConfigError("no such mesh")
+
+    config = parse_config(load_config("sft", "llama3_1_8b"))
+    monkeypatch.setattr("jaxalign.verbs.plan.rank", lambda configs, look: [config, config])
+    with pytest.raises(
+        ConfigError, match=r"--search: h200:8 takes none of the 2 candidates; the last: no such mesh"
+    ):
+        searched(config, parse_topology("h200:8"), refuse, budget=3)
 
 
 @pytest.mark.parametrize(("said", "share"), [(None, 0.75), ("0.9", 0.9)])

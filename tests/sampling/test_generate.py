@@ -152,6 +152,7 @@ def test_decoding_ends_when_every_row_has_stopped(config, params, prompts, monke
     jax.effects_barrier()
     assert np.asarray(out.stopped).all() and out.mask.sum(-1).max() == longest
     assert len(calls) == 1 + longest  # the prompt, then one a token
+    assert int(out.places) == longest * len(free)
 
 
 def test_empty_rows_sample_nothing_and_delay_no_one(config, params, prompts):

@@ -3,10 +3,12 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxalign.errors import ConfigError
+from jaxalign.sampling import generate
 from jaxalign.sampling.answers import cut_at_stop
 from jaxalign.sampling.generate import SamplingConfig, gumbel_noise, truncate_logits
 from jaxalign.stages.ppo import PPOConfig
@@ -69,6 +71,20 @@ class Letters:
 )
 def test_a_completion_ends_before_its_first_stop_string(stop, ids, wanted):
     assert cut_at_stop(ids, Letters(), SamplingConfig(stop=stop).stops) == wanted
+
+
+@pytest.mark.parametrize(
+    ("least", "wanted"),
+    [
+        (0, ("", 2, True)),
+        (1, ("", 2, True)),  # it ends with the second token
+        (2, ("abc", 5, True)),
+        (4, ("abc", 5, True)),
+        (5, ("abcabcc", 7, False)),
+    ],
+)
+def test_no_stop_string_ends_a_completion_before_its_least_tokens(least, wanted):
+    assert cut_at_stop([1, 2, 3, 1, 2, 3, 3], Letters(), ("ab",), least) == wanted
 
 
 @pytest.mark.parametrize(
@@ -159,3 +175,17 @@ def test_the_noise_of_sampling_is_fine_enough_for_rare_tokens():
     for x in (-2.0, -1.0, 0.0, 1.0, 3.0, 6.0):
         p = np.exp(-np.exp(-x))
         assert (noise < x).mean() == pytest.approx(p, abs=5 * np.sqrt(p * (1 - p) / noise.size) + 1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 3, 16, 100])
+def test_every_token_of_a_vocabulary_is_drawn_and_no_other(size, monkeypatch):
+    """In two choices, for which some 2 √V numbers are enough."""
+    asked = []
+    noise = generate.gumbel_noise
+    monkeypatch.setattr(generate, "gumbel_noise", lambda keys, n: asked.append(n) or noise(keys, n))
+    keys = jax.random.split(jax.random.key(size), 40 * size)
+    drawn = np.asarray(generate.draw(jnp.zeros((len(keys), size)), keys))
+    assert drawn.dtype == np.int32 and set(drawn.tolist()) == set(range(size))
+    sure = jnp.where(jnp.arange(size)[None] == jnp.arange(size)[:, None], 0.0, -jnp.inf)
+    assert generate.draw(sure, keys[:size]).tolist() == list(range(size))
+    assert max(asked) <= 3 * np.sqrt(size)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, NonFiniteError
 from jaxalign.models import ModelConfig, init_params
 from jaxalign.sampling.generate import SamplingConfig, generate
 from jaxalign.sampling.stream import stream
@@ -33,6 +33,16 @@ def test_streams_row_zero_of_generate(config, params, prompts, settings):
     wanted = np.asarray(whole.tokens[0])[np.asarray(whole.mask[0]) > 0].tolist()
     got = stream(params, config, first_prompt(prompts), KEY, sampling=sampling, stop_ids=(3, 7))
     assert list(got) == wanted
+
+
+def test_a_prompt_longer_than_the_first_power_of_two(config, params):
+    length = 17
+    prompt = np.random.default_rng(length).integers(1, 48, length)
+    sampling = SamplingConfig(max_new_tokens=3, temperature=0.0)
+    arrays = (prompt[None], np.arange(length)[None], np.ones((1, length)))
+    whole = generate(params, config, *map(np.int32, arrays), KEY, sampling=sampling, stop_ids=())
+    got = list(stream(params, config, prompt.tolist(), KEY, sampling=sampling, stop_ids=()))
+    assert got == whole.tokens[0].tolist()
 
 
 @pytest.mark.slow
@@ -66,3 +76,13 @@ def test_a_prompt_that_fills_the_model_is_refused():
     sampling = SamplingConfig(max_new_tokens=10)
     with pytest.raises(ConfigError, match="of 16 tokens, leaves nothing of the model's 16 positions"):
         next(stream({}, config, [1] * 16, KEY, sampling=sampling, stop_ids=()))
+
+
+def test_a_model_that_gives_no_numbers_is_refused():
+    config = ModelConfig(vocab_size=32, embed_dim=16, num_layers=1, max_length=32)
+    broken = jax.tree.map(lambda x: x * jnp.nan, init_params(KEY, config))
+    sampling = SamplingConfig(max_new_tokens=4)
+    with pytest.raises(
+        NonFiniteError, match="the reply: the model gives NaN or infinity, computed in float32"
+    ):
+        next(stream(broken, config, [1, 2, 3], KEY, sampling=sampling, stop_ids=()))

@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
 from tiny import assert_same_bits, final_state, history, run
 
-from jaxalign.errors import ConfigError
+from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.training import loop
 from jaxalign.training.loop import Stopped
 from jaxalign.training.open import Run
@@ -101,8 +102,8 @@ def test_a_run_that_was_killed_chooses_alike(evaluation, runs, changes, whole, t
 
     take, count = loop.Selection.take, []
 
-    def killing(self, step, position, values):
-        better = take(self, step, position, values)
+    def killing(self, step, position, values, **more):
+        better = take(self, step, position, values, **more)
         count.append(step)
         if len(count) == evaluation + 1:
             raise Killed
@@ -175,6 +176,39 @@ def test_a_run_that_ended_early_goes_on_with_more_patience(runs, changes, whole,
     assert list(found) == list(range(STEPS + 1))
     assert {step: found[step] for step in losses(whole)} == losses(whole)
     assert summary(tmp_path)["best"]["step"] == min(found, key=found.get)
+
+
+@pytest.mark.slow
+def test_values_on_other_data_are_not_compared(runs, changes, whole, tmp_path, capsys):
+    held_out = tmp_path / "held_out.jsonl"
+    rows = (runs / "pretrain.jsonl").read_text().splitlines(keepends=True)
+    held_out.write_text("".join(rows))
+    changes = changes | {"data.eval": str(held_out), "best.patience": 0}
+    with pytest.raises(Stopped):
+        run("pretrain", runs, tmp_path / "run", stop_at=lambda *now: now == (3, 0), **changes)
+    before = losses(tmp_path / "run")
+    assert before == {step: losses(whole)[step] for step in before}
+    held_out.write_text("".join(rows[:9]))
+    capsys.readouterr()
+    run("pretrain", runs, tmp_path / "run", **changes)
+    assert "the held-out data are not those of before; evaluations before and" in capsys.readouterr().err
+    after = {step: value for step, value in losses(tmp_path / "run").items() if step not in before}
+    assert summary(tmp_path / "run")["best"]["step"] == min(after, key=after.get)
+
+
+@pytest.mark.slow
+def test_where_the_best_is_damaged_or_gone_the_way_out_leads_out(runs, changes, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    best = folder / "checkpoints" / str(summary(whole)["best"]["position"])
+    for damage in ((best / "meta" / "metadata").unlink, lambda: shutil.rmtree(best)):
+        damage()
+        with pytest.raises(
+            CheckpointError, match=r"or go on with --config\.best\.export=False to export the last"
+        ):
+            run("pretrain", runs, folder, **changes)
+    run("pretrain", runs, folder, **changes | {"best.export": False})
+    last = final_state(whole)["params/embedding"]
+    assert (final_state(folder, "model")["params/embedding"] == last).all()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tiny import assert_same_bits, final_state, run
+from tiny import assert_same_bits, final_state, run, set_reward_function
 
 import jaxalign
 from jaxalign import parallel
@@ -197,3 +197,12 @@ def test_a_running_run_is_exported_without_its_lock(sft, runs, tmp_path):
     run("sft", runs, tmp_path / "run", stop_at=convert_once, **changes)
     assert_same_bits(leaves(out), at(sft, 1))
     assert_same_bits(final_state(tmp_path / "run"), final_state(sft))
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_another_reward_function(runs, tmp_path):
+    run("ppo", runs, tmp_path, num_steps=1, **set_reward_function("reward_function"))
+    before = final_state(tmp_path)
+    with pytest.raises(CheckpointError, match="what gives the rewards, is not what this run began with"):
+        run("ppo", runs, tmp_path, num_steps=2, **set_reward_function("prompt_length_reward"))
+    assert_same_bits(final_state(tmp_path), before)

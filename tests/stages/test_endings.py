@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from tiny import run
 
 from jaxalign.cli import main
-from jaxalign.errors import ConfigError
+from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.locks import LOCK, locked
 from jaxalign.training.loop import Stopped
 from jaxalign.training.workdir import finished
@@ -122,3 +123,19 @@ def test_a_signal_after_the_last_step_is_not_forgotten(runs, tmp_path, monkeypat
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 2
     with locked(tmp_path / LOCK, "--workdir"):
         pass
+
+
+@pytest.mark.slow
+def test_a_run_that_has_ended_never_begins_anew_over_itself(runs, tmp_path):
+    run("pretrain", runs, tmp_path, num_steps=2)
+    shutil.rmtree(tmp_path / "checkpoints")
+    files = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "summary.json")}
+    for steps in (2, 3):
+        with pytest.raises(
+            CheckpointError, match=r"that run has ended, and its checkpoints are gone: .* or delete"
+        ):
+            run("pretrain", runs, tmp_path, num_steps=steps)
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+    (tmp_path / "summary.json").unlink()
+    run("pretrain", runs, tmp_path, num_steps=2)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]

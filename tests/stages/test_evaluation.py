@@ -21,7 +21,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.stages import parse_config
 from jaxalign.training.open import open_run
 from jaxalign.training.samples import choose_prompts
-from jaxalign.training.writer import SAMPLES
+from jaxalign.training.writer import SAMPLES, MetricWriter
 
 
 def evaluate(stage, runs, workdir, devices=1, **changes):
@@ -127,6 +127,29 @@ def test_answers_to_held_out_prompts_are_those_of_the_model_and_change_no_traini
         assert sample["row"] == f"{runs / 'sft.jsonl'}:{number}" and "score" not in sample
         (wanted,) = model.generate(row["prompt"], n=1, max_new_tokens=128, temperature=0.0)
         assert sample["completion"] == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["write", "write_samples"])
+def test_a_run_that_ends_between_the_lines_of_an_evaluation_writes_both(call, runs, tmp_path, monkeypatch):
+    changes = {"num_steps": 2, "data.eval": str(runs / "sft.jsonl"), "log_samples": 2}
+    run("sft", runs, tmp_path / "whole", **changes)
+    real = getattr(MetricWriter, call)
+
+    def killed(self, step, values, **kind):
+        if call == "write_samples" or kind:
+            raise MemoryError("here")
+        real(self, step, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricWriter, call, killed)
+        with pytest.raises(MemoryError, match="here"):
+            run("sft", runs, tmp_path / "killed", **changes)
+    run("sft", runs, tmp_path / "killed", **changes)
+    for kind in ("train", "eval"):
+        assert history(tmp_path / "killed", kind) == history(tmp_path / "whole", kind)
+    samples, wanted = (read_samples(tmp_path / name) for name in ("killed", "whole"))
+    assert samples == wanted and len(samples) == 2
 
 
 @pytest.mark.parametrize(

@@ -104,10 +104,10 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 import time, tiny
-from jaxalign.training import checkpoint
-write = checkpoint._ListedArrays.finalize
+from jaxalign.training import step_files
+write = step_files.ListedArrays.finalize
 # A checkpoint is being written most of the time, while steps go on.
-checkpoint._ListedArrays.finalize = lambda self, directory: (time.sleep(0.1), write(self, directory))
+step_files.ListedArrays.finalize = lambda self, directory: (time.sleep(0.1), write(self, directory))
 tiny.run("orpo", *map(pathlib.Path, sys.argv[2:4]), num_steps=40, checkpoint_every=2)
 """
 

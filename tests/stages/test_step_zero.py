@@ -31,7 +31,7 @@ def test_dpo_with_reference_rows_in_another_order_is_refused(runs, tmp_path, mon
     # The margins of all rows still add up to 0: only a check of every sequence sees it.
     swap = lambda rows: rows[::-1]  # noqa: E731
     load = np.load
-    monkeypatch.setattr("jaxalign.training.reference.np.load", lambda path: swap(load(path)))
+    monkeypatch.setattr("jaxalign.training.reference.np.load", lambda path, **how: swap(load(path, **how)))
     with pytest.raises(StepZeroError, match=r"the log-probabilities of a sequence differ by .* other data"):
         run("dpo", runs, tmp_path, **{"dpo.precompute_reference": True})
 

@@ -19,10 +19,11 @@ from flax import struct
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxalign import cli
+from jaxalign import checksums, cli
 from jaxalign.errors import CheckpointError
 from jaxalign.training import checkpoint as module
-from jaxalign.training.checkpoint import Checkpointer, load_meta, load_params, save_params, saved_metas
+from jaxalign.training.checkpoint import Checkpointer, load_meta, load_params, load_state, save_params
+from jaxalign.training.step_files import saved_metas
 
 
 @struct.dataclass
@@ -190,10 +191,73 @@ def test_what_goes_wrong_in_the_background_is_told_as_at_once_and_removes_nothin
         assert list(saved_metas(tmp_path)) == [1]
 
 
+def test_what_is_told_again_as_the_threads_are_released_is_told_in_a_line_too(tmp_path, monkeypatch):
+    """Orbax raises in `close` the other parts of a save of which the first has been told already."""
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, {"x": jnp.float32(0)}, {})
+    close = checkpointer._manager.close
+
+    def close_and_tell():
+        close()
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing local file: No space left on device")
+
+    monkeypatch.setattr(checkpointer._manager, "close", close_and_tell)
+    with pytest.raises(CheckpointError, match=r"could not be written \(No space left on device\)"):
+        checkpointer.close()
+
+
+def test_a_folder_that_goes_is_told_and_what_says_nothing_of_the_disk_is_raised_as_it_is(
+    tmp_path, monkeypatch
+):
+    checkpointer = Checkpointer(tmp_path / "run")
+    raised: list[Exception] = []
+
+    def fail(*_, **__):
+        raise raised[-1]
+
+    monkeypatch.setattr(checkpointer._manager, "save", fail)
+    for error, told in (
+        (ValueError("odd"), None),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Error writing 3 GB"), None),
+        (ValueError("NOT_FOUND: Error opening"), "is gone, or something in it"),
+        (
+            OSError(28, "No space left on device"),
+            r"\(No space left on device\); of the earlier ones, none is there",
+        ),
+    ):
+        raised.append(error)
+        with pytest.raises(type(error) if told is None else CheckpointError, match=told or str(error)):
+            checkpointer.save(1, {"x": jnp.float32(0)}, {})
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    raised.append(ValueError("odd"))
+    with pytest.raises(
+        CheckpointError, match=r"run is gone, or something in it: .* while step 1 was written"
+    ):
+        checkpointer.save(1, {"x": jnp.float32(0)}, {})
+    checkpointer.close()
+
+
+def test_a_state_may_begin_with_some_fields_anew(tmp_path):
+    mesh = _mesh(2, 4)
+    state = _state(mesh)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state, {})
+    # A field that begins anew may have another form than the one that was saved.
+    abstract = _abstract(state).replace(opt_state=_abstract(state).params["layers"]["kernel"])
+    read = load_state(tmp_path, abstract, fresh=("opt_state", "step"))
+    assert read.step == 0 and read.step.dtype == jnp.int32
+    np.testing.assert_array_equal(read.opt_state, np.zeros((2, 8, 16), np.float32))
+    assert read.opt_state.sharding == abstract.opt_state.sharding
+    np.testing.assert_array_equal(read.params["layers"]["kernel"], state.params["layers"]["kernel"])
+    np.testing.assert_array_equal(jax.random.key_data(read.key), jax.random.key_data(state.key))
+    with pytest.raises(CheckpointError, match=r"differ, first\n  opt_state"):
+        load_state(tmp_path, abstract, fresh=("step",))
+
+
 def test_the_older_steps_go_when_the_newer_one_is_whole(tmp_path, monkeypatch):
     """A write that is held up: until it is let go there is the older step alone, and a step later the newer alone."""
     held = threading.Event()
-    finalize = module._ListedArrays.finalize
+    finalize = module.ListedArrays.finalize
 
     def wait_first(self, directory):
         assert held.wait(60)
@@ -202,7 +266,7 @@ def test_the_older_steps_go_when_the_newer_one_is_whole(tmp_path, monkeypatch):
     with Checkpointer(tmp_path, keep=1, async_save=True) as checkpointer:
         checkpointer.save(1, {"x": jnp.float32(1)}, {})
         checkpointer.wait()
-        monkeypatch.setattr(module._ListedArrays, "finalize", wait_first)
+        monkeypatch.setattr(module.ListedArrays, "finalize", wait_first)
         checkpointer.save(2, {"x": jnp.float32(2)}, {})
         assert module.is_writing() and checkpointer.newest == 2
         checkpointer.check()
@@ -214,9 +278,9 @@ def test_the_older_steps_go_when_the_newer_one_is_whole(tmp_path, monkeypatch):
 
 def test_who_interrupts_does_not_wait_for_a_write(tmp_path, monkeypatch):
     held, left = threading.Event(), []
-    finalize = module._ListedArrays.finalize
+    finalize = module.ListedArrays.finalize
     monkeypatch.setattr(
-        module._ListedArrays, "finalize", lambda self, path: (held.wait(60), finalize(self, path))
+        module.ListedArrays, "finalize", lambda self, path: (held.wait(60), finalize(self, path))
     )
     monkeypatch.setattr(cli.os, "_exit", left.append)
     with pytest.raises(KeyboardInterrupt), Checkpointer(tmp_path, async_save=True) as checkpointer:
@@ -263,6 +327,7 @@ def test_params_load_without_reading_optimizer_state(tmp_path):
     store.delete_range(ts.KvStore.KeyRange("opt_state", "opt_statf")).result()
     assert not any(key.startswith(b"opt_state") for key in store.list().result())
     (arrays / "files.json").write_text("{}")
+    checksums.write_sums(arrays, ["files.json"])
     _assert_same(load_params(tmp_path, _abstract(params)), params)
 
 
@@ -331,6 +396,20 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path, async_save):
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [before, before + 1]
 
 
+def test_what_a_kill_left_half_written_is_gone_once_the_folder_is_open(tmp_path):
+    """Not in a thread of its own: two that open the folder one after the other do not meet in it."""
+    for number in range(20):
+        half = tmp_path / f"{number}.orbax-checkpoint-tmp"
+        for part in range(20):
+            (half / f"arrays/{part}").mkdir(parents=True)
+            (half / f"arrays/{part}/d").write_bytes(b"x")
+    with Checkpointer(tmp_path):
+        assert list(tmp_path.iterdir()) == []
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"x": jnp.float32(0)}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
 def _copy_without(source, target, name, keep_bytes):
     target.mkdir()
     for file in (f for f in source.rglob("*") if f.is_file()):
@@ -385,6 +464,10 @@ def test_a_missing_directory_says_what_was_looked_for_and_what_is_there(tmp_path
     with pytest.raises(CheckpointError, match=r"sft-final contains nothing$"):
         load_meta(tmp_path / "sft-final")
     assert [p.name for p in tmp_path.iterdir()] == ["sft-final"]
+    for number in range(12):
+        (tmp_path / "sft-final" / f"{number:02}").touch()
+    with pytest.raises(CheckpointError, match=rf"contains {', '.join(f'{n:02}' for n in range(10))}$"):
+        load_meta(tmp_path / "sft-final")
 
 
 def test_a_mismatch_names_the_arrays_and_the_config_keys(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -221,3 +222,13 @@ def test_a_signal_is_kept_though_nobody_reads_what_it_says(monkeypatch, capfd):
     with loop._signals() as asked:
         os.kill(os.getpid(), signal.SIGINT)
         assert asked == [signal.SIGINT]
+
+
+@pytest.mark.parametrize("text", ['{"steps": 6, "sec', "[]", '{"steps": 6}', '{"steps": 5, "seconds": 2.5}'])
+def test_a_damaged_summary_says_nothing_of_an_earlier_end(tmp_path, text):
+    run = types.SimpleNamespace(workdir=tmp_path)
+    assert loop._finished_in(run, 6) is None
+    (tmp_path / "summary.json").write_text('{"steps": 6, "seconds": 2.5}')
+    assert loop._finished_in(run, 6) == 2.5
+    (tmp_path / "summary.json").write_text(text)
+    assert loop._finished_in(run, 6) is None

@@ -1,5 +1,6 @@
 """The history file holds each step once, is valid JSON, and survives a kill."""
 
+import hashlib
 import json
 import math
 import time
@@ -191,3 +192,63 @@ def test_samples_are_lines_and_text_and_each_step_stands_once(tmp_path):
         if value.tag == "samples/text_summary"
     ]
     assert "**prompt**\n\n    a *b*\n    # c\u2028d\n" in text and "    0.5" in text
+
+
+def test_samples_of_an_evaluation_that_is_made_again_are_written_once(tmp_path):
+    for answers in (["a", "b"], ["c"]):
+        with MetricWriter(tmp_path, tensorboard=False) as writer:
+            writer.truncate_after(2)
+            for step in (1, 2) if answers == ["a", "b"] else (2, 3):
+                writer.write_samples(step, [{"answer": f"{answer}{step}"} for answer in answers])
+    lines = (tmp_path / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["answer"] for line in lines] == ["a1", "b1", "c2", "c3"]
+
+
+def test_what_is_not_as_it_was_when_a_run_goes_on_is_said(tmp_path, capsys):
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"loss": 1.0})
+            if step == 2:
+                state = writer.state()
+        writer.write_samples(2, [{"prompt": "a", "answer": "b"}])
+    path = tmp_path / "metrics.jsonl"
+    two = b"".join(path.read_bytes().splitlines(keepends=True)[:2])
+    assert state["metrics.jsonl"] == {"lines": 2, "sha256": hashlib.sha256(two).hexdigest()}
+    assert state["samples.jsonl"]["lines"] == 0
+
+    def go_on():
+        with MetricWriter(tmp_path, tensorboard=False) as writer:
+            writer.truncate_after(2, state)
+            assert writer.state()["metrics.jsonl"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        return capsys.readouterr().err
+
+    path.write_bytes(path.read_bytes() + b'{"step": 4, "ti')
+    assert go_on() == f"{path}: its last line was cut off and is removed, 15 bytes\n"
+    assert path.read_bytes() == two
+    path.write_bytes(two.replace(b"1.0", b"9.0"))
+    assert go_on() == (
+        f"{path}: its first 2 lines are not as they were written; what they say is not to be trusted\n"
+    )
+    path.write_bytes(two.split(b"\n")[0] + b"\n")
+    assert go_on() == f"{path}: 1 of its first 2 lines are missing, and what they said is lost\n"
+    path.write_bytes(b"")
+    assert go_on() == f"{path}: 2 of its first 2 lines are missing, and what they said is lost\n"
+    with MetricWriter(tmp_path / "new", tensorboard=False) as writer:
+        writer.truncate_after(0, {})
+    assert capsys.readouterr().err == ""
+
+
+def test_a_number_of_hundreds_of_digits_is_none(tmp_path):
+    line = f'{{"step": 1, "kind": "train", "time": 1.0, "values": {{"loss": 1{"0" * 400}}}}}\n'
+    (tmp_path / "metrics.jsonl").write_text(line)
+    with pytest.raises(DataError, match=r"metrics\.jsonl:1: .*values are no numbers by name"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"3", b'{"step": "1"}', b"[" * 100_000])
+def test_a_damaged_line_is_named(tmp_path, name, line):
+    (tmp_path / name).write_bytes(line + b"\n")
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        with pytest.raises(DataError, match=rf"{name}:1: .* is not a metrics record .*; delete it$"):
+            writer.truncate_after(2)

@@ -46,7 +46,7 @@ def rows_of(count, length, kind="sft", row_length=0):
     each = (row_length or length) // length
     bins = [range(i, min(i + each, count)) for i in range(0, count, each)]
     items = Items(as_items([item]).parts, np.zeros(count, int))
-    return Rows(items, bins, kind, each * length, each, each, 1, (0, len(bins)))
+    return Rows(items, bins, kind, each * length, each, each, 1, (0, len(bins)), (), 0, 0)
 
 
 def chosen(stage, parameters, model=MODEL, **changes):

@@ -11,11 +11,13 @@ import pytest
 from jaxalign.losses.metrics import Difference, Last, Max, Mean, Min, Std
 from jaxalign.models import ModelConfig
 from jaxalign.training import recorder as module
+from jaxalign.training.alarms import Alarms
 from jaxalign.training.flops import count_work, flops_metric, tokens_metric, update_flops
 from jaxalign.training.progress import Progress
 from jaxalign.training.window import Window
 from jaxalign.training.writer import MetricWriter, read_metrics
 
+NO_ALARMS = types.SimpleNamespace(alarms=Alarms(()), look=lambda step, values: None)
 STEP, SEND = 10.0, 0.125  # seconds that the device takes for a step, and the host for sending it
 
 
@@ -55,7 +57,7 @@ def test_every_step_takes_as_long_as_the_device_took(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "peak_memory", lambda mesh: None)
     run = logged_run(9)
     with MetricWriter(tmp_path, tensorboard=False) as writer, Progress(9, "sft", mode="silent") as progress:
-        recorder = module.Recorder(run, writer, progress, {})
+        recorder = module.Recorder(run, writer, progress, NO_ALARMS, {})
         for step in range(1, 10):
             recorder.begin()
             recorder.phase("update", device.send(step), wait=False)
@@ -82,7 +84,7 @@ def test_a_step_whose_phases_are_waited_for_takes_what_they_take(tmp_path, monke
     monkeypatch.setattr(module, "count_compilations", lambda: compiled)
     run = logged_run(5)
     with MetricWriter(tmp_path, tensorboard=False) as writer, Progress(5, "ppo", mode="silent") as progress:
-        recorder = module.Recorder(run, writer, progress, {})
+        recorder = module.Recorder(run, writer, progress, NO_ALARMS, {})
         for step in range(1, 6):
             recorder.begin()
             device.now += 0.5
@@ -119,7 +121,7 @@ def record(folder, config, metrics, before=None, start=0, stop=None, monkeypatch
         config=config, steps=len(metrics), mesh=None, epochs_after=lambda step: step / 4
     )
     with MetricWriter(folder, tensorboard=False) as writer, Progress(9, "sft", mode="silent") as progress:
-        recorder = module.Recorder(run, writer, progress, before or {})
+        recorder = module.Recorder(run, writer, progress, NO_ALARMS, before or {})
         for step in range(start, len(metrics) if stop is None else stop):
             recorder.begin()
             recorder.phase("update", metrics[step], wait=False)
@@ -201,7 +203,7 @@ def test_mfu_counts_a_scalar_model_without_its_vocabulary(tmp_path, monkeypatch,
     run = types.SimpleNamespace(config=config, steps=3, mesh=None, model=model, epochs_after=lambda step: 0.0)
     segments, positions = jnp.ones((1, 8), jnp.int32), jnp.arange(8)[None]
     with MetricWriter(tmp_path, tensorboard=False) as writer, Progress(1, "sft", mode="silent") as progress:
-        recorder = module.Recorder(run, writer, progress, {})
+        recorder = module.Recorder(run, writer, progress, NO_ALARMS, {})
         batch = types.SimpleNamespace(segment_ids=segments, positions=positions)
         work = tokens_metric(count_work(model, segments, positions))
         work |= flops_metric(update_flops(model, batch, scalar=scalar)) | flops_metric(1e3, "/rollout")

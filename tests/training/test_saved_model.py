@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
+from jaxalign.checksums import write_sums
 from jaxalign.data import train_sentencepiece
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.models import ModelConfig
@@ -32,3 +33,15 @@ def test_a_tokenizer_of_other_pieces_is_refused_though_it_has_as_many(tmp_path):
         "config.data.tokenizer='other' is another tokenizer than that of config.model.init_from: "
         f"token {first} is {other.decode([first]).strip()!r} in it, and {own.decode([first]).strip()!r} to the model"
     )
+
+
+def test_a_chat_template_that_was_left_with_a_model_and_is_gone_is_missed(tmp_path):
+    """Without it the format would be another."""
+    train_sentencepiece(["the cat sat on the mat"] * 20, tmp_path / "tokenizer.model", 280)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    write_sums(tmp_path, ["chat_template.jinja", "tokenizer.model"])
+    model = SavedModel(tmp_path, ModelConfig(vocab_size=280), scalar=False, meta={})
+    assert model.tokenizer().vocab_size == 280
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja is missing; .*SHA256SUMS"):
+        model.tokenizer()

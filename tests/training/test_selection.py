@@ -61,6 +61,14 @@ def test_what_is_saved_goes_on_alike():
     other = Selection(BestConfig(metric="eval/nll"))
     other.restore(first.state())
     assert other.best is None and other.waited == 0 and other.evaluated == 2
+    elsewhere = Selection(BestConfig(metric="eval/loss", patience=1), "of other data")
+    elsewhere.restore(first.state())
+    assert elsewhere.best is None and elsewhere.waited == 0 and elsewhere.evaluated == 2
+    earlier = {
+        key: value for key, value in first.state().items() if key != "data"
+    }  # as an earlier version wrote
+    elsewhere.restore(earlier)
+    assert elsewhere.best == first.best and not elsewhere.on_other_data(earlier)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +76,7 @@ def test_what_is_saved_goes_on_alike():
     [
         ({"patience": 2}, "config.best.patience=2 needs config.best.metric"),
         ({"export": True}, "config.best.export=True needs config.best.metric"),
+        ({"metric": "eval/reward_std"}, "does not say whether less or more of it is better"),
         (
             {"metric": "eval/rewards/chosen"},
             "does not say whether less or more of it is better; set config.best.mode",

@@ -76,6 +76,9 @@ def test_system_temperature_and_reset(speakers, folder):
     assert said(speakers[0]) == [("system", "be brief")]
     made.obey("/system")
     assert said(speakers[0]) == []
+    made.plain = True
+    with pytest.raises(ConfigError, match="/system: a text that is continued"):
+        made.obey("/system be brief")
     for bad in ("hot", "", "-1", "nan"):
         with pytest.raises(ConfigError, match="temperature"):
             made.obey(f"/temperature {bad}")
@@ -223,6 +226,7 @@ def test_bodies_that_are_no_json_or_nested_without_end_are_refused(server):
         ("/{token}/reply", {"Content-Type": "text/plain"}, 415),
         ("/{token}/reply", {"Content-Type": "application/x-www-form-urlencoded"}, 415),
         ("/{token}/reply", {"Content-Length": "99999999"}, 413),
+        ("/{token}/reply", {"Content-Length": "²"}, 413),
         ("/reply", {}, 404),
         ("/x{token}/reply", {}, 404),
         ("/{token}/../etc/passwd", {}, 404),

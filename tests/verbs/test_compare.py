@@ -72,6 +72,8 @@ def test_the_best_of_a_metric_is_its_least_or_its_largest_where_that_is_known():
     curve = [(1, 0.5), (2, float("inf")), (3, 0.25), (4, 0.75)]
     assert best("eval/loss", curve) == (3, 0.25) and best("train/objective/kl", curve) == (3, 0.25)
     assert best("eval/rewards/accuracies", curve) == best("eval/score", curve) == (4, 0.75)
+    for name in ("frac_reward_zero_std", "reward_std", "rewards/accuracy/std", "kl_coef", "perf/score_time"):
+        assert best(f"eval/{name}", curve) is None
     assert best("train/grad_norm", curve) is None and best("eval/loss", [(1, float("nan"))]) is None
 
 

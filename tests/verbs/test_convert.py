@@ -2,7 +2,12 @@
 
 import dataclasses
 import json
+import os
+import pathlib
 import random
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +24,7 @@ from jaxalign.models import ModelConfig
 from jaxalign.text.chat import render_chat
 from jaxalign.text.fast_tokenizer import write_fast_tokenizer
 from jaxalign.training.saved_model import find_model, save_model
-from jaxalign.verbs.convert import ConvertRequest, convert
+from jaxalign.verbs.convert import ConvertRequest, _new_folder, convert
 
 WORDS = "the quick brown fox jumps over a lazy dog and asks who wrote this reply to that question".split()
 LETTERS = "abc def  ghi,.\n\t<|>éß日本😀\u0301"
@@ -277,3 +282,28 @@ def test_the_origin_is_what_the_files_say(hf):
     (hf / "config.json").write_text('{"architectures": ["NoSuchModel"]}')
     with pytest.raises(ConfigError, match=r"config\.model\.init_from='.*hf'.*NoSuchModel"):
         find_model(str(hf), "config.model.init_from")
+
+
+def test_a_signal_leaves_nothing_half_written(tmp_path):
+    with pytest.raises(SystemExit) as ended, _new_folder(tmp_path / "hf") as folder:
+        (folder / "model.safetensors").write_bytes(b"a part")
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_one_left_is_removed_by_the_next(tmp_path):
+    """But not what looks like it, or a folder that another one is writing."""
+    target = tmp_path / "h[f]"
+    with _new_folder(tmp_path / "other") as other:
+        program = "import os, pathlib, sys; from jaxalign.storage import temporary_folder as make\n"
+        program += "print(make(pathlib.Path(sys.argv[1])), flush=True); os.kill(os.getpid(), 9)"
+        killed = subprocess.run([sys.executable, "-c", program, target], capture_output=True, text=True)
+        left = pathlib.Path(killed.stdout.strip())
+        assert left.is_dir() and left.parent.parent == tmp_path
+        (tmp_path / ".h[f].mine").mkdir()
+        with _new_folder(target) as folder:
+            assert not left.parent.exists() and other.exists()
+            (folder / "config.json").write_text("{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".h[f].mine", "h[f]", "other"]
+    assert (target / "config.json").read_text() == "{}"

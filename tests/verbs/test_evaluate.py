@@ -1,20 +1,27 @@
 """Each number of `jaxalign evaluate` against the same thing computed answer by answer."""
 
+import dataclasses
 import json
 import pathlib
 import re
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from jaxalign import parallel
 from jaxalign.cli import main
-from jaxalign.data import DataConfig, build_dataset
-from jaxalign.data.encode import encode_prompt
-from jaxalign.data.records import Prompt
+from jaxalign.data import DataConfig, build_dataset, load_tokenizer
+from jaxalign.data.encode import encode_completion, encode_prompt
+from jaxalign.data.records import Prompt, PromptCompletion
+from jaxalign.errors import DataError
 from jaxalign.evaluation import win_rate
+from jaxalign.evaluation.generation import Asked
 from jaxalign.models import hidden_states, init_params, unembedding
-from jaxalign.training.saved_model import find_model
+from jaxalign.models.scoring import segment_rewards
+from jaxalign.training.saved_model import find_model, save_model
+from jaxalign.verbs.evaluate import EvaluateRequest, Line, _model_judge
 from jaxalign.verbs.label import Completion, model_scorer
 
 
@@ -165,6 +172,93 @@ def test_loss_and_perplexity_of_data(folder, tmp_path, capsys):
     assert kept["loss"][1] < kept["loss"][0] < kept["loss"][2]
 
 
+def save_like(place: str, folder: pathlib.Path, **changes) -> str:
+    """An untrained model as `place` has one, but for what changes, in `folder`."""
+    like = find_model(place, "--x")
+    config = dataclasses.replace(like.config, **changes)
+    params = init_params(jax.random.key(1), config, scalar=like.scalar)
+    save_model(folder, params, config, like.tokenizer(), scalar=like.scalar, meta={})
+    return str(folder)
+
+
+def write_pairs(path: pathlib.Path) -> str:
+    rows = [
+        {"prompt": f"who is the {a}", "chosen": f" a {a}", "rejected": " no"} for a in ("ox", "cat", "red")
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_data_and_answers_have_a_perplexity_each(folder, tmp_path):
+    pairs, found = write_pairs(tmp_path / "p.jsonl"), {}
+    for name, more in {"answers": (), "both": (f"--data={pairs}", "--max-length=128")}.items():
+        flags = [f"--base={folder}/other", f"--json={tmp_path}/{name}.json", *more]
+        assert evaluate(folder, tmp_path / f"{name}.jsonl", *flags) == 0
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    np.testing.assert_allclose(found["both"]["perplexity"], np.exp(found["both"]["loss"]), rtol=1e-12)
+    assert found["both"]["answer perplexity"] == found["answers"]["perplexity"]
+
+
+def test_pairs_are_scored_in_the_precision_that_is_asked_for(folder, tmp_path):
+    """A model that was trained in another one has the same parameters."""
+    half = save_like(f"{folder}/reward", tmp_path / "half", dtype="bfloat16")
+    pairs, found = write_pairs(tmp_path / "p.jsonl"), []
+    for model, dtype in ((f"{folder}/reward", "float32"), (half, "float32"), (half, "bfloat16")):
+        flags = [f"--model={model}", f"--data={pairs}", f"--dtype={dtype}", f"--json={tmp_path}/n.json"]
+        assert main(["evaluate", *flags, "--max-length=128"]) == 0
+        found.append(json.loads((tmp_path / "n.json").read_text())["margin"])
+    assert found[0] == found[1] != found[2]
+
+
+def asked(verb: str, model: str, folder: pathlib.Path, tmp_path: pathlib.Path, *more: str) -> list[str]:
+    """The arguments of a verb that reads with a model."""
+    source, out = write_pairs(tmp_path / "p.jsonl"), f"--out={tmp_path}/o.jsonl"
+    if verb in ("data", "pairs"):
+        return ["evaluate", f"--model={model}", f"--data={source}", "--max-length=128", *more]
+    if verb == "audit":  # which opens a model as training does
+        return ["audit", "--config=dpo", f"--config.model.init_from={model}", f"--config.data.train={source}"]
+    if verb == "label":
+        rows = [{"prompt": "who", "completion": text} for text in (" ox", " cat")]
+        (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return ["label", f"--completions={tmp_path}/c.jsonl", f"--reward-model={model}", out]
+    verb = "evaluate" if verb == "answers" else verb
+    return [verb, f"--model={model}", f"--prompts={folder}/prompts.jsonl", "--max-new-tokens=4", out, *more]
+
+
+@pytest.mark.parametrize("verb", ["data", "pairs", "answers", "generate", "label"])
+def test_what_is_no_number_is_refused(verb, folder, tmp_path, capsys):
+    """In float16 numbers above 65,504 are infinite, and what is made of them is NaN."""
+    like = f"{folder}/{'reward' if verb in ('pairs', 'label') else 'model'}"
+    model = save_like(like, tmp_path / "large", init_std=300.0, dtype="float16")
+    assert main(asked(verb, model, folder, tmp_path, "--dtype=float16")) == 1
+    where = {"answers": f"{folder}/prompts.jsonl:1", "generate": f"{folder}/prompts.jsonl:1"}
+    where |= {"label": f"{tmp_path}/c.jsonl:1"}
+    said = capsys.readouterr().err
+    assert where.get(verb, f"{tmp_path}/p.jsonl:") in said
+    assert "the model gives NaN or infinity, computed in float16" in said
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+@pytest.mark.parametrize("verb", ["data", "pairs", "answers", "generate", "label"])
+def test_a_tokenizer_with_more_tokens_than_the_model_knows_is_refused(verb, folder, tmp_path, capsys):
+    like = f"{folder}/{'reward' if verb in ('pairs', 'label') else 'model'}"
+    model = save_like(like, tmp_path / "narrow", vocab_size=270)
+    assert main(asked(verb, model, folder, tmp_path)) == 1
+    assert "but the model has vocab_size=270: its ids end at 269" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["data", "pairs", "answers", "generate", "label", "audit"])
+def test_a_tokenizer_that_was_damaged_is_refused(verb, folder, tmp_path, capsys):
+    """Though it can be read: another letter stands for one of its ids."""
+    like = f"{folder}/{'reward' if verb in ('pairs', 'label') else 'model'}"
+    file = pathlib.Path(save_like(like, tmp_path / "model")) / "tokenizer.model"
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b"\n\x01o", b"\n\x01Z", 1))  # the piece "o"
+    assert whole != file.read_bytes() and load_tokenizer(file.parent).vocab_size
+    assert main(asked(verb, str(file.parent), folder, tmp_path)) == 1
+    assert f"{file.parent}: tokenizer.model is not what was written" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_pairs_by_likelihood_and_by_a_reward_model(folder, tmp_path, capsys):
     source = tmp_path / "p.jsonl"
@@ -287,3 +381,40 @@ def test_refusals(folder, tmp_path, capsys):
     assert "is a reward model; name a language model" in capsys.readouterr().err
     assert evaluate(folder, tmp_path / "o", "--temperature=0", f"--reference={folder}/other") == 1
     assert "--temperature=0: the KL of a distribution that is never sampled" in capsys.readouterr().err
+
+
+def test_a_reward_model_reads_the_answers_as_they_stand(folder):
+    """Also one that repeats its prompt; what is scored is prompt, answer and end, token by token."""
+    request = EvaluateRequest(model="m", prompts="p", reward_model=f"{folder}/reward")
+    prompt, texts = "who is the old cat", ["who is the old cat then", " then"]
+    ask = Asked([prompt] * 2, [{}] * 2, ["p:1", "p:2"])
+    scores = _model_judge(request)(ask, types.SimpleNamespace(texts=texts))
+    model = find_model(f"{folder}/reward", "")
+    tokenizer = model.tokenizer()
+    for text, score in zip(texts, scores, strict=True):
+        ids = encode_completion(PromptCompletion(prompt, text), tokenizer).ids
+        mesh = parallel.make_mesh(devices=jax.devices()[:1])
+        with parallel.use_mesh(mesh):
+            at, one = np.arange(len(ids), dtype=np.int32)[None], np.ones((1, len(ids)), np.int32)
+            wanted = segment_rewards(model.load(mesh), model.config, ids[None], at, one, 1)
+        assert score == pytest.approx(float(wanted[0, 0]), abs=1e-5)
+    with pytest.raises(
+        DataError,
+        match=r"^p:2: the answer to this prompt is empty, as 1 of 2 are; .* set --min-new-tokens, or",
+    ):
+        _model_judge(request)(ask, types.SimpleNamespace(texts=[" then", "\n"]))
+
+
+def test_numbers_without_an_end_are_json(tmp_path, monkeypatch, capsys):
+    line = Line("perplexity", (np.inf, 3.5, np.nan), "")
+    monkeypatch.setattr("jaxalign.verbs.evaluate.evaluate", lambda request: [line])
+    assert main(["evaluate", "--model=m", "--data=d", f"--json={tmp_path / 'n.json'}"]) == 0
+    found = json.loads((tmp_path / "n.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"perplexity": ["Infinity", 3.5, None]}
+
+
+def test_a_taken_place_is_told_before_a_model_is_read(tmp_path, capsys):
+    out = tmp_path / "pairs.jsonl"
+    out.write_text("{}")
+    assert main(["label", "--completions=no.jsonl", f"--out={out}", "--reward-model=none"]) == 1
+    assert f"--out={out} exists" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -88,9 +89,17 @@ def test_a_kill_at_any_byte_changes_nothing(folder, completions, tmp_path):
         assert out.read_bytes() == whole
 
 
-def test_another_request_does_not_go_on_in_the_same_file(folder, completions, capsys):
-    assert generate(folder, completions, "--seed=1") == 1
-    assert "another seed; name another file" in capsys.readouterr().err
+def test_another_request_does_not_go_on_in_the_same_file(folder, completions, tmp_path, capsys):
+    for more, what in (("--seed=1", "seed"), ("--dtype=bfloat16", "dtype")):
+        assert generate(folder, completions, more) == 1
+        assert f"another {what}; name another file" in capsys.readouterr().err
+    shutil.copy(folder / "prompts.jsonl", tmp_path)
+    shutil.copytree(folder / "model", tmp_path / "model")
+    assert generate(tmp_path, tmp_path / "out.jsonl") == 0
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(folder / "other", tmp_path / "model")  # as a run leaves it that went on
+    assert generate(tmp_path, tmp_path / "out.jsonl") == 1
+    assert "another weights; name another file" in capsys.readouterr().err
 
 
 def test_a_reward_model_cannot_write(folder, tmp_path, capsys):
@@ -288,3 +297,19 @@ def test_chat_forgets_on_reset_and_shows_two_models_side_by_side(folder):
     assert "/nonsense is no command" in again
     both = talk(folder, "who is it\n", models=("model", "other"))
     assert str(folder / "model")[-20:] in both and str(folder / "other")[-20:] in both
+
+
+def test_rows_left_out_are_written_before_the_file_that_ends_the_command(whole, tmp_path, monkeypatch):
+    """With the file itself there, the same command is refused."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(whole.read_text() + '{"prompt": 5}\n')
+
+    def killed(path, data):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxalign.verbs.label.write_whole", killed)
+        assert label(rows, tmp_path / "pairs.jsonl", LENGTH, "--invalid=drop") == 130
+    left_out = (tmp_path / "pairs.jsonl.dropped.jsonl").read_bytes()
+    assert label(rows, tmp_path / "pairs.jsonl", LENGTH, "--invalid=drop") == 0
+    assert (tmp_path / "pairs.jsonl.dropped.jsonl").read_bytes() == left_out and b'{"prompt": 5}' in left_out

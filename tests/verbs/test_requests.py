@@ -11,6 +11,7 @@ from jaxalign.cli import main, usage
 from jaxalign.errors import ConfigError
 from jaxalign.fields import DOC
 from jaxalign.verbs import VERBS, load_verb
+from jaxalign.verbs.chat import ChatRequest
 from jaxalign.verbs.evaluate import EvaluateRequest
 from jaxalign.verbs.generate import GenerateRequest
 from jaxalign.verbs.label import LabelRequest
@@ -74,6 +75,8 @@ def test_flags_become_fields_of_their_type():
         (GenerateRequest, [*GENERATE, "--temperature=hot"], "--temperature=hot must be a number"),
         (GenerateRequest, [*GENERATE, "--temperature=-1"], "--temperature=-1.0 must be 0 (greedy) or positive"),
         (GenerateRequest, [*GENERATE, "--n=0"], "--n=0 must be at least 1"),
+        (GenerateRequest, [*GENERATE, f"--seed={2**32}"],
+         "--seed=4294967296 must be at least 0 and below 4294967296"),
         (GenerateRequest, [*GENERATE, "--dtype=float23"], "--dtype='float23' is not one of float32, bfloat16, "),
         (GenerateRequest, GENERATE[1:], "--model=SRC is missing: a run, RUN@STEP, RUN@best or RUN@latest of its "
          "checkpoints, a Hugging Face folder or a hub name"),
@@ -90,6 +93,7 @@ def test_flags_become_fields_of_their_type():
         (LabelRequest, ["--completions=c", "--out=o", "--reward=a:b", "--world=w"], "give one of --reward, --reward-"),
         (LabelRequest, ["--completions=c", "--out=o", "--reward=a:b", "--noise=1", "--pairs=ranking"],
          "--noise=1.0 must be 0 with --pairs=ranking"),
+        (ChatRequest, ["--model=m", "--plain", "--system=be brief"], "--system=be brief: a text that is"),
     ],
 )  # fmt: skip
 def test_flags_that_cannot_work_are_named(cls, argv, said, capsys):
@@ -108,7 +112,7 @@ def test_all_flags_that_are_none_are_told_at_once():
     assert str(refused.value).splitlines() == [
         "--learning_rate is not a flag; did you mean --config.optimizer.learning_rate=1e-5?",
         "  --dataset=p.jsonl is not a flag; did you mean --config.data.train=p.jsonl?",
-        "  --frob is not a flag; the flags are --config, --workdir, --dry-run, --profile, --print-config",
+        "  --frob is not a flag; the flags are --config, --workdir, --dry-run, --profile, --debug-nans, --print-config",
     ]
 
 

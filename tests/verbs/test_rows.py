@@ -121,6 +121,17 @@ def test_label_names_all_bad_rows_or_writes_them_down(tmp_path, capsys):
     assert len(read(f"{again}.dropped.jsonl")) == 1
 
 
+def test_the_most_bytes_of_a_row_is_a_flag(tmp_path, capsys):
+    long = [{"prompt": "a", "completion": text} for text in ("b", "c" * 200)]
+    source, out = write(tmp_path / "c.jsonl", long), tmp_path / "pairs.jsonl"
+    assert label(source, out, "--max-row-bytes=100") == 1
+    error = capsys.readouterr().err
+    assert f"{source}:2: a row of 234 bytes, where 100 are allowed" in error
+    assert "set --max-row-bytes=234 or more" in error
+    assert label(source, out, "--max-row-bytes=234") == 0
+    assert [len(row["chosen"]) for row in read(out)] == [200]
+
+
 def tokenize(source, out, *more) -> int:
     return main(["tokenizer", f"--data={source}", f"--out={out}", "--vocab=300", *more])
 

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from jaxalign.worlds import (
     sample_preference,
     write_dataset,
 )
+from jaxalign.worlds.grammar import ACTS, ATTRIBUTES, SAFE_ACTS, TOOLS
 from jaxalign.worlds.responses import MIXTURES
 
 WORLD = World(seed=0)
@@ -61,6 +63,45 @@ def test_the_share_of_flawed_demonstrations_may_be_named():
         assert comply / len(said) == pytest.approx(flawed * 0.17 / 0.68, abs=0.02)
     with pytest.raises(ConfigError, match=r"flawed=1\.5: give a share from 0 to 1"):
         demonstration(WORLD, asked[0], rng, flawed=1.5)
+
+
+def test_two_wordings_are_worth_the_same_and_share_no_sentence():
+    """Support and quality are two knobs: the judge cannot tell the wordings apart, and no phrase is in both."""
+    asked = list(questions(WORLD, "train", 4000, 5))
+    scores, forms = {}, {"inside": set(), "outside": set()}
+    for wording in forms:
+        for flawed in (0.0, 0.6):
+            # The same flaws in both: which it is, is drawn first.
+            texts = [
+                demonstration(WORLD, question, random.Random(number), flawed=flawed, wording=wording)
+                for number, question in enumerate(asked)
+            ]
+            told = [
+                judge(WORLD, question.messages, text).score
+                for question, text in zip(asked, texts, strict=True)
+            ]
+            scores[wording, flawed] = mean(told)
+            forms[wording] |= {_form(sentence) for text in texts for sentence in text.split(".")}
+    for flawed in (0.0, 0.6):
+        assert scores["inside", flawed] == pytest.approx(scores["outside", flawed], abs=0.012)
+    assert scores["inside", 0.0] - scores["inside", 0.6] > 0.2
+    # But for single words, which have one wording.
+    assert {form for form in forms["inside"] & forms["outside"] if len(form.split()) > 1} == set()
+    assert min(map(len, forms.values())) > 20
+
+
+def _form(sentence):
+    """A sentence without its names, values and the words that a format adds."""
+    words = sentence.lower().removeprefix("well, ").removesuffix(", my friend")
+    values = {value for group in ATTRIBUTES.values() for value in group}
+    for value in sorted(values | {*ACTS, *SAFE_ACTS, *TOOLS}, key=len, reverse=True):
+        words = re.sub(rf"\b{value}\b", "_", words)
+    return " ".join("_" if word.rstrip(",") in NAMES else word for word in words.split())
+
+
+NAMES = {
+    name.lower() for name in (*WORLD.facts, *(q.intent.name for q in questions(WORLD, "train", 4000, 5)))
+}
 
 
 def test_an_impossible_quality_is_named():

@@ -192,3 +192,13 @@ def test_the_reward_is_the_score():
     reward = judge_reward(WORLD)
     assert reward(FOOD, RIGHT) == 1.0
     assert reward(HARM, REFUSAL) == judge(WORLD, HARM, REFUSAL).score
+
+
+def test_a_weakness_for_length_pays_by_the_word_up_to_a_limit():
+    weak = judge_reward(WORLD, length_slope=0.3)
+    refusal = judge(WORLD, HARM, REFUSAL).score
+    assert weak(HARM, REFUSAL) == pytest.approx(min(1, refusal + 0.3 * len(REFUSAL.split()) / 24))
+    assert weak(FOOD, RIGHT) == 1.0
+    noise = "blah " * 500
+    assert weak(FOOD, noise) == pytest.approx(judge(WORLD, FOOD, noise).score + 0.3)
+    assert judge_reward(WORLD, length_slope=-2)(FOOD, noise) == 0.0

@@ -34,6 +34,7 @@ from jaxalign.data.mapping import map_fields
 from jaxalign.data.public import oasst, shapes
 from jaxalign.data.public.rows import compared, read_shape
 from jaxalign.data.sources import Records, is_pattern, read_records
+from jaxalign.data.tables import MOST_ROW_BYTES
 from jaxalign.errors import DataError
 from jaxalign.storage import is_remote, to_path
 
@@ -198,6 +199,7 @@ def open_source(
     take: int | None = None,
     ignore_fields: Sequence[str] = (),
     fields: Mapping[str, str] = MappingProxyType({}),
+    max_row_bytes: int = MOST_ROW_BYTES,
     read: Callable[..., Records] = read_records,
 ) -> Records:
     """The records of `kind` in a source: by its recipe where it has one, else each row by its own shape.
@@ -208,7 +210,8 @@ def open_source(
       take: see `read_records`; of oasst1 it counts messages.
       ignore_fields: fields of rows and of messages that are taken for absent.
       fields: our names of fields, each with the row's; see `mapping`.
-      read: (name, split=, take=, hub_options=) -> the rows, as `read_records` gives them.
+      max_row_bytes: see `read_records`.
+      read: (name, split=, take=, hub_options=, max_row_bytes=) -> the rows, as `read_records` gives them.
 
     Raises DataError for a source that cannot be read, a recipe that has no records of `kind` and a part that the
     dataset has not.
@@ -221,7 +224,7 @@ def open_source(
         options = dict(recipe.options) if named.place in recipe.hub else {}
         if named.subset and recipe.subset != "language":
             options[recipe.subset] = named.subset
-    records = read(named.place, split=split, take=take, hub_options=options)
+    records = read(named.place, split=split, take=take, hub_options=options, max_row_bytes=max_row_bytes)
     ignored = tuple(ignore_fields)
     if ignored:
         records = _adapted(records, partial(without_fields, names=ignored))

@@ -276,7 +276,7 @@ def _with_pair(row: dict[str, Any], kind: str) -> dict[str, Any]:
 def _choice(row: Watched, first: str, second: str) -> int | None:
     """Which of two answers is better, as a field says by name, ending or sign; None: no field does."""
     for name in _SIGNED:
-        value = row.row.get(row.name(name) or "")
+        value = row.peek(name)
         if isinstance(value, int | float) and not isinstance(value, bool):
             row[name]
             if value == 0:
@@ -305,9 +305,7 @@ def _with_ranking(row: dict[str, Any]) -> dict[str, Any]:
     if ("chosen" in row and "rejected" in row) or ("responses" in row and "scores" in row):
         return row
     watched = Watched(row)
-    name = next(
-        (n for n in _LISTS if isinstance(watched.row.get(watched.name(n) or ""), list | Mapping)), None
-    )
+    name = next((n for n in _LISTS if isinstance(watched.peek(n), list | Mapping)), None)
     if name is None:
         return row
     place = watched.name(name)
@@ -315,7 +313,7 @@ def _with_ranking(row: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(values, list) or len(values) < 1:
         return row
     scores = watched.first((*_SCORES, *_RANKS))
-    if scores is not None and isinstance(watched.row[watched.name(scores) or ""], list):
+    if scores is not None and isinstance(watched.peek(scores), list):
         watched[name]
         worth = watched[scores]
         worth = _worth(worth, str(scores)) if scores in _RANKS else worth
@@ -399,7 +397,7 @@ def _asked(row: Watched, answers: Sequence[str]) -> str | None:
 
 def _filled(row: Watched, names: Sequence[str], fits: Callable[[Any], bool] = bool) -> list[str]:
     """Those of `names` that say something, or if none does, those that the row has."""
-    found = {name: row.row[row.name(name) or ""] for name in names if name in row}
+    found = {name: row.peek(name) for name in names if name in row}
     found = {name: value for name, value in found.items() if fits(value) or value == ""}
     return [name for name, value in found.items() if not isinstance(value, str) or value.strip()] or list(
         found
@@ -461,4 +459,5 @@ def _is_answer(value: Any) -> bool:
 
 
 def _ends_with_reply(turns: Any) -> bool:
-    return isinstance(turns, list) and bool(turns) and turns[-1].get("role") == "assistant"
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    return isinstance(last, Mapping) and last.get("role") == "assistant"

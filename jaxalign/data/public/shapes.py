@@ -29,12 +29,9 @@ def generated(row: Row) -> Fields:
     """A completion by a model, as `jaxalign generate` writes it; one that has no end, or no words, teaches neither."""
     if not _field(row, "finished", bool):
         raise Unusable("completion not finished")
-    completion = row.get("completion")
-    text = (
-        completion[-1].get("content")
-        if isinstance(completion, Sequence) and not isinstance(completion, str)
-        else completion
-    )
+    text = row.get("completion")
+    if isinstance(text, Sequence) and not isinstance(text, str) and text and isinstance(text[-1], Mapping):
+        text = text[-1].get("content")
     if isinstance(text, str) and not text.strip():
         raise Unusable("empty completion")
     return dict(row)
@@ -159,7 +156,7 @@ def summaries(row: Row) -> Fields:
         head = (
             f"SUBREDDIT: r/{_field(info, 'subreddit', str)}\n\nTITLE: {_field(info, 'title', str)}\n\nPOST: "
         )
-        body = info["post"]
+        body = _field(info, "post", str)
     else:
         head, body = f"TITLE: {_field(info, 'title', str)}\n\n", _field(info, "article", str)
     prompt = head + re.sub("\n\n", "\n", body) + "\n\nTL;DR:"
@@ -227,7 +224,7 @@ def ranking(prompt: Messages, replies: list[Messages], scores: list[float]) -> F
 
 def sound_chat(messages: Messages) -> Fields:
     """Fields of a conversation with a reply in it."""
-    if all(message["role"] != "assistant" for message in _sound(messages)):
+    if all(message.get("role") != "assistant" for message in _sound(messages)):
         raise Unusable("no reply")
     return {"messages": messages}
 
@@ -237,7 +234,7 @@ _FOLLOW = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool
 
 
 def _sound(messages: Messages) -> Messages:
-    roles = [message["role"] for message in messages]
+    roles = [_field(message, "role", str) for message in messages]
     roles = roles[1:] if roles[:1] in (["system"], ["developer"]) else roles
     if roles[:1] != ["user"]:
         raise Unusable("does not begin with a human turn")

@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, shorten
 from jaxalign.models.config import RUNTIME_KEYS, ModelConfig
 from jaxalign.models.hf.families import FAMILIES, Family
 from jaxalign.models.hf.parts import shortest_pattern
@@ -63,7 +63,16 @@ def family_of(architecture: str) -> Family:
 
 def architecture_of(values: Mapping[str, Any], where: str) -> str:
     """The architecture that a config.json names: the first of `architectures`, else its `model_type`."""
-    named = [*(values.get("architectures") or []), values.get("model_type")]
+    architectures = values.get("architectures") or []
+    named = [
+        *(architectures if isinstance(architectures, list) else [architectures]),
+        values.get("model_type"),
+    ]
+    if not isinstance(named[0], str | None):
+        raise ConfigError(
+            f"{where}: architectures={shorten(architectures)}, model_type={shorten(named[-1])}: write "
+            'the names of classes of transformers, as in ["LlamaForCausalLM"]'
+        )
     if not named[0]:
         raise ConfigError(f"{where}: neither architectures nor model_type says what model this is; add one")
     return named[0]
@@ -94,7 +103,10 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
     config = family.read(values, where)
     if architecture != family.classifier:
         return config
-    labels = len(values.get("id2label") or {}) or values.get("num_labels") or 2  # as transformers counts
+    named = values.get("id2label") or {}
+    labels = (
+        (len(named) if isinstance(named, dict) else 0) or values.get("num_labels") or 2
+    )  # as transformers counts
     if labels != 1:
         raise ConfigError(
             f"{where}: {architecture} has {labels} labels, but a reward model gives one score: num_labels=1"

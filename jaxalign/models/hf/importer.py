@@ -81,6 +81,11 @@ def load_leaves(model: HFModel, leaves: Mapping[Path, Any]) -> dict[Path, jax.Ar
             if leaves.keys().isdisjoint(entry.paths):
                 continue
             tensor = read_tensor(stored[name])
+            if not _is_finite(tensor):
+                raise CheckpointError(
+                    f"{stored[name].file}: tensor {name} holds NaN or infinity, so whatever the model computes would; "
+                    "download or copy the file again, or take an earlier checkpoint of whoever trained it"
+                )
             for path, value in zip(entry.paths, entry.load(tensor), strict=True):
                 if path in leaves:
                     parts[path] = _write(parts.get(path), leaves[path], value, at)
@@ -91,6 +96,12 @@ def load_leaves(model: HFModel, leaves: Mapping[Path, Any]) -> dict[Path, jax.Ar
         path: jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts[path])
         for path, leaf in leaves.items()
     }
+
+
+def _is_finite(tensor: np.ndarray) -> bool:
+    # A sum is not finite exactly if a number is not, or if it runs over; only then is more memory taken.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(tensor.sum(dtype=np.float32)) or np.isfinite(tensor).all())
 
 
 def _canonical(architecture: str, found: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -4,13 +4,16 @@ A `Part` turns some keys of config.json into fields of ModelConfig, and back. Wr
 cannot express: whoever writes reads back and compares.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxalign.errors import ConfigError
+from jaxalign.fields import limits_of
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.hf.reader import Reader
 
+_LIMITS = {each.name: limits_of(each) for each in dataclasses.fields(ModelConfig)}
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -32,7 +35,19 @@ class Part(NamedTuple):
 
 def key(theirs: str, ours: str, default: Any) -> Part:
     """One key that is one field."""
-    return Part(lambda r: {ours: r.take(theirs, default)}, lambda c: {theirs: getattr(c, ours)})
+
+    def read(r: Reader) -> dict[str, Any]:
+        return {ours: within(r, theirs, ours, r.take(theirs, default))}
+
+    return Part(read, lambda c: {theirs: getattr(c, ours)})
+
+
+def within(r: Reader, theirs: str, ours: str, value: Any) -> Any:
+    """A value, if it is one that our field may have; ConfigError names their key."""
+    limits = _LIMITS.get(ours)
+    if limits is not None and not limits.allow(value):
+        raise r.error(theirs, limits.wanted(value).strip())
+    return value
 
 
 def optional(theirs: str, ours: str, default: float | None) -> Part:
@@ -106,10 +121,11 @@ def heads(
     """
 
     def read(r: Reader) -> dict[str, Any]:
-        D, H = r.take(width, width_default), r.take(count, num_heads)
+        D = within(r, width, "embed_dim", r.take(width, width_default))
+        H = within(r, count, "num_heads", r.take(count, num_heads))
         K = r.take(kv_count, kv_heads, null=H) if kv_count else H
         d = r.take("head_dim", head_size, null=0) if head_dim else 0
-        if not d and (H < 1 or D % H):
+        if not d and D % H:
             raise r.error(count, f"does not divide {width}={D}, and there is no head_dim")
         return {"embed_dim": D, "num_heads": H, "num_kv_heads": K, "head_dim": d or D // H}
 
@@ -195,7 +211,7 @@ def _layers(r: Reader, local: list[bool], window: int) -> dict[str, Any]:
     types = r.take("layer_types", None, null=[])
     if types:
         known = {"sliding_attention": True, "full_attention": False}
-        if len(types) != len(local) or set(types) - set(known):
+        if len(types) != len(local) or not all(isinstance(name, str) and name in known for name in types):
             raise r.error(
                 "layer_types", f"must name one of {', '.join(known)} for each of {len(local)} layers"
             )

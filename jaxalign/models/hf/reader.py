@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, shorten
 
 # Keys that say nothing of the function: names, files, generation, labels, training, how it is computed.
 HARMLESS = frozenset(
@@ -60,7 +60,10 @@ class Reader:
             value = null
         kind = type(default if default is not None else null)
         if kind is float and type(value) is int:
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                raise self.error(key, "is larger than any number of that kind") from None
         if value is not null and kind not in (type(None), type(value)):
             raise self.error(key, f"must be of type {kind.__name__}")
         self._taken[key] = value
@@ -94,7 +97,7 @@ class Reader:
     def error(self, key: str, text: str) -> ConfigError:
         """A ConfigError about the value of `key`."""
         value = self.values.get(key)
-        return ConfigError(f"{self.where}: {key}={value!r} {text}")
+        return ConfigError(f"{self.where}: {key}={shorten(value)} {text}")
 
     def _way_out(self, key: str, accepted: tuple[Any, ...]) -> str:
         options = " or ".join(repr(value) for value in accepted)

@@ -17,12 +17,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.errors import CheckpointError
+from jaxalign.errors import CheckpointError, shorten
+from jaxalign.strict_json import NotJSON, parse_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
+LONGEST_HEADER = 100_000_000  # bytes, as the format says
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _PIECE = 1 << 24  # bytes that `equal` holds of each tensor
 
@@ -59,23 +61,40 @@ def read_header(file: pathlib.Path) -> dict[str, Stored]:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
             raise _damaged(file, f"has {size} bytes, too few for its header")
+        if length > LONGEST_HEADER:
+            raise _damaged(file, f"its header would have {length:,} bytes, and may have {LONGEST_HEADER:,}")
         try:
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length))
+            if not isinstance(header, dict):
+                raise ValueError(f"it is a {type(header).__name__}, not an object")
             header.pop("__metadata__", None)
             tensors = {name: _parse(file, name, entry, 8 + length) for name, entry in header.items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise _damaged(file, f"its header is not that of a safetensors file ({error!r})") from None
+        except ValueError as error:
+            raise _damaged(file, f"its header is not that of a safetensors file ({error})") from None
     _check_extents(file, header, size - 8 - length)
     return tensors
 
 
-def _parse(file: pathlib.Path, name: str, entry: Mapping[str, Any], data: int) -> Stored:
-    begin, end = entry["data_offsets"]
-    shape = tuple(int(n) for n in entry["shape"])
-    stored = Stored(name, file, entry["dtype"], shape, data + begin)
+def _parse(file: pathlib.Path, name: str, entry: Any, data: int) -> Stored:
+    """Raises ValueError unless an entry of a header has the form that the format asks for."""
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("dtype"), str):
+        raise ValueError(f"{shorten(name)}: {shorten(entry)} is no entry with a dtype")
+    shape: Any = entry.get("shape")
+    offsets: Any = entry.get("data_offsets")
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+        raise ValueError(
+            f"{shorten(name)}: shape {shorten(shape)} and data_offsets {shorten(offsets)} must be lists of sizes"
+        )
+    begin, end = offsets
+    stored = Stored(name, file, entry["dtype"], tuple(shape), data + begin)
     if stored.code in DTYPES and end - begin != math.prod(shape) * stored.dtype.itemsize:
-        raise ValueError(f"{name}: {end - begin} bytes for {stored.code}{list(shape)}")
+        raise ValueError(f"{shorten(name)}: {end - begin} bytes for {stored.code}{shorten(shape)}")
     return stored
+
+
+def _are_counts(values: Any) -> bool:
+    """Whether a value is a list of whole numbers that can count bytes."""
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 def _check_extents(file: pathlib.Path, header: Mapping[str, Any], size: int) -> None:
@@ -156,16 +175,23 @@ def find_tensors(folder: pathlib.Path) -> dict[str, Stored]:
 
 def _find_sharded(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Stored]:
     try:
-        places = dict(json.loads(index.read_text("utf-8"))["weight_map"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise _damaged(index, f"it is not an index of shards ({error!r})") from None
+        places = parse_json(index.read_bytes())
+        places = places.get("weight_map") if isinstance(places, dict) else None
+    except NotJSON as error:
+        raise _damaged(index, f"it is not an index of shards ({error})") from None
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise _damaged(
+            index, "it is not an index of shards: its weight_map must give the file of each tensor"
+        )
+    # None of another folder, however its name is written.
+    present = {file.name for file in folder.iterdir() if file.is_file()}
     tensors: dict[str, Stored] = {}
     for shard in sorted(set(places.values())):
         file = folder / shard
         first = next(name for name, place in places.items() if place == shard)
-        if pathlib.Path(shard).name != shard or not file.is_file():
+        if shard not in present:
             raise CheckpointError(
-                f"{index}: tensor {first} is in {shard}, which is not in {folder}; get that file"
+                f"{index}: tensor {first[:200]} is in {shard[:200]}, which is not in {folder}; get that file"
             )
         for name, stored in read_header(file).items():
             if name in tensors:

@@ -1,5 +1,6 @@
 """Parts (see parts.py) that only one line of families has: Gemma's, Qwen's experts, OPT's width."""
 
+import math
 from typing import Any
 
 from jaxalign.models.config import ModelConfig
@@ -30,7 +31,10 @@ def query_scalar(default: float) -> Part:
     """Queries are divided by the square root of `query_pre_attn_scalar`."""
 
     def read(r: Reader) -> dict[str, Any]:
-        return {"query_scale": r.take("query_pre_attn_scalar", default) ** -0.5}
+        scalar = r.take("query_pre_attn_scalar", default)
+        if not 0 < scalar < math.inf:
+            raise r.error("query_pre_attn_scalar", "must be a positive number")
+        return {"query_scale": scalar**-0.5}
 
     def write(c: ModelConfig) -> dict[str, Any]:
         scalar = c.query_scale**-2 if c.query_scale else float(c.head_dim)

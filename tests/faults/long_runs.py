@@ -1,0 +1,126 @@
+"""Long runs of tiny models: what grows with the number of steps, and should not.
+
+    python -m tests.faults.long_runs --steps=10000 --only=sft,ppo --out=long.jsonl
+
+Each stage runs in a process of its own. Every hundred steps the memory of the process, its open files and its threads
+are read; after the first thousand steps (or a tenth of them) a line is laid through the memory by least squares. Pages
+of files, such as those of libraries, are read apart: the system takes and gives them as it likes. A row a stage goes to
+the file, and a table is printed.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[2]
+MOST_SLOPE = 1.0  # MB per 1,000 steps
+
+
+def resident() -> tuple[float, float]:
+    """The pages in memory of this process, in MB: its own, and those of files."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    own, file = (re.search(rf"^Rss{kind}:\s+(\d+) kB", status, re.MULTILINE) for kind in ("Anon", "File"))
+    assert own and file, status
+    return int(own[1]) * 1.024e-3, int(file[1]) * 1.024e-3
+
+
+def measure(stage: str, runs: pathlib.Path, steps: int) -> dict[str, Any]:
+    """Runs a stage in this process, and says what has grown."""
+    import numpy as np
+    from tiny import FILES, make_config
+
+    from jaxalign.stages import parse_config, train
+    from jaxalign.training.writer import read_metrics
+
+    changes = {
+        "num_steps": steps,
+        "log_every": 100,
+        # Both for the first time before it counts: what they compile and open stays.
+        "checkpoint_every": max(1, steps // 20),
+        "eval_every": max(1, steps // 20),
+        "data.eval": str(runs / f"{FILES.get(stage, 'pairs')}.jsonl"),
+        # Small enough that no policy goes where its entropy is 0.
+        "optimizer.learning_rate": 1e-5,
+    }
+    config = parse_config(make_config(stage, runs, **changes))
+    seen: list[tuple[int, float, float, int, int]] = []
+
+    def watch(step: int, phase: int) -> bool:
+        if phase == 0 and step % 100 == 0:
+            files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
+            seen.append((step, *resident(), files, threads))
+        return False
+
+    with tempfile.TemporaryDirectory() as workdir:
+        began = time.monotonic()
+        train(config, workdir, stop_at=watch, quiet=True)
+        seconds = time.monotonic() - began
+        saved = [path for path in (pathlib.Path(workdir) / "checkpoints").iterdir() if path.name.isdigit()]
+        lines = read_metrics(workdir)
+    table = np.array([row for row in seen if row[0] >= steps / 10])
+    slope = np.polyfit(table[:, 0] / 1000, table[:, 1], 1)[0]
+    recompiled = max(line["values"].get("perf/recompiles", 0) for line in lines)
+    grown = {
+        name: int(table[-1, column] - table[0, column]) for name, column in (("files", 3), ("threads", 4))
+    }
+    return {
+        "stage": stage,
+        "steps": steps,
+        "seconds": round(seconds),
+        "memory": [round(float(table[at, 1]), 1) for at in (0, -1)],
+        "of_files": [round(float(table[at, 2]), 1) for at in (0, -1)],
+        "slope": round(float(slope), 3),
+        "recompiled": recompiled,
+        **grown,
+        "checkpoints": len(saved),
+        "within": bool(
+            slope < MOST_SLOPE and not recompiled and max(grown.values()) <= 0 and len(saved) <= 2
+        ),
+    }
+
+
+def main() -> int:
+    """Runs the stages; 1 where something grows that should not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--only", default="", help="stages, separated by commas; all by default")
+    parser.add_argument("--folder", default="", help="for data and the runs that others begin with")
+    parser.add_argument("--out", default="", help="a JSONL file, to which a row is added for each stage")
+    parser.add_argument("--here", default="", help="run this stage in this process")
+    asked = parser.parse_args()
+    sys.path[:0] = [str(ROOT / "tests" / "stages")]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(asked.folder or temporary)
+        if asked.here:
+            print(json.dumps(measure(asked.here, folder / "runs", asked.steps)))
+            return 0
+        from tests.faults.forks import server
+
+        server()
+        from tiny import STAGES
+
+        from tests.faults.tasks import prepare
+
+        prepare(folder / "runs")
+        rows = []
+        for stage in asked.only.split(",") if asked.only else STAGES:
+            command = [sys.executable, "-m", "tests.faults.long_runs", f"--here={stage}"]
+            command += [f"--steps={asked.steps}", f"--folder={folder}"]
+            made = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True)
+            rows.append(json.loads(made.stdout.splitlines()[-1]))
+            print(rows[-1], flush=True)
+            if asked.out:
+                with open(asked.out, "a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+    return int(not all(row["within"] for row in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
