@@ -228,6 +228,7 @@ def _made(value: Any) -> Any:
     left = [value]
     while left:
         each = left.pop()
+        budget.tick()
         if isinstance(each, str | bytes):
             budget.charge(_size(each))
             continue

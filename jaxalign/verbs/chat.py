@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from jaxalign.data.records import Message
 from jaxalign.errors import ConfigError, JaxalignError, amount
 from jaxalign.fields import like, nearest_hint
 from jaxalign.sampling.generate import SamplingConfig
-from jaxalign.storage import to_path
+from jaxalign.storage import json_line, to_path, write_whole
 from jaxalign.streams import shown
 from jaxalign.verbs.requests import flag
 from jaxalign.verbs.sampling import MODEL, SamplingRequest
@@ -211,8 +210,13 @@ class Talk:
         ]
         if not rows:
             raise ConfigError("there is no conversation to save")
-        with open(to_path(name), "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path = to_path(name)
+        before = path.read_bytes() if path.is_file() else b""
+        if before and not before.endswith(
+            b"\n"
+        ):  # as an editor may leave it: a row of its own, not two in one line
+            before += b"\n"
+        write_whole(path, before + "".join(map(json_line, rows)).encode())
         self.tell(f"{name}: {amount(len(rows), 'row')} more")
 
     def tell(self, text: str) -> None:

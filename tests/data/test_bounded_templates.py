@@ -76,12 +76,12 @@ TOO_MUCH, TOO_LONG = "it makes too much text and lists", "it takes too long"
     ],
 )
 def test_what_would_never_end_is_refused_at_once(source, reason):
-    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
     with pytest.raises(
         DataError, match=rf"the chat template <template>(:\d)? fails on the conversation: ({reason})"
     ):
         render(source)
-    assert time.process_time() - begun < 2
+    assert time.thread_time() - begun < 1.5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
 
 
@@ -109,10 +109,10 @@ def test_what_only_asks_how_a_template_writes_is_refused_for_it():
     template = compile_template(
         "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
     )
-    begun = time.process_time()
+    begun = time.thread_time()
     with pytest.raises(ConfigError, match=TOO_LONG):
         turn_terminator(template, {}, ["</s>"])
-    assert time.process_time() - begun < 1
+    assert time.thread_time() - begun < 1
 
 
 @pytest.mark.parametrize(

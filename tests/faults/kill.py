@@ -8,20 +8,18 @@ are compared with those of a run that nobody disturbed, bit for bit. One row a t
 printed; a row whose `faults` is not empty is a fault of jaxalign.
 """
 
-import argparse
 import collections
 import concurrent.futures
-import json
 import pathlib
 import random
 import re
 import shutil
 import signal
-import tempfile
 import time
 from typing import Any
 
 from jaxalign.signals import TRY_AGAIN
+from tests.faults.campaign import add_rows, chosen, make_parser, working_folder
 from tests.faults.forks import CHANGES, Ended, Fault, attempt, server
 
 server()  # before what it imports
@@ -139,19 +137,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     """Makes the tries that the flags ask for; 1 where one has found a fault."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = make_parser(__doc__, of="tasks")
     parser.add_argument("--kills", type=int, default=100, help="of each task")
-    parser.add_argument("--only", default="", help="tasks, separated by commas; all by default")
     parser.add_argument("--jobs", type=int, default=1, help="tasks at a time")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", default="", help="for data and runs; by default a temporary one")
-    parser.add_argument("--out", default="", help="a JSONL file, to which a row is added for each try")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = pathlib.Path(asked.folder or temporary)
+    with working_folder(asked) as folder:
         runs = folder / "runs"
         prepare(runs)
-        names = asked.only.split(",") if asked.only else list(all_tasks(runs))
+        names = chosen(asked, all_tasks(runs))
         rows, began = [], time.monotonic()
         tries = folder / f"tries-{time.time_ns()}"
         with concurrent.futures.ThreadPoolExecutor(asked.jobs) as pool:
@@ -161,9 +155,7 @@ def main() -> int:
             for future in concurrent.futures.as_completed(futures):
                 name, found = names[futures.index(future)], future.result()
                 rows += found
-                if asked.out:
-                    with open(asked.out, "a") as file:
-                        file.writelines(json.dumps(row) + "\n" for row in found)
+                add_rows(asked, *found)
                 bad = [row for row in found if row["faults"]]
                 print(
                     f"{name}: {len(found)} tries, {len(bad)} with a fault", *bad[:3], sep="\n  ", flush=True

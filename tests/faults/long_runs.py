@@ -8,7 +8,6 @@ of files, such as those of libraries, are read apart: the system takes and gives
 the file, and a table is printed.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -18,6 +17,8 @@ import sys
 import tempfile
 import time
 from typing import Any
+
+from tests.faults.campaign import add_rows, chosen, make_parser, working_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 MOST_SLOPE = 1.0  # MB per 1,000 steps
@@ -88,16 +89,12 @@ def measure(stage: str, runs: pathlib.Path, steps: int) -> dict[str, Any]:
 
 def main() -> int:
     """Runs the stages; 1 where something grows that should not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = make_parser(__doc__, of="stages")
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--only", default="", help="stages, separated by commas; all by default")
-    parser.add_argument("--folder", default="", help="for data and the runs that others begin with")
-    parser.add_argument("--out", default="", help="a JSONL file, to which a row is added for each stage")
     parser.add_argument("--here", default="", help="run this stage in this process")
     asked = parser.parse_args()
     sys.path[:0] = [str(ROOT / "tests" / "stages")]
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = pathlib.Path(asked.folder or temporary)
+    with working_folder(asked) as folder:
         if asked.here:
             print(json.dumps(measure(asked.here, folder / "runs", asked.steps)))
             return 0
@@ -110,15 +107,13 @@ def main() -> int:
 
         prepare(folder / "runs")
         rows = []
-        for stage in asked.only.split(",") if asked.only else STAGES:
+        for stage in chosen(asked, STAGES):
             command = [sys.executable, "-m", "tests.faults.long_runs", f"--here={stage}"]
             command += [f"--steps={asked.steps}", f"--folder={folder}"]
             made = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True)
             rows.append(json.loads(made.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)
-            if asked.out:
-                with open(asked.out, "a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+            add_rows(asked, rows[-1])
     return int(not all(row["within"] for row in rows))
 
 

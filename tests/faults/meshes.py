@@ -7,16 +7,15 @@ the model, every line of metrics and samples. The others add up numbers in anoth
 difference is measured, of any parameter and of any logged loss, divided by one plus the size of the number.
 """
 
-import argparse
 import json
 import pathlib
 import sys
-import tempfile
 import time
 from typing import Any
 
 import numpy as np
 
+from tests.faults.campaign import add_rows, chosen, make_parser, working_folder
 from tests.faults.forks import ROOT, server
 
 server()  # before what it imports
@@ -73,16 +72,12 @@ def compare(got: pathlib.Path, wanted: pathlib.Path) -> dict[str, float | int]:
 
 def main() -> int:
     """Trains every stage in every layout; 1 where one is further from the others than it may be."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = make_parser(__doc__, of="stages")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--only", default="", help="stages, separated by commas; all by default")
-    parser.add_argument("--folder", default="", help="for data and runs; by default a temporary one")
-    parser.add_argument("--out", default="", help="a JSONL file, to which a row is added for each stage")
     asked = parser.parse_args()
-    stages = asked.only.split(",") if asked.only else list(STAGES)
+    stages = chosen(asked, STAGES)
     rows = []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = pathlib.Path(asked.folder or temporary)
+    with working_folder(asked) as folder:
         prepare(folder / "runs")
         for layout in LAYOUTS:
             print(
@@ -97,9 +92,7 @@ def main() -> int:
             row["within"] = not row["again"] and far <= MOST
             rows.append(row)
             print(json.dumps(row), flush=True)
-            if asked.out:
-                with open(asked.out, "a") as file:
-                    file.write(json.dumps(row) + "\n")
+            add_rows(asked, row)
     return int(not all(row["within"] for row in rows))
 
 

@@ -8,7 +8,6 @@ undisturbed run. Then every file that a finished or stopped run left is damaged 
 what is whole, or says which file is not. Needs the right to mount.
 """
 
-import argparse
 import contextlib
 import json
 import pathlib
@@ -20,6 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from tests.faults.campaign import add_rows, make_parser, working_folder
 from tests.faults.forks import CHANGES, Fault, attempt, server
 
 server()  # before what it imports
@@ -174,16 +174,13 @@ def stop(task: Task, folder: pathlib.Path, log: pathlib.Path) -> None:
 
 def main() -> int:
     """Makes all tries; 1 where one has found a fault."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--sizes", type=int, default=40, help="sizes of the disk")
     parser.add_argument("--damages", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", default="", help="for data and runs; by default a temporary one")
-    parser.add_argument("--out", default="", help="a JSONL file, to which a row is added for each try")
     asked = parser.parse_args()
     rng, rows = random.Random(asked.seed), []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = pathlib.Path(asked.folder or temporary)
+    with working_folder(asked) as folder:
         prepare(folder / "runs")
         task = all_tasks(folder / "runs")[NAME]
         tries = pathlib.Path(tempfile.mkdtemp(dir=folder))
@@ -200,9 +197,7 @@ def main() -> int:
         for number in range(asked.damages):
             rows.append(damage(task, whole, stopped, tries / f"damage{number}", rng))
         shutil.rmtree(tries, ignore_errors=True)
-    if asked.out:
-        with open(asked.out, "a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    add_rows(asked, *rows)
     for row in rows:
         if row["faults"]:
             print(json.dumps(row)[:800])

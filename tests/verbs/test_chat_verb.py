@@ -92,6 +92,10 @@ def test_a_saved_conversation_is_rows_to_train_on(speakers, folder, tmp_path):
     assert [row["model"] for row in rows] == [speaker.name for speaker in speakers] * 2
     for row, speaker in zip(rows, speakers, strict=False):
         assert row["messages"] == [{"role": role, "content": content} for role, content in said(speaker)]
+    file.write_text('{"id": "without an end of line"}')
+    made.obey(f"/save {file}")
+    kept, *new = [json.loads(line) for line in file.read_text().splitlines()]
+    assert kept == {"id": "without an end of line"} and new == rows[: len(speakers)]
     made.obey("/reset")
     with pytest.raises(ConfigError, match="no conversation to save"):
         made.obey(f"/save {file}")
