@@ -83,7 +83,10 @@ OWN: dict[str, tuple[str, ...]] = {
     "jaxalign/sampling/answers.py": _files(
         "sampling/test_", "answers", "sequence_rewards", "sampling_config"
     ),
-    "jaxalign/sampling/generate.py": (*FAST, *_files("sampling/test_", "sampling_config", "generate")),
+    "jaxalign/sampling/generate.py": (
+        *FAST,
+        *_files("", "sampling/test_sampling_config", "sampling/test_generate", "data/test_answer_endings"),
+    ),
     "jaxalign/sampling/slots.py": _files("sampling/test_", "queue"),
     "jaxalign/rl/learner.py": _files("rl/test_", "learner"),
     "jaxalign/rl/rollout.py": _files("rl/test_", "rollout"),

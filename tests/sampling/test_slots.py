@@ -87,6 +87,18 @@ def test_eight_devices_keep_a_queue_each(config, params, prompts, samples):
 
 
 @pytest.mark.slow
+def test_rows_that_cannot_be_dealt_out_evenly_to_the_devices_are_sampled_all_at_once(config, params, prompts):
+    assert len(prompts[0]) % 4  # shards of the batch
+    want = sample(params, config, prompts, slots=4)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with use_mesh(mesh):
+        layout = jax.tree.map(lambda x: x.sharding, abstract_params(config, mesh))
+        got = sample(jax.device_put(params, layout), config, prompts, slots=4)
+    assert_same(got, want)
+    assert got.places == len(got.mask) * got.mask.sum(axis=1).max()
+
+
+@pytest.mark.slow
 def test_slots_are_full_where_lengths_are_geometric():
     """Mean 64, cut at 512: a model to which all of 64 tokens are alike, of which one stops."""
     config = ModelConfig(
