@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 import jaxalign
 
 # By name: what changes a stage's config, and about it the stage; the model, a preset; its weights on the hub, with a
-# note where the paper's are others, or the recipe `after` whose run it begins with, and the one whose run is its
-# `reward`; the data on the hub; the source of the numbers; and a topology that it fits.
+# note where the paper's are others, or the recipe `after` whose run it begins with, and those whose runs are its
+# `reward` or `teacher`; the data on the hub; the source of the numbers; and a topology that it fits.
 RECIPES: dict[str, dict] = {}
 
 
@@ -51,7 +51,7 @@ def get_commands(name: str, folder: str) -> list[str]:
       folder: that of all runs, each in one with its recipe's name.
     """
     found = RECIPES[name]
-    needed = [found[key] for key in ("after", "reward") if key in found]
+    needed = [found[key] for key in ("after", "reward", "teacher") if key in found]
     lines = [line for other in needed for line in get_commands(other, folder)]
     start = f"{folder}/{found['after']}" if "after" in found else found["weights"]
     reward = f"{folder}/{found['reward']}" if "reward" in found else "YOUR_REWARD"
@@ -59,6 +59,7 @@ def get_commands(name: str, folder: str) -> list[str]:
         f"--config.model.init_from={start}",
         f"--config.data.train={'YOUR_DATA' if found['data'] == 'yours' else found['data']}",
         *([f"--config.{found['stage']}.reward={reward}"] if found["stage"] in ("ppo", "rloo") else []),
+        *([f"--config.distill.teacher={folder}/{found['teacher']}"] if "teacher" in found else []),
     ]
     command = " ".join(["jaxalign train", f"--config=papers:{name}", *flags, f"--workdir={folder}/{name}"])
     note = f", {found['note']}" if "note" in found else ""
@@ -70,7 +71,10 @@ DPO = "arXiv 2305.18290, appendix B"
 IS_DPO_SUPERIOR = "arXiv 2404.10719, appendix"
 ORPO = "arXiv 2403.07691, section 5.1 and appendix"
 TLDR = "arXiv 2403.17031, tables of hyper-parameters"
+DISPLACEMENT = "arXiv 2410.08847, sections 5 and 6, and the authors' commands"
+MINILLM = "arXiv 2306.08543, the authors' scripts for GPT-2"
 HH = "Anthropic/hh-rlhf"
+DOLLY = "databricks/databricks-dolly-15k"
 SUMMARIES = "vwxyzjn/summarize_from_feedback_tldr_3_filtered"
 COMPARISONS = "vwxyzjn/summarize_from_feedback_oai_preprocessing_1706381144"
 ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"
@@ -220,6 +224,61 @@ def sft_lima_llama2_7b(config: ConfigDict) -> None:
 
 
 @recipe(
+    stage="dpo", model="gemma_2b", weights="google/gemma-2b", note="512 pairs of UltraFeedback that are chosen by CHES",
+    data="yours", source=DISPLACEMENT, topology="v5e:2x4",
+)  # fmt: skip
+def dpo_ultrafeedback_gemma_2b(config: ConfigDict) -> None:
+    """Figure 2: which pairs lower the answers that they prefer."""
+    _displacement(config)
+    config.optimizer.learning_rate = 1e-7  # of 16 updates
+
+
+@recipe(
+    stage="dpo", model="gemma_2b", weights="google/gemma-2b-it", note="pairs of its own answers to SORRY-Bench",
+    data="yours", source=DISPLACEMENT, topology="v5e:2x4",
+)  # fmt: skip
+def dpo_sorrybench_gemma_2b(config: ConfigDict) -> None:
+    """Figure 3: refusals become fewer by training on them."""
+    _displacement(config)
+    config.optimizer.learning_rate = 5e-6  # of both models
+
+
+@recipe(stage="sft", model="gpt2_xl", weights="gpt2-xl", data=DOLLY, source=MINILLM, topology="v5e:2x4")
+def sft_minillm_gpt2_xl(config: ConfigDict) -> None:
+    """The teacher."""
+    _minillm(config)
+    config.num_epochs = 10.0  # half of the students'
+    config.optimizer.learning_rate = 5e-5  # a tenth of the students'
+
+
+@recipe(stage="sft", model="gpt2", weights="gpt2", data=DOLLY, source=MINILLM, topology="v5e:2x2")
+def sft_minillm_gpt2(config: ConfigDict) -> None:
+    """SFT without distillation, and what the distilled student begins with."""
+    _minillm(config)
+    config.num_epochs = 20.0  # of the smallest student
+    config.optimizer.learning_rate = 5e-4  # of the smallest student
+
+
+@recipe(
+    stage="distill", model="gpt2", after="sft_minillm_gpt2", teacher="sft_minillm_gpt2_xl", data=DOLLY, source=MINILLM,
+    topology="v5e:2x2",
+)  # fmt: skip
+def distill_minillm_gpt2(config: ConfigDict) -> None:
+    """Own samples, without text of the web: reverse KL is exact over the vocabulary here, by policy gradient there.
+
+    The paper takes four passes over its samples, and a fifth of each token's distribution from the teacher.
+    """
+    config.batch_size = 256  # completions
+    config.num_steps = 5000  # updates
+    config.data.max_length = 512  # of a prompt and an answer
+    config.distill.sampling.max_new_tokens = 256  # beside prompts of 256
+    config.distill.divergence = "reverse_kl"  # of the student from the teacher
+    config.optimizer.learning_rate = 5e-6  # of all sizes
+    config.optimizer.schedule = "constant"  # after the warm-up
+    config.optimizer.warmup_steps = 100  # linear
+
+
+@recipe(
     stage="sft", model="pythia_6_9b", weights="EleutherAI/pythia-6.9b-deduped", data=SUMMARIES, source=TLDR,
     topology="v5p:2x2x1",
 )  # fmt: skip
@@ -366,6 +425,27 @@ def _dpo(config: ConfigDict) -> None:
     config.optimizer.schedule = "constant"  # after the warm-up
     config.optimizer.warmup_steps = 150  # linear
     config.optimizer.clip_norm = 10.0  # as in the authors' code
+
+
+def _displacement(config: ConfigDict) -> None:
+    config.num_epochs = 1.0  # over the pairs
+    config.batch_size = 32  # pairs, 8 times 4
+    config.data.max_length = 512  # of a prompt and an answer
+    config.data.row_length = 1024  # a pair
+    config.optimizer.name = "rmsprop"  # of all models
+    config.optimizer.schedule = "constant"  # without a warm-up
+    config.optimizer.warmup = 0.0  # none
+    config.optimizer.clip_norm = None  # none
+    config.dpo.beta = 0.1  # of DPO and IPO
+
+
+def _minillm(config: ConfigDict) -> None:
+    config.batch_size = 32  # 16 times 2
+    config.data.max_length = 512  # of a prompt and an answer
+    config.optimizer.schedule = "cosine"  # to 0
+    config.optimizer.warmup = 0.0  # none
+    config.optimizer.weight_decay = 0.01  # of AdamW
+    config.optimizer.clip_norm = 1.0  # of gradients
 
 
 def _tldr(config: ConfigDict) -> None:

@@ -10,6 +10,7 @@ from scipy import stats
 
 from jaxalign import parallel
 from jaxalign.ablation import Chart, Claim, Effect, Outcome, Study, Trial, value
+from jaxalign.ablation.effects import arm_name
 from jaxalign.ablation.language import PRETRAINING, examining, read_pairs, train_once, write_rows
 from jaxalign.ablation.preferences import (
     judge_answers,
@@ -181,6 +182,10 @@ def get_study(size: str) -> Study:
         },
         run=run,
         share=share,
+        recipes={
+            arm_name({"by": "ches", "alike": "most"}): "dpo_ultrafeedback_gemma_2b",
+            arm_name(random): "dpo_sorrybench_gemma_2b",
+        },
         claims=(
             Claim(
                 "preferred answers fall",

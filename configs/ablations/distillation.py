@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxalign.ablation import Chart, Claim, Effect, Outcome, Study, Trial, value
 from jaxalign.ablation.costs import trained_flops
+from jaxalign.ablation.effects import arm_name
 from jaxalign.ablation.language import (
     GREEDY,
     MOST,
@@ -213,6 +214,10 @@ def get_study(size: str) -> Study:
         },
         run=run,
         share=share,
+        recipes={
+            arm_name(arm("people", "demonstrations")): "sft_minillm_gpt2",
+            arm_name(arm("strong", "own samples")): "distill_minillm_gpt2",
+        },
         claims=(
             Claim(
                 "the strong teacher is better than the data",

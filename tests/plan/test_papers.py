@@ -13,7 +13,7 @@ from jaxalign.verbs.plan import estimated_plan
 
 # As the papers have them, read a second time: arXiv 2305.18290 (DPO), 2404.10719 (is DPO superior to PPO), 2403.07691
 # (ORPO), 2305.11206 (LIMA), 2403.17031 (TL;DR), 2402.14740 (RLOO), 2203.02155 (InstructGPT), 2210.10760
-# (over-optimisation).
+# (over-optimisation); of 2410.08847 (displacement) and 2306.08543 (MiniLLM) the commands that its authors published.
 DPO = {
     "optimizer.name": "rmsprop",
     "optimizer.learning_rate": 1e-6,
@@ -21,6 +21,27 @@ DPO = {
     "optimizer.clip_norm": 10,
     "batch_size": 64,
     "dpo.beta": 0.1,
+}
+DISPLACEMENT = {
+    "optimizer.name": "rmsprop",
+    "optimizer.decay": 0.99,
+    "optimizer.schedule": "constant",
+    "optimizer.warmup": 0,
+    "optimizer.warmup_steps": 0,
+    "optimizer.clip_norm": None,
+    "batch_size": 32,
+    "num_epochs": 1,
+    "data.max_length": 512,
+    "dpo.beta": 0.1,
+}
+MINILLM = {
+    "optimizer.schedule": "cosine",
+    "optimizer.warmup": 0,
+    "optimizer.warmup_steps": 0,
+    "optimizer.weight_decay": 0.01,
+    "optimizer.clip_norm": 1,
+    "batch_size": 32,
+    "data.max_length": 512,
 }
 NUMBERS = {
     "dpo_hh_pythia_2_8b": DPO,
@@ -61,6 +82,19 @@ NUMBERS = {
         "batch_size": 64,
         "num_epochs": 15,
         "data.max_length": 2048,
+    },
+    "dpo_ultrafeedback_gemma_2b": DISPLACEMENT | {"optimizer.learning_rate": 1e-7},
+    "dpo_sorrybench_gemma_2b": DISPLACEMENT | {"optimizer.learning_rate": 5e-6},
+    "sft_minillm_gpt2_xl": MINILLM | {"optimizer.learning_rate": 5e-5, "num_epochs": 10},
+    "sft_minillm_gpt2": MINILLM | {"optimizer.learning_rate": 5e-4, "num_epochs": 20},
+    "distill_minillm_gpt2": {
+        "optimizer.learning_rate": 5e-6,
+        "optimizer.schedule": "constant",
+        "optimizer.warmup_steps": 100,
+        "batch_size": 256,
+        "num_steps": 5000,
+        "data.max_length": 512,
+        "distill.sampling.temperature": 1,
     },
     "sft_tldr_pythia_6_9b": {"optimizer.learning_rate": 3e-6, "batch_size": 128, "optimizer.eps": 1e-5},
     "reward_tldr_pythia_6_9b": {"optimizer.learning_rate": 3e-6, "batch_size": 64, "num_epochs": 1},
@@ -155,6 +189,15 @@ def test_a_study_names_the_trainings_of_its_paper():
     assert "--config.model.init_from=ablations/rloo-paper/sft_tldr_pythia_6_9b" in commands[2]
     assert "--config.rloo.reward=ablations/rloo-paper/reward_tldr_pythia_6_9b" in commands[2]
     assert commands[2].endswith("--workdir=ablations/rloo-paper/rloo_tldr_pythia_6_9b  # v5p:2x2x4")
+
+
+def test_a_distilled_student_comes_after_its_teacher():
+    commands = [line for line in describe_trainings(load_study("distillation")) if not line.startswith("#")]
+    begun = [line.split("--config=papers:")[1].split()[0] for line in commands]
+    assert begun == ["sft_minillm_gpt2", "sft_minillm_gpt2", "sft_minillm_gpt2_xl", "distill_minillm_gpt2"]
+    folder = "ablations/distillation-paper"
+    assert f"--config.distill.teacher={folder}/sft_minillm_gpt2_xl" in commands[-1]
+    assert f"--config.model.init_from={folder}/sft_minillm_gpt2 " in commands[-1]
 
 
 @pytest.mark.parametrize("name", own_studies())
