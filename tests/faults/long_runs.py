@@ -84,6 +84,7 @@ def measure(stage: str, runs: pathlib.Path, steps: int) -> dict[str, Any]:
         "memory": [round(float(table[at, 1]), 1) for at in (0, -1)],
         "of_files": [round(float(table[at, 2]), 1) for at in (0, -1)],
         "slope": round(float(slope), 3),
+        "readings": [[int(row[0]), round(float(row[1]), 1)] for row in table],
         "recompiled": recompiled,
         **grown,
         "checkpoints": len(saved),

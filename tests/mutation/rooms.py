@@ -91,7 +91,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "jaxalign/rl/learner.py": _files("rl/test_", "learner"),
     "jaxalign/rl/rollout.py": _files("rl/test_", "rollout"),
     "jaxalign/rl/programs.py": ("-k", "run_counts or rollout_reads", "tests/plan/test_programs.py"),
-    "jaxalign/rl/layout.py": (*FAST, "tests/stages/test_pack_completions.py"),
+    "jaxalign/rl/layout.py": (*FAST, "tests/rl/test_layout.py", "tests/stages/test_pack_completions.py"),
     "jaxalign/stages/published.py": ("tests/training/test_recipe.py",),
     "jaxalign/stages/__init__.py": (*FAST, *_files("stages/test_", "out_of_tree", "stage_errors", "dry_run")),
 }
