@@ -353,6 +353,19 @@ def test_estimates_of_sampling_read_and_hold_the_gathered_weights(estimates):
     assert found[""] - found["decode_embed=fsdp"] == pytest.approx(weights, rel=1e-3)
 
 
+def test_estimates_of_hosts_that_do_not_divide_the_mesh_are_refused_as_in_a_run(estimates):
+    values = load_config("sft", "llama3_2_1b")
+    message = r"config\.mesh\.data=1 is split over 2 hosts of GPUs; make it a multiple of 2, or name another"
+    with pytest.raises(ConfigError, match=message):
+        run_plan(parse_config(values), "2*h100:8")
+    values.mesh.data = 2
+    (step,) = run_plan(parse_config(values), "2*h100:8")["steps"]
+    # Of gradients a device sends its part between the hosts, and none along data within one.
+    weights = 2 * 1_235_814_400
+    assert step["sent_by_axes"]["slices"] == pytest.approx(2 * weights / 8 * 0.5, rel=1e-3)
+    assert "data" not in step["sent_by_axes"]
+
+
 @pytest.mark.slow
 def test_a_search_orders_by_the_bounds_and_names_the_best(estimates, capsys):
     """By estimate on GPUs: 8 billion parameters in training state fit on 8 of them only when split."""
