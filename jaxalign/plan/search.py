@@ -51,13 +51,13 @@ def rank(configs: Iterator[Config], look: Callable[[Config], dict[str, Any]]) ->
         except ConfigError as error:
             misfits.append(str(error))
             continue
-        hbm = plan["chip"]["hbm"]
+        room = plan["room"]  # of a GPU less than its memory
         worst = max(step["memory"]["total"] for step in plan["steps"])
-        if worst <= SLACK * hbm:
+        if worst <= SLACK * room["pool"]:
             seconds = sum(max(step["seconds"].values()) for step in plan["steps"])
             # Between equals less communication wins: what a bound hides may not be hidden in fact.
             sent = sum(sum(step["sent_by_axes"].values()) for step in plan["steps"])
-            found.append((worst > hbm, round(seconds, 3), sent, len(found), config))
+            found.append((worst > room["fits"], round(seconds, 3), sent, len(found), config))
     if not found:
         why = f"; of some the sizes do not divide, as: {misfits[0]}" if misfits else ""
         raise ConfigError(

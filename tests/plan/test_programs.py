@@ -378,6 +378,16 @@ def test_a_search_orders_by_the_bounds_and_names_the_best(estimates, capsys):
     assert "fits, MFU at most" in capsys.readouterr().out
 
 
+def test_a_search_on_gpus_looks_first_at_what_fits_into_their_pool(estimates, monkeypatch, capsys):
+    """Five candidates would be faster and fit into an H100, but not into what JAX takes of it."""
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    values = load_config("sft", "llama3_1_8b")
+    values.batch_size = 64
+    found = run_plan(parse_config(values), "h100:8", search=True, budget=1)
+    (step,) = found["steps"]
+    assert step["fits"] and step["memory"]["total"] <= found["room"]["fits"]
+
+
 def test_a_search_of_which_nothing_can_be_compiled_says_why(monkeypatch, capsys):
     def refuse(config, topology):
         raise ConfigError("no such mesh")
