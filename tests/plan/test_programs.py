@@ -353,6 +353,17 @@ def test_estimates_of_sampling_read_and_hold_the_gathered_weights(estimates):
     assert found[""] - found["decode_embed=fsdp"] == pytest.approx(weights, rel=1e-3)
 
 
+@pytest.mark.parametrize("decay_fraction", [0.1, 0.5, 0.9])
+def test_a_plan_without_steps_has_room_for_a_long_warm_up(decay_fraction, estimates):
+    """Of data that is not here nobody knows the steps: a warm-up of any length fits, before wsd's decay, too."""
+    values = load_config("sft", "llama3_2_1b")
+    values.optimizer.update(schedule="wsd", warmup=0.0, warmup_steps=10_000, decay_fraction=decay_fraction)
+    assert run_plan(parse_config(values), "h200:8")["steps"][0]["fits"]
+    values.num_steps = 10_000
+    with pytest.raises(ConfigError, match=r"config\.optimizer\.warmup_steps=10000: too long"):
+        run_plan(parse_config(values), "h200:8")
+
+
 def test_estimates_of_hosts_that_do_not_divide_the_mesh_are_refused_as_in_a_run(estimates):
     values = load_config("sft", "llama3_2_1b")
     message = r"config\.mesh\.data=1 is split over 2 hosts of GPUs; make it a multiple of 2, or name another"
