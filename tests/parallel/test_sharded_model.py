@@ -158,6 +158,12 @@ def test_model_that_does_not_divide_is_refused(switches, sizes, message):
         ("mlp=fsdp", "config.mesh.rules: mlp and embed both lie along fsdp, and meet in one array; give one"),
         ("embed=,mlp=fsdp", "config.mesh.rules: mlp and batch both lie along fsdp"),
         ("embed=,mlp=,expert=context", "config.mesh.rules: expert and length both lie along context"),
+        # Each axis once in a layout, though there is but one device along it.
+        ("embed=tensor", "config.mesh.rules: vocab and embed both lie along tensor"),
+        ("decode_embed=tensor", "config.mesh.rules: vocab and decode_embed both lie along tensor"),
+        ("act_embed=fsdp", "config.mesh.rules: batch and act_embed both lie along fsdp"),
+        ("act_kv_heads=data", "config.mesh.rules: batch and act_kv_heads both lie along data"),
+        ("length=tensor", "config.mesh.rules: length and act_heads both lie along tensor"),
     ],
 )
 def test_rules_that_cannot_be_are_refused(rules, message):
