@@ -142,9 +142,7 @@ def load_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> tuple[Run, Frozen
     for name, model in sorted(wanted.items()):
         if name in others:
             loaded = others[name].load(run.mesh)
-            configs[name] = dataclasses.replace(
-                others[name].config, dtype=run.model.dtype, attention=run.model.attention
-            )
+            configs[name] = computed_alike(others[name].config, run)
         else:
             loaded = run.load_init()
         digests.append(f"{name}:{fingerprint(loaded)}")
@@ -158,6 +156,16 @@ def load_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> tuple[Run, Frozen
         else:
             params[name] = keep(loaded, run.config.frozen)
     return run, FrozenModels(params, configs, "-".join(digests))
+
+
+def computed_alike(model: ModelConfig, run: Run) -> ModelConfig:
+    """Another model's architecture, computed as config.model says: in the run's type, and by the kernel named there.
+
+    Where none is, it keeps the one that is best for it: not every kernel can do heads of every size.
+    """
+    kernel = run.config.model.attention
+    attention = model.attention if kernel == "auto" else kernel
+    return dataclasses.replace(model, dtype=run.model.dtype, attention=attention)
 
 
 def check_same_tokenizer(found: SavedModel, path: str, key: str, run: Run) -> None:
