@@ -232,6 +232,7 @@ def test_samples_carry_their_log_probabilities(model):
 def test_what_cannot_be_asked_is_told(runs, model):
     session, pairs = jaxalign.Session(model), rows(runs, "pairs")
     good = datum(model, PROMPT, weights=1.0)
+    long = {"tokens": [1] * 513, "weights": [0.0] + [1.0] * 512}
     for data, loss, settings, error, message in [
         (pairs, "dop", {}, ConfigError, r"stage\.dop does not exist; did you mean stage\.dpo"),
         (
@@ -250,6 +251,13 @@ def test_what_cannot_be_asked_is_told(runs, model):
         ([good], "ppo", {}, DataError, "'logprobs' is missing"),
         ([good], "ppo", {"clip": 0.2}, ConfigError, r"loss_fn_config\.clip"),
         ([good | {"weights": [1.0]}], "cross_entropy", {}, DataError, r"weights has shape \[1\]"),
+        (
+            [good, long],
+            "cross_entropy",
+            {},
+            DataError,
+            "data:2: 513 tokens, and the model is made for 512; short",
+        ),
         ([good | {"mask": [1.0]}], "cross_entropy", {}, DataError, "'mask' is none of"),
         ([good], lambda scores, batch: scores.logp, {}, ConfigError, r"return \(loss, metrics\)"),
         ([good], lambda scores, batch: (scores.logp, {}), {}, ConfigError, "one float32 number"),
