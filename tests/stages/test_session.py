@@ -268,6 +268,11 @@ def test_what_cannot_be_asked_is_told(runs, model):
         session.sample(PROMPT, 1, {"max_tokens": 3})
     with pytest.raises(ConfigError, match=r"warmup=0\.1 is a part of all updates; set num_steps"):
         jaxalign.Session(model, optimizer=jaxalign.OptimizerConfig(warmup=0.1))
+    half = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype="float16"))
+    with pytest.raises(
+        ConfigError, match=r"dtype='float16' cannot train: .* load the model with dtype='bfloat16'"
+    ):
+        jaxalign.Session(half)
     judge = jaxalign.Session(jaxalign.load(runs / "reward"))
     assert judge.forward_backward(pairs, "reward").loss > 0
     judge.optim_step(1e-3)
