@@ -188,7 +188,8 @@ class Run:
         """Batches of pretraining text by number, for a loss that mixes it in, and the text's fingerprint."""
         own = self.config.data  # of prompts, perhaps, whose rows are no longer than one
         row_length = max(own.row_length, own.max_length)
-        data = dataclasses.replace(own, train=names, weights=(), row_length=row_length)
+        # Which field of a row is which is said of the prompts.
+        data = dataclasses.replace(own, train=names, weights=(), fields="", row_length=row_length)
         dataset = build_dataset(data, self.tokenizer, TEXT)
         if jax.process_index() == 0:
             write_dropped(self.workdir / f"text_{DROPPED_FILE}", dataset.invalid)
