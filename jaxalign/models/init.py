@@ -23,6 +23,10 @@ _SIZES = {
     "kv_heads": "num_kv_heads",
     "mlp": "mlp_dim",
     "expert": "num_experts",
+    "layers": "num_layers",
+    "head_dim": "head_dim",
+    "norm": "embed_dim",
+    "position": "max_length",
 }
 # The logical axes of what a layer computes, and of its keys and values.
 _ACTIVATIONS = (
@@ -88,7 +92,12 @@ def abstract_params(config: ModelConfig, mesh: Mesh, *, scalar: bool = False) ->
         dimensions of a parameter or of what is computed, or experts and the tokens that they share, on one axis.
     """
     for name, key in _SIZES.items():
-        check_divides(mesh, f"model.{key}", getattr(config, key), name)
+        size = getattr(config, key)
+        if (
+            name == "position"
+        ):  # no table of rotary ones; that of others has some rows before that of position 0
+            size = size + config.position_offset if config.positions == "learned" else 0
+        check_divides(mesh, f"model.{key}", size, name)
     boxed = _shapes(config)
     for box in jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)):
         check_apart(*box.names)

@@ -172,6 +172,27 @@ def test_rules_that_cannot_be_are_refused(rules, message):
         abstract_params(MOE, mesh)
 
 
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ("layers=data", "config.model.num_layers=2 is not divisible by config.mesh.data=4; use 4, or"),
+        ("head_dim=data", "config.model.head_dim=6 is not divisible by config.mesh.data=4; use 4 or 8, or"),
+        ("norm=data", "config.model.embed_dim=30 is not divisible by config.mesh.data=4; use 28 or 32, or"),
+        (
+            "position=data",
+            "config.model.max_length=33 is not divisible by config.mesh.data=4; use 32 or 36, or",
+        ),
+    ],
+)
+def test_axes_that_rules_alone_split_divide_as_well(rules, message):
+    model = dataclasses.replace(CONFIG, embed_dim=30, head_dim=6, max_length=33)
+    with use_mesh(make_mesh(MeshConfig(4, tensor=2)), parse_rules(rules)) as mesh:
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            abstract_params(model, mesh)
+        if rules == "position=data":  # rotary positions have no table
+            abstract_params(dataclasses.replace(model, positions="rope"), mesh)
+
+
 MOE = dataclasses.replace(
     CONFIG, num_experts=4, experts_per_token=2, mlp_bias=False, norm="rms", positions="rope", mlp_dim=16
 )
