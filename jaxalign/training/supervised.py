@@ -170,10 +170,18 @@ def computed_alike(model: ModelConfig, run: Run) -> ModelConfig:
 
 def check_same_tokenizer(found: SavedModel, path: str, key: str, run: Run) -> None:
     """Raises ConfigError unless a model reads the tokens that the trained one writes."""
-    if run.source is not None and found.tokenizer_digest() != run.source.tokenizer_digest():
+    if run.source is None:
+        return
+    if found.tokenizer_digest() != run.source.tokenizer_digest():
         raise ConfigError(
             f"{key}={path!r} has another tokenizer than config.model.init_from; train it from "
             f"a model with the policy's tokenizer"
+        )
+    if found.config.vocab_size < run.tokenizer.vocab_size:
+        raise ConfigError(
+            f"{key}={path!r} has vocab_size={found.config.vocab_size}, and no rows for all of the "
+            f"{run.tokenizer.vocab_size} tokens of config.data.tokenizer={run.config.data.tokenizer!r}; add the new "
+            "ones in an sft run, and begin both models from that one"
         )
 
 
