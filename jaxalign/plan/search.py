@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxalign.errors import ConfigError
+from jaxalign.plan.programs import describe_model
 from jaxalign.plan.topology import Topology
 from jaxalign.training.config import Config
 from jaxalign.training.memory import REMAT
@@ -21,9 +22,10 @@ def candidates(config: Config, topology: Topology) -> Iterator[Config]:
     deep = topology.chip.torus == 3 and min(topology.shape) >= 4
     data = topology.slices * (topology.shape[0] if deep else 1)
     chips = topology.size // data
+    experts = describe_model(config, topology.platform).num_experts
     for tensor in _powers(min(8, chips)):
         for context in _powers(min(8, chips // tensor)):
-            for expert in _powers(chips // (tensor * context)) if config.model.num_experts else [1]:
+            for expert in _powers(chips // (tensor * context)) if experts else [1]:
                 sizes = {"tensor": tensor, "context": context, "expert": expert}
                 mesh = dataclasses.replace(config.mesh, data=data, fsdp=-1, **sizes)
                 for parts in _powers(min(8, config.batch_size)):

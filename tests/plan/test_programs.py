@@ -1,5 +1,6 @@
 """Every stage's programs: what they hold, that they compile for a slice, and that their counts are right."""
 
+import dataclasses
 import json
 import math
 import re
@@ -14,15 +15,18 @@ from rich.console import Console
 from jaxalign import parallel
 from jaxalign.config import load_config
 from jaxalign.errors import ConfigError
+from jaxalign.models import ModelConfig
 from jaxalign.models.flops import active_params, visible_pairs
 from jaxalign.models.presets import PRESETS
 from jaxalign.parallel.chips import CHIPS
 from jaxalign.parallel.mesh import mesh_shape
 from jaxalign.plan import hlo
+from jaxalign.plan import programs as plan_programs
 from jaxalign.plan.costs import count_flops
 from jaxalign.plan.measure import measure, split_memory
 from jaxalign.plan.programs import planned, stage_steps
 from jaxalign.plan.report import print_plan, problem_lines, remedies
+from jaxalign.plan.search import candidates
 from jaxalign.plan.topology import describe_devices, parse_topology
 from jaxalign.rl.rollout import rollout_work
 from jaxalign.stages import NAMES, default_config, parse_config
@@ -397,6 +401,18 @@ def test_a_search_on_gpus_looks_first_at_what_fits_into_their_pool(estimates, mo
     found = run_plan(parse_config(values), "h100:8", search=True, budget=1)
     (step,) = found["steps"]
     assert step["fits"] and step["memory"]["total"] <= found["room"]["fits"]
+
+
+def test_a_search_splits_the_experts_of_the_model_that_a_run_begins_from(monkeypatch):
+    """They are that model's, and not config.model's."""
+    config = parse_config(load_config("sft"))
+    config = dataclasses.replace(
+        config, batch_size=8, model=dataclasses.replace(config.model, init_from="a/run")
+    )
+    for experts, sizes in ((0, {1}), (8, {1, 2, 4, 8})):
+        source = SimpleNamespace(config=ModelConfig(num_experts=experts, max_length=4096))
+        monkeypatch.setattr(plan_programs, "find_model", lambda path, key, source=source: source)
+        assert {x.mesh.expert for x in candidates(config, parse_topology("h100:8"))} == sizes
 
 
 def test_a_search_of_which_nothing_can_be_compiled_says_why(monkeypatch, capsys):
