@@ -175,8 +175,8 @@ class Session:
             )
         scheduled = self._schedule(self._state.step) if self._schedule else 0.0
         rate = float(jnp.asarray(scheduled)) if learning_rate is None else learning_rate
-        if not (rate >= 0 and math.isfinite(rate)):
-            raise ConfigError(f"learning_rate={learning_rate}: give a number of 0 or more")
+        if isinstance(rate, str) or not (rate >= 0 and math.isfinite(rate)):
+            raise ConfigError(f"learning_rate={learning_rate!r}: give a number of 0 or more")
         with self._clearing("optim_step"):
             state, metrics = _apply(self._state, self._waiting, rate, config=self._optimizer)
             values = {name: float(x) for name, x in finalize(metrics).items()}

@@ -167,6 +167,7 @@ def token_loss(name: str, settings: Mapping[str, Any]) -> tuple[tuple[tuple[str,
         if key not in known:
             raise ConfigError(f"loss_fn_config.{key}: {name!r} takes {', '.join(known) or 'no settings'}")
         low, high = (0, 1) if key == "clip_low_threshold" else (1, np.inf)
-        if not low <= value < high or (low == 1 and value == 1):
-            raise ConfigError(f"loss_fn_config.{key}={value}: give a ratio between {low} and {high}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not low <= value < high or (low == 1 and value == 1):
+            raise ConfigError(f"loss_fn_config.{key}={value!r}: give a ratio between {low} and {high}")
     return tuple(sorted(settings.items())), TOKEN_LOSSES[name][1]

@@ -250,6 +250,13 @@ def test_what_cannot_be_asked_is_told(runs, model):
         (pairs, "ppo", {}, DataError, "data:1: give a dict with 'tokens'"),
         ([good], "ppo", {}, DataError, "'logprobs' is missing"),
         ([good], "ppo", {"clip": 0.2}, ConfigError, r"loss_fn_config\.clip"),
+        (
+            [good],
+            "ppo",
+            {"clip_low_threshold": "0.8"},
+            ConfigError,
+            r"clip_low_threshold='0\.8': give a ratio",
+        ),
         ([good | {"weights": [1.0]}], "cross_entropy", {}, DataError, r"weights has shape \[1\]"),
         (
             [good, long],
@@ -275,6 +282,8 @@ def test_what_cannot_be_asked_is_told(runs, model):
         jaxalign.Session(half)
     judge = jaxalign.Session(jaxalign.load(runs / "reward"))
     assert judge.forward_backward(pairs, "reward").loss > 0
+    with pytest.raises(ConfigError, match=r"learning_rate='1e-3': give a number of 0 or more"):
+        judge.optim_step("1e-3")
     judge.optim_step(1e-3)
     with pytest.raises(ConfigError, match="a reward model has no log-probabilities"):
         judge.forward([good], "cross_entropy")
