@@ -40,6 +40,8 @@ class Section(ConfigDict):
             raise UnknownKey(unknown_key(self, key, str(value)[:60]))
         if isinstance(value, Section):
             object.__setattr__(value, _PARENT, (self, key))
+        elif value is None and isinstance(self.get(key), Section):
+            raise ConfigError(_no_section(f"config.{self.path}{key}", value, flat_keys(self[key])))
         try:
             super().__setitem__(key, value)
         except TypeError:
@@ -137,11 +139,21 @@ def freeze(cls: type, values: ConfigDict, path: str = "config") -> Any:
     for key, value in values.items():
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
-            given[key] = freeze(typing.cast(type, hint), value, f"{path}.{key}")
+            section = typing.cast(type, hint)
+            if not isinstance(value, ConfigDict):
+                raise ConfigError(_no_section(f"{path}.{key}", value, list(typing.get_type_hints(section))))
+            given[key] = freeze(section, value, f"{path}.{key}")
         else:
             given[key] = _typed(value, hint, f"{path}.{key}")
     check(cls, given, lambda key: f"{path}.{key}")
     return cls(**given)
+
+
+def _no_section(path: str, value: Any, keys: Sequence[str]) -> str:
+    """The error of a section of a config that is given as a single value."""
+    return (
+        f"{path}={value!r}: it is a section, and no value; set its keys, such as {path}.{keys[0]}, one by one"
+    )
 
 
 def check_keys(given: list[str], known: list[str], path: str) -> None:
@@ -157,8 +169,8 @@ def check_keys(given: list[str], known: list[str], path: str) -> None:
 
 def _typed(value: Any, hint: Any, path: str) -> Any:
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if value is None and types.NoneType in options:
-        return None
+    if hint is Any or (value is None and types.NoneType in options):
+        return value
     kinds = [typing.get_origin(option) or option for option in options]
     if isinstance(value, ConfigDict) and dict in kinds:
         return value.to_dict()

@@ -38,6 +38,7 @@ from jaxalign.models.scoring import score_tokens, segment_rewards
 from jaxalign.sampling.answers import Answers, answer_batches
 from jaxalign.sampling.generate import SamplingConfig
 from jaxalign.storage import to_path
+from jaxalign.tokens import check_tokens
 from jaxalign.training.saved_model import find_model, save_model
 
 Prompt = str | Sequence[dict[str, str]]  # text to go on with, or the messages of a conversation
@@ -84,10 +85,12 @@ class Model:
         """The logits of the token after each token of a text, or of given ids: float32 [T, V].
 
         Raises:
-          ConfigError: it is a reward model, which has none.
+          ConfigError: it is a reward model, which has none. DataError: an id that the model does not have, or more of
+            them than it is made for.
         """
         self._check_language_model("logits")
         ids = np.asarray([self.encode(text) if isinstance(text, str) else list(text)], np.int32)
+        check_tokens(ids[0], self.config.vocab_size, self.config.max_length, "text")
         positions = np.arange(ids.size, dtype=np.int32)[None]
         with parallel.use_mesh(self.mesh):
             return _logits(self.params, self.config, ids, positions, np.ones_like(ids))[0]

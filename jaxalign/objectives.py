@@ -73,7 +73,7 @@ def prepare(
         raise ConfigError(
             "a reward model has no log-probabilities; use a stage that trains one, such as 'reward'"
         )
-    batch = encode_tokens(data, model.config.vocab_size, needed)
+    batch = encode_tokens(data, model.config.vocab_size, model.config.max_length, needed)
     objective = _token_objective(loss_fn, bound, model.config)
     return Asked(objective, batch, {}, [len(datum["tokens"]) for datum in data])
 

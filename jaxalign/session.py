@@ -73,7 +73,8 @@ class Session:
           seed: of what is sampled.
 
         Raises:
-          ConfigError: `optimizer` has a warm-up that is a part of all updates, and num_steps is 0.
+          ConfigError: `optimizer` has a warm-up that is a part of all updates, and num_steps is 0; or the model is
+            computed in float16.
         """
         optimizer = optimizer or OptimizerConfig()
         if not num_steps and optimizer.warmup:
@@ -81,6 +82,11 @@ class Session:
                 f"config.optimizer.warmup={optimizer.warmup} is a part of all updates; set num_steps too"
             )
         self._start = model if isinstance(model, Model) else load(model)
+        if self._start.config.dtype == "float16":  # as config.model.dtype
+            raise ConfigError(
+                "dtype='float16' cannot train: what is small of a gradient is below what it can hold, and becomes 0; "
+                "load the model with dtype='bfloat16' or 'float32'"
+            )
         self._optimizer = optimizer
         constant = optimizer if num_steps else dataclasses.replace(optimizer, schedule="constant")
         # Without a rate of its own, each optim_step is given one.
@@ -169,8 +175,8 @@ class Session:
             )
         scheduled = self._schedule(self._state.step) if self._schedule else 0.0
         rate = float(jnp.asarray(scheduled)) if learning_rate is None else learning_rate
-        if not (rate >= 0 and math.isfinite(rate)):
-            raise ConfigError(f"learning_rate={learning_rate}: give a number of 0 or more")
+        if isinstance(rate, str) or not (rate >= 0 and math.isfinite(rate)):
+            raise ConfigError(f"learning_rate={learning_rate!r}: give a number of 0 or more")
         with self._clearing("optim_step"):
             state, metrics = _apply(self._state, self._waiting, rate, config=self._optimizer)
             values = {name: float(x) for name, x in finalize(metrics).items()}

@@ -77,17 +77,18 @@ TOKEN_LOSSES = {
 
 
 def encode_tokens(
-    data: Sequence[Mapping[str, Any]], vocab_size: int, needed: Sequence[str] = ()
+    data: Sequence[Mapping[str, Any]], vocab_size: int, max_length: int, needed: Sequence[str] = ()
 ) -> TokenBatch:
     """A batch as wide as the next power of two, at least 16, so that few shapes are compiled.
 
     Args:
+      vocab_size, max_length: of the model.
       needed: values that every datum must give.
 
     Raises:
       DataError: a datum cannot be used; names its number, counted from 1.
     """
-    arrays = [_datum(datum, vocab_size, needed, f"data:{i}") for i, datum in enumerate(data, 1)]
+    arrays = [_datum(datum, vocab_size, max_length, needed, f"data:{i}") for i, datum in enumerate(data, 1)]
     shape = (len(arrays), slots(max(len(x["tokens"]) for x in arrays)))
     out: dict[str, Any] = {name: np.zeros(shape, np.float32) for name in VALUES}
     out |= {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segment_ids")}
@@ -104,8 +105,21 @@ def slots(length: int) -> int:
     return max(16, 1 << (length - 1).bit_length())
 
 
+def check_tokens(ids: np.ndarray, vocab_size: int, max_length: int, where: str) -> None:
+    """Checks that a model has rows for ids [T], and is made for so many.
+
+    Raises:
+      DataError: it has not, or is not; begins with `where`.
+    """
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        wrong = next(int(i) for i in ids if not 0 <= i < vocab_size)
+        raise DataError(f"{where}: token {wrong} is not in the vocabulary of {vocab_size}")
+    if len(ids) > max_length:
+        raise DataError(f"{where}: {len(ids)} tokens, and the model is made for {max_length}; shorten it")
+
+
 def _datum(
-    datum: Mapping[str, Any], vocab_size: int, needed: Sequence[str], where: str
+    datum: Mapping[str, Any], vocab_size: int, max_length: int, needed: Sequence[str], where: str
 ) -> dict[str, np.ndarray]:
     known = ("tokens", *VALUES)
     if not isinstance(datum, Mapping) or "tokens" not in datum:
@@ -119,9 +133,7 @@ def _datum(
     ids = np.asarray(datum["tokens"])
     if ids.ndim != 1 or len(ids) < 2 or not np.issubdtype(ids.dtype, np.integer):
         raise DataError(f"{where}: tokens must be two or more whole numbers, a context and a target")
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        wrong = next(int(i) for i in ids if not 0 <= i < vocab_size)
-        raise DataError(f"{where}: token {wrong} is not in the vocabulary of {vocab_size}")
+    check_tokens(ids, vocab_size, max_length, where)
     out = {"tokens": ids}
     for name in VALUES:
         if name not in datum:
@@ -155,6 +167,7 @@ def token_loss(name: str, settings: Mapping[str, Any]) -> tuple[tuple[tuple[str,
         if key not in known:
             raise ConfigError(f"loss_fn_config.{key}: {name!r} takes {', '.join(known) or 'no settings'}")
         low, high = (0, 1) if key == "clip_low_threshold" else (1, np.inf)
-        if not low <= value < high or (low == 1 and value == 1):
-            raise ConfigError(f"loss_fn_config.{key}={value}: give a ratio between {low} and {high}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not low <= value < high or (low == 1 and value == 1):
+            raise ConfigError(f"loss_fn_config.{key}={value!r}: give a ratio between {low} and {high}")
     return tuple(sorted(settings.items())), TOKEN_LOSSES[name][1]

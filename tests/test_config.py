@@ -108,6 +108,15 @@ def test_unknown_stages_and_sections_are_named():
         parse_config(values)
     with pytest.raises(ConfigError, match=r"config\.stage is missing; start from default_config"):
         parse_config(ConfigDict())
+    for stage in (None, 3):
+        values = default_config("sft")
+        values.stage = stage
+        with pytest.raises(
+            ConfigError, match=rf"config\.stage={stage} is no name of a stage; write one of pre"
+        ):
+            parse_config(values)
+    with pytest.raises(ConfigError, match=r"config\.mesh=None: it is a section, and no value; set its keys"):
+        parse_config(ConfigDict({"stage": "sft", "mesh": None}))
 
 
 def test_flags_override_single_keys(file):
@@ -250,6 +259,14 @@ def test_a_key_of_elsewhere_leads_to_ours_with_its_value(stage, setting, meant):
         (
             "config.per_device_batch_size = 4",
             "config.per_device_batch_size does not exist; did you mean config.batch",
+        ),
+        (
+            "config.best = None",
+            "config.best=None: it is a section, and no value; set its keys, such as config.",
+        ),
+        (
+            "config.dpo = None",
+            "config.dpo=None: it is a section, and no value; set its keys, such as config.dpo.",
         ),
     ],
 )

@@ -230,6 +230,26 @@ SCALING_KEYS = tuple(
     for field in dataclasses.fields(ModelConfig)
     if field.name.startswith("rope_") and field.name not in ("rope_local_theta", "rope_fraction")
 )
+# Which of them each kind of scaling reads.
+SCALING_FIELDS = {
+    "none": (),
+    "linear": ("rope_factor",),
+    "llama3": ("rope_factor", "rope_original_length", "rope_low_frequency", "rope_high_frequency"),
+    "yarn": (
+        "rope_factor",
+        "rope_original_length",
+        "rope_beta_fast",
+        "rope_beta_slow",
+        "rope_attention_factor",
+    ),
+    "longrope": (
+        "rope_factor",
+        "rope_original_length",
+        "rope_attention_factor",
+        "rope_short_factors",
+        "rope_long_factors",
+    ),
+}
 ARCHITECTURE_KEYS = tuple(
     field.name
     for field in dataclasses.fields(ModelConfig)

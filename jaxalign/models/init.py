@@ -23,7 +23,16 @@ _SIZES = {
     "kv_heads": "num_kv_heads",
     "mlp": "mlp_dim",
     "expert": "num_experts",
+    "layers": "num_layers",
+    "head_dim": "head_dim",
+    "norm": "embed_dim",
+    "position": "max_length",
 }
+# The logical axes of what a layer computes, and of its keys and values.
+_ACTIVATIONS = (
+    *(("batch", "length", name) for name in ("act_embed", "act_heads", "act_mlp")),
+    ("batch", "act_kv_heads"),
+)
 
 
 def _init_boxed(key: jax.Array, config: ModelConfig) -> Params:
@@ -80,18 +89,26 @@ def abstract_params(config: ModelConfig, mesh: Mesh, *, scalar: bool = False) ->
 
     Raises:
       ConfigError: a size of the model does not divide by the mesh axis that splits it, or config.mesh.rules put two
-        dimensions of a parameter, or experts and the tokens that they share, on one axis.
+        dimensions of a parameter or of what is computed, or experts and the tokens that they share, on one axis.
     """
     for name, key in _SIZES.items():
-        check_divides(mesh, f"model.{key}", getattr(config, key), name)
+        size = getattr(config, key)
+        if (
+            name == "position"
+        ):  # no table of rotary ones; that of others has some rows before that of position 0
+            size = size + config.position_offset if config.positions == "learned" else 0
+        check_divides(mesh, f"model.{key}", size, name)
     boxed = _shapes(config)
     for box in jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)):
-        check_apart(mesh, *box.names)
+        check_apart(*box.names)
+        check_apart(*("decode_embed" if name == "embed" else name for name in box.names))
+    for names in _ACTIVATIONS:
+        check_apart(*names)
     if (
         config.num_experts
     ):  # `split_experts` sums over the axes of "mlp", and of "expert" where these split no rows
-        check_apart(mesh, "mlp", "batch", "length")
-        check_apart(mesh, "expert", "length")
+        check_apart("mlp", "batch", "length", mesh=mesh)
+        check_apart("expert", "length", mesh=mesh)
     shardings = param_shardings(boxed, mesh)
     shapes = nn.unbox(boxed)
     if scalar:

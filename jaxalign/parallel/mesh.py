@@ -56,6 +56,25 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     return tuple(num_devices // known if size == -1 else size for size in sizes)
 
 
+def check_slices(config: MeshConfig, shape: tuple[int, ...], slices: int, platform: str) -> None:
+    """Checks that slices, or hosts of GPUs, split the slice axis of a mesh.
+
+    Args:
+      shape: the sizes of all axes, as `mesh_shape` resolves them.
+      platform: of the devices, as `jax.Device.platform` has it.
+
+    Raises:
+      ConfigError: they do not.
+    """
+    size = shape[AXES.index(config.slice_axis)]
+    if size % slices:
+        kind = "hosts of GPUs" if platform == "gpu" else "slices"
+        raise ConfigError(
+            f"config.mesh.{config.slice_axis}={size} is split over {slices} {kind}; "
+            f"make it a multiple of {slices}, or name another config.mesh.slice_axis"
+        )
+
+
 def platform() -> str:
     """cpu, gpu or tpu: of the mesh in force, whose devices may only be described, or else of this process."""
     device: Any = jax.sharding.get_abstract_mesh().abstract_device
@@ -82,13 +101,8 @@ def make_mesh(
         return Mesh(np.array(devices).reshape(shape), AXES, axis_types=kinds)
     place = "process_index" if by_process else "slice_index"
     slices = len({getattr(device, place, 0) for device in devices})
+    check_slices(config, shape, slices, devices[0].platform)
     across = [slices if axis == config.slice_axis else 1 for axis in AXES]
-    if shape[AXES.index(config.slice_axis)] % slices:
-        kind = "hosts of GPUs" if devices[0].platform == "gpu" else "slices"
-        raise ConfigError(
-            f"config.mesh.{config.slice_axis}={shape[AXES.index(config.slice_axis)]} is split over {slices} {kind}; "
-            f"make it a multiple of {slices}, or name another config.mesh.slice_axis"
-        )
     within = [size // count for size, count in zip(shape, across, strict=True)]
     return Mesh(_arranged(within, across, devices, by_process), AXES, axis_types=kinds)
 

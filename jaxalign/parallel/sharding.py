@@ -105,10 +105,10 @@ def parse_rules(changes: str | tuple[str, ...]) -> Rules:
             continue
         name, equals, axes = change.partition("=")
         chosen = tuple(axis for axis in axes.split("+") if axis)
-        if not equals or name not in RULES or set(chosen) - set(AXES):
+        if not equals or name not in RULES or set(chosen) - set(AXES) or len(set(chosen)) < len(chosen):
             raise ConfigError(
                 f"config.mesh.rules={change!r}: write name=axis, name=axis+axis or name=, with a name among "
-                f"{', '.join(RULES)} and axes among {', '.join(AXES)}"
+                f"{', '.join(RULES)} and axes among {', '.join(AXES)}, each once"
             )
         rules[name] = chosen or None
     return rules
@@ -304,8 +304,12 @@ def check_divides(mesh: Mesh, key: str, value: int, name: str = "batch") -> None
         )
 
 
-def check_apart(mesh: Mesh, *names: str) -> None:
-    """Checks that no axis of the mesh splits two dimensions with these logical names.
+def check_apart(*names: str, mesh: Mesh | None = None) -> None:
+    """Checks that no axis splits two dimensions with these logical names.
+
+    Args:
+      mesh: only of its axes of several devices; None: of all, as for dimensions of one array, in whose layout JAX takes
+        each axis once, of whatever size.
 
     Raises:
       ConfigError: one does; the message names it and both.
@@ -313,9 +317,9 @@ def check_apart(mesh: Mesh, *names: str) -> None:
     taken: dict[str, str] = {}
     for name in names:
         for axis in mesh_axes(name):
-            if mesh.shape[axis] > 1 and axis in taken:
+            if axis in taken and (mesh is None or mesh.shape[axis] > 1):
                 raise ConfigError(
                     f"config.mesh.rules: {taken[axis]} and {name} both lie along {axis}, and meet in one array; give "
-                    f"one of them another axis, or none, or set config.mesh.{axis}=1"
+                    f"one of them another axis, or none{'' if mesh is None else f', or set config.mesh.{axis}=1'}"
                 )
             taken[axis] = name

@@ -16,7 +16,7 @@ from jaxalign.models.init import count_parameters
 from jaxalign.training.config import Config
 from jaxalign.training.memory import Program, attention_block, choose_remat
 from jaxalign.training.open import Run, count_updates
-from jaxalign.training.optimizer import make_optimizer, make_schedule
+from jaxalign.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxalign.training.recipe import Size, resolve_model, resolve_without_data
 from jaxalign.training.saved_model import check_length, find_model
 
@@ -68,8 +68,7 @@ def abstract_run(config: Config, mesh: Mesh | AbstractMesh, platform: str, memor
     model = describe_model(config, platform)
     if not config.model.attention_block:
         model = dataclasses.replace(model, attention_block=attention_block(config, memory))
-    # Constants of the schedule: when the steps are counted in epochs of data that is not here, any number will do.
-    steps = config.num_steps or config.optimizer.warmup_steps + 1000
+    steps = config.num_steps or _steps_of_no_data(config.optimizer)
     there: Any = mesh  # one that is only described serves where no array is made
     missing: Any = None
     updates = count_updates(config, steps)
@@ -88,6 +87,17 @@ def abstract_run(config: Config, mesh: Mesh | AbstractMesh, platform: str, memor
         steps=steps,
         optimizer=make_optimizer(config.optimizer, updates),
         schedule=make_schedule(config.optimizer, updates),
+    )
+
+
+def _steps_of_no_data(optimizer: OptimizerConfig) -> int:
+    """Steps where they are counted in epochs of data that is not here: any number in which the schedule fits will do.
+
+    They are constants of the schedule alone.
+    """
+    decayed = optimizer.decay_fraction if optimizer.schedule == "wsd" else 0.0
+    return 1000 + (
+        math.ceil(optimizer.warmup_steps / (1 - decayed)) if decayed < 1 else optimizer.warmup_steps
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxalign.errors import ConfigError
+from jaxalign.plan.programs import describe_model
 from jaxalign.plan.topology import Topology
 from jaxalign.training.config import Config
 from jaxalign.training.memory import REMAT
@@ -21,9 +22,10 @@ def candidates(config: Config, topology: Topology) -> Iterator[Config]:
     deep = topology.chip.torus == 3 and min(topology.shape) >= 4
     data = topology.slices * (topology.shape[0] if deep else 1)
     chips = topology.size // data
+    experts = describe_model(config, topology.platform).num_experts
     for tensor in _powers(min(8, chips)):
         for context in _powers(min(8, chips // tensor)):
-            for expert in _powers(chips // (tensor * context)) if config.model.num_experts else [1]:
+            for expert in _powers(chips // (tensor * context)) if experts else [1]:
                 sizes = {"tensor": tensor, "context": context, "expert": expert}
                 mesh = dataclasses.replace(config.mesh, data=data, fsdp=-1, **sizes)
                 for parts in _powers(min(8, config.batch_size)):
@@ -51,13 +53,13 @@ def rank(configs: Iterator[Config], look: Callable[[Config], dict[str, Any]]) ->
         except ConfigError as error:
             misfits.append(str(error))
             continue
-        hbm = plan["chip"]["hbm"]
+        room = plan["room"]  # of a GPU less than its memory
         worst = max(step["memory"]["total"] for step in plan["steps"])
-        if worst <= SLACK * hbm:
+        if worst <= SLACK * room["pool"]:
             seconds = sum(max(step["seconds"].values()) for step in plan["steps"])
             # Between equals less communication wins: what a bound hides may not be hidden in fact.
             sent = sum(sum(step["sent_by_axes"].values()) for step in plan["steps"])
-            found.append((worst > hbm, round(seconds, 3), sent, len(found), config))
+            found.append((worst > room["fits"], round(seconds, 3), sent, len(found), config))
     if not found:
         why = f"; of some the sizes do not divide, as: {misfits[0]}" if misfits else ""
         raise ConfigError(

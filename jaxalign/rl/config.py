@@ -36,7 +36,8 @@ class OnPolicyConfig(Checked):
     early_stop_kl: float = field(0.0, at_least=0)
     # Weight of the pretraining loss on ptx_data (InstructGPT's γ; it used 27.8).
     ptx_coef: float = field(0.0, at_least=0)
-    ptx_data: str | tuple[str, ...] = ""  # sources of text, as config.data.train
+    # Sources of text, as config.data.train; config.data.fields is said of the prompts.
+    ptx_data: str | tuple[str, ...] = ""
     ptx_batch_size: int = field(8, at_least=1)  # rows of pretraining text a policy update
     # The result is an average of the weights (InstructGPT: 0.992); 0: the last ones.
     average_decay: float = field(0.0, at_least=0, below=1)

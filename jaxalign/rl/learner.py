@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -65,15 +65,17 @@ def make_learner(
     frozen: dict[str, Params],
     text_batch: Callable[[int], Any] | None,
     critic_config: ModelConfig | None,
+    others: Iterable[ModelConfig] = (),
     scored: bool,
 ) -> Callable[[OnPolicyState, Any], tuple[OnPolicyState, Metrics]]:
     """The update phase: every minibatch of the rollout in the state through one jitted update a model.
 
     Args:
+      others: the architectures of frozen models that are not like the policy.
       scored: the policy has read its completions before.
     """
     options: OnPolicyConfig = run.config.options
-    M, packer = options.num_minibatches, Packer(run, critic_config)
+    M, packer = options.num_minibatches, Packer(run, critic_config, *others)
 
     def update(state: OnPolicyState, batch: Any) -> tuple[OnPolicyState, Metrics]:
         policy, critic = state.policy, state.critic

@@ -19,7 +19,7 @@ from jaxalign.rl.config import OnPolicyConfig, RewardedConfig
 from jaxalign.text.messages import Message
 from jaxalign.training.open import Run
 from jaxalign.training.saved_model import SavedModel, check_length, find_model, fingerprint
-from jaxalign.training.supervised import FrozenModels, check_same_tokenizer, load_frozen
+from jaxalign.training.supervised import FrozenModels, check_same_tokenizer, computed_alike, load_frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def find_rewards(run: Run) -> tuple[SavedModel | None, Rewards | None]:
 def critic_architecture(options: Any, run: Run, reward_config: ModelConfig | None) -> ModelConfig:
     """The critic is like the policy, or like the reward model that it starts from."""
     if options.critic_from_reward and reward_config is not None:
-        return dataclasses.replace(reward_config, dtype=run.model.dtype, remat=run.model.remat)
+        return dataclasses.replace(computed_alike(reward_config, run), remat=run.model.remat)
     return run.model
 
 

@@ -199,6 +199,7 @@ def build_on_policy(stage: OnPolicyStage, run: Run) -> Trainer:
         frozen=models.frozen.params,
         text_batch=models.text_batch,
         critic_config=critic_config,
+        others=models.frozen.configs.values(),
         scored=stage.scores_policy(options),
     )
 

@@ -23,7 +23,7 @@ from jaxalign.models import (
     readout,
     unembedding,
 )
-from jaxalign.parallel.sharding import constrain, decoding, laid_out, shards
+from jaxalign.parallel.sharding import constrain, decoding, laid_out, mesh_axes, shards
 from jaxalign.sampling.slots import Slots, first_slots, put_tokens, take_rows
 
 
@@ -138,7 +138,9 @@ def truncate_logits(logits: jax.Array, sampling: SamplingConfig) -> jax.Array:
 def last_logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Float32 logits [B, V] of what follows the last of the hidden states [B, T, D]."""
     logits = readout(hidden[:, -1], unembedding(params, config), config.final_softcap)
-    return constrain(logits, "batch", "vocab")
+    # config.mesh.rules may have one axis split rows and vocabulary: then rows it is.
+    apart = set(mesh_axes("batch")).isdisjoint(mesh_axes("vocab"))
+    return constrain(logits, "batch", "vocab" if apart else None)
 
 
 def gumbel_noise(keys: jax.Array, size: int) -> jax.Array:

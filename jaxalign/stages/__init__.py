@@ -63,6 +63,10 @@ def parse_config(values: ConfigDict) -> settings.Config:
     """The frozen Config of a ConfigDict; raises ConfigError naming the key that cannot work."""
     if "stage" not in values:
         raise ConfigError(f"config.stage is missing; start from default_config(stage): {', '.join(NAMES)}")
+    if not isinstance(values.stage, str):
+        raise ConfigError(
+            f"config.stage={values.stage!r} is no name of a stage; write one of {', '.join(NAMES)}"
+        )
     return settings.parse_config(values, find_stage(values.stage))
 
 

@@ -12,7 +12,15 @@ from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, check, field, nearest_hint
 from jaxalign.keys import Key, list_keys
 from jaxalign.models import ModelConfig
-from jaxalign.models.config import ARCHITECTURE_KEYS, ATTENTION, REMATS, RUNTIME_KEYS, SCALING_KEYS, best_on
+from jaxalign.models.config import (
+    ARCHITECTURE_KEYS,
+    ATTENTION,
+    REMATS,
+    RUNTIME_KEYS,
+    SCALING_FIELDS,
+    SCALING_KEYS,
+    best_on,
+)
 from jaxalign.models.frozen import FrozenConfig
 from jaxalign.parallel import MeshConfig
 from jaxalign.training.optimizer import OptimizerConfig
@@ -183,12 +191,16 @@ class Config(Checked, at="config"):
           vocab_size: the tokenizer's, for a model from scratch.
 
         Raises:
-          ConfigError: config.model asks for another model than `saved`; see `resolve_architecture`.
+          ConfigError: config.model asks for another model than `saved`, see `resolve_architecture`, or sets what its
+            kind of scaling does not read.
         """
         if saved is None:
             longest = max(ModelConfig.max_length, self.data.max_length)
-            return self.model.architecture(vocab_size, platform, ModelConfig(max_length=longest))
-        return resolve_architecture(self.model.architecture(saved.vocab_size, platform, saved), saved)
+            found = self.model.architecture(vocab_size, platform, ModelConfig(max_length=longest))
+        else:
+            found = resolve_architecture(self.model.architecture(saved.vocab_size, platform, saved), saved)
+        check_scaling(self.model, found)
+        return found
 
     @staticmethod
     def leave_out(values: ConfigDict, given: set[str]) -> list[str]:
@@ -241,6 +253,23 @@ def resolve_architecture(wanted: ModelConfig, saved: ModelConfig) -> ModelConfig
             )
         changed[name] = mine
     return dataclasses.replace(saved, **changed)
+
+
+def check_scaling(wanted: ModelConfig, found: ModelConfig) -> None:
+    """Raises ConfigError where config.model sets a number of rotary positions that their kind of scaling does not read.
+
+    Args:
+      wanted: what config.model says.
+      found: the architecture that came of it.
+    """
+    for name in SCALING_KEYS:
+        kinds = [kind for kind, fields in SCALING_FIELDS.items() if name in fields]
+        value, kind = getattr(wanted, name), found.rope_scaling
+        if kinds and kind not in kinds and value != getattr(ModelConfig, name):
+            raise ConfigError(
+                f"config.model.{name}={value!r} means nothing to config.model.rope_scaling={kind!r}, only to "
+                f"{', '.join(kinds)}; set that too, or leave it out"
+            )
 
 
 def default_config(name: str, options: type) -> ConfigDict:

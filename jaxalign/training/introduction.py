@@ -10,6 +10,7 @@ from jaxalign.data.loader import rows_of_epochs
 from jaxalign.data.records import KINDS
 from jaxalign.errors import amount
 from jaxalign.models import count_params
+from jaxalign.parallel.sharding import shards
 from jaxalign.training.open import Run, count_updates, default_settings, settings
 from jaxalign.training.recipe import LEAST_STEPS
 
@@ -125,6 +126,7 @@ def warnings(run: Run) -> list[str]:
                 f"{empty}: records of {_mean(run):,.0f} tokens on average leave gaps in rows of {rows.row_length:,}; "
                 f"set config.data.row_length={2 * rows.row_length} and half of config.batch_size={config.batch_size}"
             )
+    found += _whole_rows(run)
     if run.steps == 1 and not config.num_steps:
         found.append(
             f"config.num_epochs={config.num_epochs:g} is a single step, as a batch holds all rows: set a smaller "
@@ -143,6 +145,26 @@ def warnings(run: Run) -> list[str]:
             way_out = less if smaller < config.batch_size else ""
             found.append(f"{few}: set {way_out}config.num_epochs={epochs}")
     return found
+
+
+def _whole_rows(run: Run) -> list[str]:
+    """That the context axis splits no row, where their length is no multiple of it."""
+    parts, rows, config = shards(run.mesh, "length"), run.train.rows, run.config
+    sampling = getattr(config.options, "sampling", None)
+    new = 0 if sampling is None else sampling.max_new_tokens
+    over = (rows.slots + new) % parts
+    if not over:
+        return []
+    key, better = "data.row_length", rows.slots + parts - over
+    if new:
+        key, better = (
+            f"{config.stage.name}.sampling.max_new_tokens",
+            new + (parts if new <= over else 0) - over,
+        )
+    return [
+        f"rows of {rows.slots + new:,} tokens cannot be split over config.mesh.context={parts}, and every device "
+        f"computes whole ones: set config.{key}={better}"
+    ]
 
 
 def _mean(run: Run) -> float:

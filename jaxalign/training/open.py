@@ -28,6 +28,7 @@ from jaxalign.data import (
 from jaxalign.data.invalid import DROPPED_FILE, BadRow, write_dropped
 from jaxalign.data.kinds import TEXT
 from jaxalign.data.loader import rows_of_epochs
+from jaxalign.data.records import KINDS
 from jaxalign.data.sets import find_sets
 from jaxalign.data.stream import Emptied, StreamLoader
 from jaxalign.errors import ConfigError
@@ -188,7 +189,8 @@ class Run:
         """Batches of pretraining text by number, for a loss that mixes it in, and the text's fingerprint."""
         own = self.config.data  # of prompts, perhaps, whose rows are no longer than one
         row_length = max(own.row_length, own.max_length)
-        data = dataclasses.replace(own, train=names, weights=(), row_length=row_length)
+        # Which field of a row is which is said of the prompts.
+        data = dataclasses.replace(own, train=names, weights=(), fields="", row_length=row_length)
         dataset = build_dataset(data, self.tokenizer, TEXT)
         if jax.process_index() == 0:
             write_dropped(self.workdir / f"text_{DROPPED_FILE}", dataset.invalid)
@@ -389,7 +391,7 @@ def _open(config: Config, workdir: Path) -> Run:
         )
     inputs = open_inputs(keep_found(config, workdir))
     data = inputs.config.data
-    if not can_share(inputs.model, mesh):
+    if data.share_prompts and not all(can_share(model, mesh) for model in _readers(inputs)):
         data = dataclasses.replace(data, share_prompts=False)
     train, held_out = build_datasets(data, inputs.tokenizer, inputs.config.stage.data)
     config, found = resolve_data(inputs.config, train.rows, mesh, inputs.size)
@@ -415,6 +417,16 @@ def _open(config: Config, workdir: Path) -> Run:
         found=(*inputs.found, *found),
     )
     return resolve_kernels(run)
+
+
+def _readers(inputs: Inputs) -> Iterator[ModelConfig]:
+    """The models that read the rows: the trained one, and those that its loss reads from elsewhere."""
+    yield inputs.model
+    stage = inputs.config.stage
+    if not KINDS[stage.data].one_per_row:  # of which no two sequences share tokens
+        for frozen in stage.frozen(inputs.config.options).values():
+            if frozen.path:
+                yield find_model(frozen.path, frozen.key).config
 
 
 def _check_eval_batch(config: Config, mesh: Mesh) -> None:

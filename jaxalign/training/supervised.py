@@ -142,9 +142,7 @@ def load_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> tuple[Run, Frozen
     for name, model in sorted(wanted.items()):
         if name in others:
             loaded = others[name].load(run.mesh)
-            configs[name] = dataclasses.replace(
-                others[name].config, dtype=run.model.dtype, attention=run.model.attention
-            )
+            configs[name] = computed_alike(others[name].config, run)
         else:
             loaded = run.load_init()
         digests.append(f"{name}:{fingerprint(loaded)}")
@@ -160,12 +158,30 @@ def load_frozen(wanted: dict[str, "FrozenModel"], run: Run) -> tuple[Run, Frozen
     return run, FrozenModels(params, configs, "-".join(digests))
 
 
+def computed_alike(model: ModelConfig, run: Run) -> ModelConfig:
+    """Another model's architecture, computed as config.model says: in the run's type, and by the kernel named there.
+
+    Where none is, it keeps the one that is best for it: not every kernel can do heads of every size.
+    """
+    kernel = run.config.model.attention
+    attention = model.attention if kernel == "auto" else kernel
+    return dataclasses.replace(model, dtype=run.model.dtype, attention=attention)
+
+
 def check_same_tokenizer(found: SavedModel, path: str, key: str, run: Run) -> None:
     """Raises ConfigError unless a model reads the tokens that the trained one writes."""
-    if run.source is not None and found.tokenizer_digest() != run.source.tokenizer_digest():
+    if run.source is None:
+        return
+    if found.tokenizer_digest() != run.source.tokenizer_digest():
         raise ConfigError(
             f"{key}={path!r} has another tokenizer than config.model.init_from; train it from "
             f"a model with the policy's tokenizer"
+        )
+    if found.config.vocab_size < run.tokenizer.vocab_size:
+        raise ConfigError(
+            f"{key}={path!r} has vocab_size={found.config.vocab_size}, and no rows for all of the "
+            f"{run.tokenizer.vocab_size} tokens of config.data.tokenizer={run.config.data.tokenizer!r}; add the new "
+            "ones in an sft run, and begin both models from that one"
         )
 
 

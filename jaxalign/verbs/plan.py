@@ -13,7 +13,7 @@ from rich.console import Console
 from jaxalign import parallel
 from jaxalign.errors import ConfigError
 from jaxalign.models.init import count_params
-from jaxalign.parallel.mesh import mesh_shape
+from jaxalign.parallel.mesh import check_slices, mesh_shape
 from jaxalign.plan.estimate import estimate, room
 from jaxalign.plan.measure import measure
 from jaxalign.plan.programs import full_rows, planned, rows_in_words, stage_steps
@@ -101,6 +101,7 @@ def compiled_plan(config: Config, topology: Topology) -> dict[str, Any]:
 def estimated_plan(config: Config, topology: Topology) -> dict[str, Any]:
     """Every step by arithmetic on shapes alone: to prune a search, and for GPUs where their compiler is not here."""
     mesh = _described(config, topology)
+    check_slices(config.mesh, tuple(mesh.shape.values()), topology.slices, topology.platform)
     config = planned(config, mesh, topology.platform)
     model, steps = stage_steps(config, mesh, topology.platform, *_limits(topology, compiled=False))
     estimated = [estimate(step, model, config, mesh, topology) for step in steps]

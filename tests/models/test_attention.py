@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from jaxalign.models.gpu_attention import flash_attention
 from jaxalign.models.tpu_attention import splash_attention
 from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, use_mesh
 from jaxalign.training.config import ModelSettings
+from jaxalign.training.supervised import computed_alike
 
 from .oracle import random_params
 
@@ -328,6 +331,18 @@ def test_the_platform_chooses():
         ConfigError, match=r"attention='flash' cannot do config\.model\.head_dim=80, only 16, 32"
     ):
         ModelSettings(attention="flash", head_dim=80).architecture(300, "gpu")
+
+
+@pytest.mark.parametrize(("asked", "own", "others"), [("auto", "flash", "blockwise"), ("xla", "xla", "xla")])
+def test_another_model_keeps_the_kernel_that_can_do_its_heads(asked, own, others):
+    """A student with heads of 64 and a teacher with heads of 96, as Phi-3 has, on a GPU."""
+    settings = ModelSettings(attention=asked, dtype="bfloat16")
+    student = settings.architecture(300, "gpu", dataclasses.replace(CONFIG, head_dim=64))
+    teacher = dataclasses.replace(CONFIG, head_dim=96, **best_on("gpu", CONFIG.num_layers, 96))
+    run: Any = SimpleNamespace(model=student, config=SimpleNamespace(model=settings))
+    read = computed_alike(teacher, run)
+    assert (student.attention, read.attention, read.dtype) == (own, others, "bfloat16")
+    assert read == dataclasses.replace(teacher, attention=others, dtype="bfloat16")
 
 
 def test_a_soft_cap_bounds_and_leaves_what_is_small():

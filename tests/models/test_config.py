@@ -1,11 +1,13 @@
 """A model config that cannot work is refused with the key, the value and the way out."""
 
+import dataclasses
 import re
 
 import pytest
 
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig
+from jaxalign.stages import default_config, parse_config
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,33 @@ def test_refused(values, message):
 
 def test_odd_heads_are_fine_with_learned_positions():
     assert ModelConfig(head_dim=7, positions="learned").head_dim == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"rope_factor": 8.0},
+            r"config\.model\.rope_factor=8\.0 means nothing to config\.model\.rope_scaling='none', only to linear, "
+            r"llama3, yarn, longrope; set that too, or leave it out",
+        ),
+        (
+            {"rope_scaling": "linear", "rope_factor": 8.0, "rope_beta_fast": 16.0},
+            r"config\.model\.rope_beta_fast=16\.0 means nothing to config\.model\.rope_scaling='linear', only to yarn",
+        ),
+    ],
+)
+def test_what_the_scaling_of_positions_does_not_read_is_refused(changes, message):
+    """A run said that positions were changed, and they were not."""
+    values = default_config("sft")
+    values.model.update(changes)
+    config = parse_config(values)
+    for saved in (None, ModelConfig()):
+        with pytest.raises(ConfigError, match=message):
+            config.architecture("cpu", vocab_size=512, saved=saved)
+    # Of a model that is scaled already, one number may be changed.
+    yarn = ModelConfig(rope_scaling="yarn", rope_factor=4.0, rope_original_length=512)
+    if len(changes) == 1:
+        assert config.architecture("cpu", saved=yarn) == dataclasses.replace(
+            yarn, rope_factor=8.0, attention="block_sparse", scan_layers=False, remat="full"
+        )

@@ -158,12 +158,39 @@ def test_model_that_does_not_divide_is_refused(switches, sizes, message):
         ("mlp=fsdp", "config.mesh.rules: mlp and embed both lie along fsdp, and meet in one array; give one"),
         ("embed=,mlp=fsdp", "config.mesh.rules: mlp and batch both lie along fsdp"),
         ("embed=,mlp=,expert=context", "config.mesh.rules: expert and length both lie along context"),
+        # Each axis once in a layout, though there is but one device along it.
+        ("embed=tensor", "config.mesh.rules: vocab and embed both lie along tensor"),
+        ("decode_embed=tensor", "config.mesh.rules: vocab and decode_embed both lie along tensor"),
+        ("act_embed=fsdp", "config.mesh.rules: batch and act_embed both lie along fsdp"),
+        ("act_kv_heads=data", "config.mesh.rules: batch and act_kv_heads both lie along data"),
+        ("length=tensor", "config.mesh.rules: length and act_heads both lie along tensor"),
     ],
 )
 def test_rules_that_cannot_be_are_refused(rules, message):
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, context=2, expert=2))
     with use_mesh(mesh, parse_rules(rules)), pytest.raises(ConfigError, match=re.escape(message)):
         abstract_params(MOE, mesh)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ("layers=data", "config.model.num_layers=2 is not divisible by config.mesh.data=4; use 4, or"),
+        ("head_dim=data", "config.model.head_dim=6 is not divisible by config.mesh.data=4; use 4 or 8, or"),
+        ("norm=data", "config.model.embed_dim=30 is not divisible by config.mesh.data=4; use 28 or 32, or"),
+        (
+            "position=data",
+            "config.model.max_length=33 is not divisible by config.mesh.data=4; use 32 or 36, or",
+        ),
+    ],
+)
+def test_axes_that_rules_alone_split_divide_as_well(rules, message):
+    model = dataclasses.replace(CONFIG, embed_dim=30, head_dim=6, max_length=33)
+    with use_mesh(make_mesh(MeshConfig(4, tensor=2)), parse_rules(rules)) as mesh:
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            abstract_params(model, mesh)
+        if rules == "position=data":  # rotary positions have no table
+            abstract_params(dataclasses.replace(model, positions="rope"), mesh)
 
 
 MOE = dataclasses.replace(

@@ -1,5 +1,6 @@
 """Every stage's programs: what they hold, that they compile for a slice, and that their counts are right."""
 
+import dataclasses
 import json
 import math
 import re
@@ -14,15 +15,18 @@ from rich.console import Console
 from jaxalign import parallel
 from jaxalign.config import load_config
 from jaxalign.errors import ConfigError
+from jaxalign.models import ModelConfig
 from jaxalign.models.flops import active_params, visible_pairs
 from jaxalign.models.presets import PRESETS
 from jaxalign.parallel.chips import CHIPS
 from jaxalign.parallel.mesh import mesh_shape
 from jaxalign.plan import hlo
+from jaxalign.plan import programs as plan_programs
 from jaxalign.plan.costs import count_flops
 from jaxalign.plan.measure import measure, split_memory
 from jaxalign.plan.programs import planned, stage_steps
 from jaxalign.plan.report import print_plan, problem_lines, remedies
+from jaxalign.plan.search import candidates
 from jaxalign.plan.topology import describe_devices, parse_topology
 from jaxalign.rl.rollout import rollout_work
 from jaxalign.stages import NAMES, default_config, parse_config
@@ -353,6 +357,30 @@ def test_estimates_of_sampling_read_and_hold_the_gathered_weights(estimates):
     assert found[""] - found["decode_embed=fsdp"] == pytest.approx(weights, rel=1e-3)
 
 
+@pytest.mark.parametrize("decay_fraction", [0.1, 0.5, 0.9])
+def test_a_plan_without_steps_has_room_for_a_long_warm_up(decay_fraction, estimates):
+    """Of data that is not here nobody knows the steps: a warm-up of any length fits, before wsd's decay, too."""
+    values = load_config("sft", "llama3_2_1b")
+    values.optimizer.update(schedule="wsd", warmup=0.0, warmup_steps=10_000, decay_fraction=decay_fraction)
+    assert run_plan(parse_config(values), "h200:8")["steps"][0]["fits"]
+    values.num_steps = 10_000
+    with pytest.raises(ConfigError, match=r"config\.optimizer\.warmup_steps=10000: too long"):
+        run_plan(parse_config(values), "h200:8")
+
+
+def test_estimates_of_hosts_that_do_not_divide_the_mesh_are_refused_as_in_a_run(estimates):
+    values = load_config("sft", "llama3_2_1b")
+    message = r"config\.mesh\.data=1 is split over 2 hosts of GPUs; make it a multiple of 2, or name another"
+    with pytest.raises(ConfigError, match=message):
+        run_plan(parse_config(values), "2*h100:8")
+    values.mesh.data = 2
+    (step,) = run_plan(parse_config(values), "2*h100:8")["steps"]
+    # Of gradients a device sends its part between the hosts, and none along data within one.
+    weights = 2 * 1_235_814_400
+    assert step["sent_by_axes"]["slices"] == pytest.approx(2 * weights / 8 * 0.5, rel=1e-3)
+    assert "data" not in step["sent_by_axes"]
+
+
 @pytest.mark.slow
 def test_a_search_orders_by_the_bounds_and_names_the_best(estimates, capsys):
     """By estimate on GPUs: 8 billion parameters in training state fit on 8 of them only when split."""
@@ -363,6 +391,28 @@ def test_a_search_orders_by_the_bounds_and_names_the_best(estimates, capsys):
     assert found["steps"][0]["mfu_bound"] == max(plan["steps"][0]["mfu_bound"] for plan in found["tried"])
     assert math.prod(found["mesh"].values()) == 8
     assert "fits, MFU at most" in capsys.readouterr().out
+
+
+def test_a_search_on_gpus_looks_first_at_what_fits_into_their_pool(estimates, monkeypatch, capsys):
+    """Five candidates would be faster and fit into an H100, but not into what JAX takes of it."""
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    values = load_config("sft", "llama3_1_8b")
+    values.batch_size = 64
+    found = run_plan(parse_config(values), "h100:8", search=True, budget=1)
+    (step,) = found["steps"]
+    assert step["fits"] and step["memory"]["total"] <= found["room"]["fits"]
+
+
+def test_a_search_splits_the_experts_of_the_model_that_a_run_begins_from(monkeypatch):
+    """They are that model's, and not config.model's."""
+    config = parse_config(load_config("sft"))
+    config = dataclasses.replace(
+        config, batch_size=8, model=dataclasses.replace(config.model, init_from="a/run")
+    )
+    for experts, sizes in ((0, {1}), (8, {1, 2, 4, 8})):
+        source = SimpleNamespace(config=ModelConfig(num_experts=experts, max_length=4096))
+        monkeypatch.setattr(plan_programs, "find_model", lambda path, key, source=source: source)
+        assert {x.mesh.expert for x in candidates(config, parse_topology("h100:8"))} == sizes
 
 
 def test_a_search_of_which_nothing_can_be_compiled_says_why(monkeypatch, capsys):

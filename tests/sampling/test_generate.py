@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from jaxalign.errors import ConfigError
 from jaxalign.models import ModelConfig, abstract_params, hidden_states
 from jaxalign.models.scoring import score_tokens
-from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, use_mesh
+from jaxalign.parallel import MeshConfig, batch_sharding, make_mesh, parse_rules, use_mesh
 from jaxalign.sampling.generate import SamplingConfig, adjust_logits, first_seen, generate, join
 
 KEY = jax.random.key(11)
@@ -237,13 +237,15 @@ def test_pairs_of_tokens_are_drawn_with_the_probabilities_of_the_model(settings)
     assert chisquare(seen[kept], expected[kept]).pvalue > 1e-3
 
 
+# One axis may split the vocabulary's tables and the rows of a batch.
 @pytest.mark.slow
-def test_eight_devices_sample_what_one_does(config, params, prompts):
+@pytest.mark.parametrize(("rules", "new"), [("", 16), ("vocab=fsdp,embed=", 15)])  # programs of their own
+def test_eight_devices_sample_what_one_does(rules, new, config, params, prompts):
     prompts = tuple(np.concatenate((x, x[:2])) for x in prompts)
-    run = functools.partial(sample, stop_ids=(3, 7), max_new_tokens=16, temperature=0.9, top_p=0.95)
+    run = functools.partial(sample, stop_ids=(3, 7), max_new_tokens=new, temperature=0.9, top_p=0.95)
     want = run(params, config, prompts)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    with use_mesh(mesh):
+    with use_mesh(mesh, parse_rules(rules)):
         layout = jax.tree.map(lambda x: x.sharding, abstract_params(config, mesh))
         got = run(jax.device_put(params, layout), config, jax.device_put(prompts, batch_sharding(mesh)))
     np.testing.assert_array_equal(got.tokens, want.tokens)

@@ -93,6 +93,14 @@ def test_what_cannot_be_asked_is_told(model, judge, tmp_path):
         model.score([PROMPT, PROMPT], [ANSWER, " "])
     with pytest.raises(DataError, match=re.escape("prompts:1: prompt is empty")):
         model.generate([" "])
+    size, longest = model.config.vocab_size, model.config.max_length
+    for ids, message in (
+        ([1, -1], f"text: token -1 is not in the vocabulary of {size}"),
+        ([1, size], f"text: token {size} is not in the vocabulary of {size}"),
+        ([1] * (longest + 1), f"text: {longest + 1} tokens, and the model is made for {longest}; shorten it"),
+    ):
+        with pytest.raises(DataError, match=re.escape(message)):
+            model.logits(ids)
     with pytest.raises(ConfigError, match="format='onnx' is not one of jaxalign, hf"):
         model.save(tmp_path / "x", format="onnx")
     with pytest.raises(ConfigError, match="n=0"):

@@ -154,3 +154,16 @@ def test_new_tokens_begin_as_the_mean_of_the_others(stage, more_tokens, runs, tm
     convert(ConvertRequest(str(tmp_path / "run"), str(tmp_path / "hf"), "hf"))
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["vocab_size"] == V + 2
     assert load_tokenizer(tmp_path / "hf").special_id("</tool>") == V + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "key"), [("ppo", "ppo.reward"), ("distill", "distill.teacher")])
+def test_what_reads_the_policy_has_rows_for_new_tokens(stage, key, more_tokens, runs, tmp_path):
+    """A reward model without gave NaN as soon as one was sampled."""
+    V = load(runs / "sft")["embedding",].shape[0]
+    changes = {"data.tokenizer": str(more_tokens / "new"), "model.vocab_size": V + 2}
+    message = (
+        rf"config\.{key}='.*' has vocab_size={V}, and no rows for all of the {V + 2} tokens of config\.data"
+    )
+    with pytest.raises(ConfigError, match=message):
+        run(stage, runs, tmp_path / "run", **changes)

@@ -1,15 +1,20 @@
 """A stage in one file of a user's own, of which jaxalign knows nothing: it is trained, audited and planned."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
-from tiny import final_state, history, run
+from tiny import final_state, history, make_config, run, write_jsonl
 
+import jaxalign
 from jaxalign.cli import main
+from jaxalign.losses import masked_mean, normalized
+from jaxalign.stages import parse_config, train
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -172,3 +177,59 @@ def test_flags_that_cannot_work_are_named(flag, code, said, simpo, runs, tmp_pat
     assert main(["train", *flags(simpo(), runs), flag, f"--workdir={tmp_path / 'run'}"]) == code
     err = capsys.readouterr().err
     assert said in err and "Traceback" not in err
+
+
+@dataclasses.dataclass(frozen=True)
+class TaughtConfig:
+    teacher: str = ""
+
+
+def taught_loss(policy, batch, frozen, options, total):
+    """The NLL of what was chosen; what a teacher says of both is told."""
+    mine, _ = batch.pair_sums(policy.logp)
+    sides = zip(("chosen", "rejected"), batch.pair_sums(frozen["teacher"].logp), strict=True)
+    metrics = {f"teacher/{side}": masked_mean(x, batch.weight) for side, x in sides}
+    return normalized(masked_mean(-mine, batch.weight), total["pairs"]), metrics
+
+
+TAUGHT = jaxalign.Stage(
+    "taught",
+    jaxalign.data.PAIRS,
+    TaughtConfig,
+    taught_loss,
+    lambda batch, options: {"pairs": batch.weight.sum()},
+    reads=lambda batch, options: batch.loss_mask,
+    frozen=lambda options: {
+        "teacher": jaxalign.training.stage.FrozenModel(options.teacher, "config.taught.teacher")
+    },
+)
+
+
+@pytest.mark.slow
+def test_a_teacher_reads_whole_sequences_where_it_cannot_read_shared_ones(runs, tmp_path):
+    """Of "longrope" the positions of a prompt depend on how long the answer is: here only the rejected one is long."""
+    model = jaxalign.load(runs / "sft")
+    pairs = model.config.rotary_dim // 2
+    longrope = {"rope_scaling": "longrope", "rope_factor": 16.0, "rope_original_length": 30}
+    longrope |= {"rope_short_factors": (1.0,) * pairs, "rope_long_factors": (8.0,) * pairs}
+    config = dataclasses.replace(model.config, **longrope)
+    dataclasses.replace(model, config=config).save(tmp_path / "teacher")
+    jaxalign.default_config(TAUGHT)  # which makes it known
+    rows = [
+        {
+            "prompt": f"who wrote this reply to that question {word}?",
+            "chosen": "a fox",
+            "rejected": "the quick brown fox jumps over a lazy dog",
+        }
+        for word in ("fox", "dog", "over", "lazy", "quick", "brown", "asks", "jumps")
+    ]
+    changes = {"data.train": write_jsonl(tmp_path / "rows.jsonl", rows), "data.max_length": 96}
+    changes |= {"data.row_length": 192, "taught.teacher": str(tmp_path / "teacher"), "num_steps": 1}
+    found = {}
+    for sharing in (True, False):
+        values = make_config(TAUGHT, runs, **changes, **{"data.share_prompts": sharing})
+        values.data.eval = values.data.train
+        config = parse_config(values)
+        found[sharing] = train(config, tmp_path / str(sharing), devices=jax.devices()[:1], quiet=True)["eval"]
+    for side in ("chosen", "rejected"):
+        assert found[True][f"teacher/{side}"] == pytest.approx(found[False][f"teacher/{side}"], abs=1e-4)

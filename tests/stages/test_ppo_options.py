@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_stage_invariance import load, opened
-from tiny import PROMPT_LENGTH, final_state, history, run, set_reward_function
+from tiny import PROMPT_LENGTH, final_state, history, run, set_reward_function, write_jsonl
 
 from jaxalign import parallel
 from jaxalign.errors import ConfigError
@@ -222,7 +223,11 @@ def test_early_stop_ends_the_policy_updates_of_a_rollout_only(runs, tmp_path):
 
 @pytest.mark.slow
 def test_pretraining_text_is_mixed_in_with_its_weight(runs, tmp_path):
+    """Its rows have a field text, whatever the prompts call theirs."""
+    prompts = [json.loads(line)["prompt"] for line in (runs / "prompts.jsonl").read_text().splitlines()]
+    asked = write_jsonl(tmp_path / "asked.jsonl", [{"question": prompt} for prompt in prompts])
     changes = {"num_steps": 1, "ppo.ppo_epochs": 1, "ppo.ptx_coef": 0.5}
+    changes |= {"data.train": asked, "data.fields": "prompt=question"}
     run("ppo", runs, tmp_path, **changes, **{"ppo.ptx_data": str(runs / "pretrain.jsonl")})
     values = history(tmp_path)[0][1]
     assert 2 < values["ptx/nll"] < np.log(336) + 1

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from tiny import assert_tree_close, final_state, history, make_config, run, write_jsonl
 
+from jaxalign import parallel
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.stages import parse_config, train
+from jaxalign.training.introduction import warnings
 from jaxalign.training.loop import Stopped
+from jaxalign.training.open import open_run
 
 ROWS = [
     {"prompt": f"who wrote {word}?", "completion": "the fox"}
@@ -150,6 +153,33 @@ def test_rows_that_take_no_more_sequences_are_told(runs, tmp_path, capsys):
         assert (
             "take no more sequences, though they have room: raise config.data.max_segments=2" in out
         ) == told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "changes", "told"),
+    [
+        ("sft", {}, None),
+        ("sft", {"data.row_length": 97}, (97, "data.row_length=100")),
+        ("distill", {}, None),  # prompts of 16 tokens and answers of 8
+        ("distill", {"distill.sampling.max_new_tokens": 9}, (25, "distill.sampling.max_new_tokens=8")),
+        ("distill", {"distill.sampling.max_new_tokens": 1}, (17, "distill.sampling.max_new_tokens=4")),
+    ],
+)
+def test_rows_that_the_context_axis_does_not_split_are_told(stage, changes, told, runs, tmp_path):
+    changes = {"mesh.data": 2, "mesh.context": 4} | changes
+    config = parse_config(make_config(stage, runs, **changes))
+    with parallel.use_mesh(parallel.make_mesh(config.mesh)):
+        found = [line for line in warnings(open_run(config, tmp_path)) if "config.mesh.context" in line]
+    if told is None:
+        assert not found
+    else:
+        length, way_out = told
+        (line,) = found
+        assert line.startswith(
+            f"rows of {length} tokens cannot be split over config.mesh.context=4, and every"
+        )
+        assert line.endswith(f": set config.{way_out}")
 
 
 @pytest.mark.slow

@@ -232,6 +232,7 @@ def test_samples_carry_their_log_probabilities(model):
 def test_what_cannot_be_asked_is_told(runs, model):
     session, pairs = jaxalign.Session(model), rows(runs, "pairs")
     good = datum(model, PROMPT, weights=1.0)
+    long = {"tokens": [1] * 513, "weights": [0.0] + [1.0] * 512}
     for data, loss, settings, error, message in [
         (pairs, "dop", {}, ConfigError, r"stage\.dop does not exist; did you mean stage\.dpo"),
         (
@@ -249,7 +250,21 @@ def test_what_cannot_be_asked_is_told(runs, model):
         (pairs, "ppo", {}, DataError, "data:1: give a dict with 'tokens'"),
         ([good], "ppo", {}, DataError, "'logprobs' is missing"),
         ([good], "ppo", {"clip": 0.2}, ConfigError, r"loss_fn_config\.clip"),
+        (
+            [good],
+            "ppo",
+            {"clip_low_threshold": "0.8"},
+            ConfigError,
+            r"clip_low_threshold='0\.8': give a ratio",
+        ),
         ([good | {"weights": [1.0]}], "cross_entropy", {}, DataError, r"weights has shape \[1\]"),
+        (
+            [good, long],
+            "cross_entropy",
+            {},
+            DataError,
+            "data:2: 513 tokens, and the model is made for 512; short",
+        ),
         ([good | {"mask": [1.0]}], "cross_entropy", {}, DataError, "'mask' is none of"),
         ([good], lambda scores, batch: scores.logp, {}, ConfigError, r"return \(loss, metrics\)"),
         ([good], lambda scores, batch: (scores.logp, {}), {}, ConfigError, "one float32 number"),
@@ -260,8 +275,15 @@ def test_what_cannot_be_asked_is_told(runs, model):
         session.sample(PROMPT, 1, {"max_tokens": 3})
     with pytest.raises(ConfigError, match=r"warmup=0\.1 is a part of all updates; set num_steps"):
         jaxalign.Session(model, optimizer=jaxalign.OptimizerConfig(warmup=0.1))
+    half = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype="float16"))
+    with pytest.raises(
+        ConfigError, match=r"dtype='float16' cannot train: .* load the model with dtype='bfloat16'"
+    ):
+        jaxalign.Session(half)
     judge = jaxalign.Session(jaxalign.load(runs / "reward"))
     assert judge.forward_backward(pairs, "reward").loss > 0
+    with pytest.raises(ConfigError, match=r"learning_rate='1e-3': give a number of 0 or more"):
+        judge.optim_step("1e-3")
     judge.optim_step(1e-3)
     with pytest.raises(ConfigError, match="a reward model has no log-probabilities"):
         judge.forward([good], "cross_entropy")

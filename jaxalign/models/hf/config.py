@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.errors import ConfigError, shorten
-from jaxalign.models.config import RUNTIME_KEYS, ModelConfig
+from jaxalign.models.config import RUNTIME_KEYS, SCALING_FIELDS, ModelConfig
 from jaxalign.models.hf.families import FAMILIES, Family
 from jaxalign.models.hf.parts import shortest_pattern
 from jaxalign.models.hf.reader import HARMLESS
@@ -22,25 +22,6 @@ _REFUSED = {
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Fields that say how a model is computed or trained, not which function it is.
 _NOT_FUNCTION = (*RUNTIME_KEYS, "init_std")
-_SCALING_FIELDS = {
-    "none": (),
-    "linear": ("rope_factor",),
-    "llama3": ("rope_factor", "rope_original_length", "rope_low_frequency", "rope_high_frequency"),
-    "yarn": (
-        "rope_factor",
-        "rope_original_length",
-        "rope_beta_fast",
-        "rope_beta_slow",
-        "rope_attention_factor",
-    ),
-    "longrope": (
-        "rope_factor",
-        "rope_original_length",
-        "rope_attention_factor",
-        "rope_short_factors",
-        "rope_long_factors",
-    ),
-}
 
 
 def family_of(architecture: str) -> Family:
@@ -213,8 +194,8 @@ def _function(config: ModelConfig) -> dict[str, Any]:
         inert += [name for name in out if name.startswith("rope_")]
     else:
         inert.append("position_offset")
-        scaling = {name for names in _SCALING_FIELDS.values() for name in names}
-        inert += scaling - set(_SCALING_FIELDS[config.rope_scaling])
+        scaling = {name for names in SCALING_FIELDS.values() for name in names}
+        inert += scaling - set(SCALING_FIELDS[config.rope_scaling])
     if not config.num_experts:
         inert += ["experts_per_token", "normalize_experts"]
     out |= {name: getattr(default, name) for name in inert}
