@@ -23,6 +23,7 @@ from jaxalign.peer_names import suggest
 
 _CLASS = "_jaxalign_class"  # the attribute of a ConfigDict that holds the dataclass it was made of
 _PARENT = "_jaxalign_parent"  # and that of the section above it, with its key there
+_REQUIRED = "_jaxalign_required"  # and its keys for which a config file has `required_placeholder`
 
 
 class UnknownKey(ConfigError, AttributeError):
@@ -38,6 +39,10 @@ class Section(ConfigDict):
     def __setitem__(self, key: Any, value: Any) -> None:
         if self.is_locked and key not in self.keys():
             raise UnknownKey(unknown_key(self, key, str(value)[:60]))
+        if _is_required(value):  # what cannot be read is not kept: a flag, or the file itself, gives another
+            object.__setattr__(self, _REQUIRED, self.required | {key})
+            return
+        object.__setattr__(self, _REQUIRED, self.required - {key})
         if isinstance(value, Section):
             object.__setattr__(value, _PARENT, (self, key))
         elif value is None and isinstance(self.get(key), Section):
@@ -61,16 +66,29 @@ class Section(ConfigDict):
         except AttributeError:
             raise UnknownKey(unknown_key(self, name)) from None
 
+    def get_ref(self, key: str) -> Any:
+        """A reference to the value that a key has once all are given."""
+        required = self.required
+        found = super().get_ref(key)  # puts the reference in the value's place, which gives nothing
+        object.__setattr__(self, _REQUIRED, required)
+        return found
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         base: Any = super()
         base.__setstate__(state)
-        if _CLASS in state:
-            object.__setattr__(self, _CLASS, state[_CLASS])
+        for name in (_CLASS, _REQUIRED):
+            if name in state:
+                object.__setattr__(self, name, state[name])
 
     @property
     def declared(self) -> type | None:
         """The dataclass that says of its keys what they are."""
         return self.__dict__.get(_CLASS)
+
+    @property
+    def required(self) -> frozenset[str]:
+        """The keys that the config file leaves to be given, and nobody has given yet."""
+        return self.__dict__.get(_REQUIRED, frozenset())
 
     @property
     def path(self) -> str:
@@ -83,6 +101,16 @@ class Section(ConfigDict):
         """The config that it is a section of."""
         above = self.__dict__.get(_PARENT)
         return above[0].whole if above else self
+
+
+def _is_required(value: Any) -> bool:
+    if not isinstance(value, config_dict.FieldReference):
+        return False
+    try:
+        value.get()
+    except config_dict.RequiredValueError:
+        return True
+    return False
 
 
 def unknown_key(section: Section, key: str, value: str | None = None) -> str:
@@ -130,9 +158,10 @@ def freeze(cls: type, values: ConfigDict, path: str = "config") -> Any:
     """Builds the dataclass `cls` from `values`.
 
     Raises:
-      ConfigError: a key that `cls` lacks (with the nearest one), a value of another type or outside the limits of its
-        field; names the key.
+      ConfigError: a key that `cls` lacks (with the nearest one), one that was to be given, a value of another type or
+        outside the limits of its field; names the key.
     """
+    check_given(values, path)
     hints = typing.get_type_hints(cls)
     check_keys(list(values.keys()), list(hints), path)
     given = {}
@@ -147,6 +176,13 @@ def freeze(cls: type, values: ConfigDict, path: str = "config") -> Any:
             given[key] = _typed(value, hint, f"{path}.{key}")
     check(cls, given, lambda key: f"{path}.{key}")
     return cls(**given)
+
+
+def check_given(values: ConfigDict, path: str) -> None:
+    """Raises ConfigError for a key of a section that the config file leaves to be given, and nobody has given."""
+    if isinstance(values, Section) and values.required:
+        key = f"{path}.{min(values.required)}"
+        raise ConfigError(f"{key}: the config file has no value for it and requires one; give --{key}=VALUE")
 
 
 def _no_section(path: str, value: Any, keys: Sequence[str]) -> str:

@@ -281,6 +281,31 @@ def test_a_config_file_with_a_key_that_is_not_there_is_refused_in_one_line(line,
     assert len(err.splitlines()) == 1 and len(err) < 400 + len(str(file))
 
 
+def test_what_a_config_file_requires_is_given_by_a_flag_or_asked_for(tmp_path):
+    path = tmp_path / "required.py"
+    path.write_text(
+        "from ml_collections import config_dict\n"
+        "from jaxalign.stages import default_config\n\n"
+        "def get_config():\n"
+        '    config = default_config("dpo")\n'
+        "    config.num_steps = config_dict.required_placeholder(int)\n"
+        "    config.optimizer.learning_rate = config_dict.required_placeholder(float)\n"
+        "    config.eval_every = config.get_ref('num_steps') // 10\n"
+        "    return config\n"
+    )
+    given = ["--config.num_steps=50", "--config.optimizer.learning_rate=0.5"]
+    config = parse_config(read_config(str(path), given))
+    assert (config.num_steps, config.eval_every, config.optimizer.learning_rate) == (50, 5, 0.5)
+    for missing, key in enumerate(("num_steps", "optimizer.learning_rate")):
+        values = read_config(str(path), given[:missing] + given[missing + 1 :])
+        for each in (values, copy.deepcopy(values)):
+            with pytest.raises(ConfigError) as refused:
+                parse_config(each)
+            assert str(refused.value) == (
+                f"config.{key}: the config file has no value for it and requires one; give --config.{key}=VALUE"
+            )
+
+
 def test_a_copy_of_a_config_knows_its_keys_too():
     copied = copy.deepcopy(default_config("dpo"))
     with pytest.raises(

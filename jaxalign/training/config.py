@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxalign.config import check_keys, freeze, thaw
+from jaxalign.config import check_given, check_keys, freeze, thaw
 from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, check, field, nearest_hint
@@ -286,6 +286,7 @@ def parse_config(values: ConfigDict, stage: Any) -> Config:
     Raises:
       ConfigError: names the first key that does not exist, with the nearest one, or a value of a wrong type.
     """
+    check_given(values, "config")
     name = stage.name
     known = [field.name for field in dataclasses.fields(Config) if field.name != "options"] + [name]
     check_keys(list(values.keys()), known, "config")
