@@ -69,7 +69,8 @@ class Section(ConfigDict):
     def get_ref(self, key: str) -> Any:
         """A reference to the value that a key has once all are given."""
         required = self.required
-        found = super().get_ref(key)  # puts the reference in the value's place, which gives nothing
+        base: Any = super()
+        found = base.get_ref(key)  # puts the reference in the place of the value, which gives nothing
         object.__setattr__(self, _REQUIRED, required)
         return found
 
