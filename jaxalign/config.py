@@ -47,6 +47,13 @@ class Section(ConfigDict):
             object.__setattr__(value, _PARENT, (self, key))
         elif value is None and isinstance(self.get(key), Section):
             raise ConfigError(_no_section(f"config.{self.path}{key}", value, flat_keys(self[key])))
+        elif isinstance(value, dict) and isinstance(self.get(key), Section) and self[key].declared:
+            # Its other keys have their defaults, and stay there for flags to set.
+            section: Any = thaw(self[key].declared)
+            self[key] = section
+            section.lock()
+            section.update(value)
+            return
         try:
             super().__setitem__(key, value)
         except TypeError:

@@ -16,6 +16,7 @@ from jaxalign.keys import list_keys
 from jaxalign.peer_names import PEERS, ROWS, suggest
 from jaxalign.stages import NAMES, default_config, find_stage, parse_config
 from jaxalign.training.config import config_keys, to_json
+from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.verbs.audit import AuditRequest
 from jaxalign.verbs.train import TrainRequest
 
@@ -304,6 +305,21 @@ def test_what_a_config_file_requires_is_given_by_a_flag_or_asked_for(tmp_path):
             assert str(refused.value) == (
                 f"config.{key}: the config file has no value for it and requires one; give --config.{key}=VALUE"
             )
+
+
+def test_a_dict_in_the_place_of_a_section_leaves_its_other_keys_to_flags(tmp_path):
+    path = tmp_path / "dict.py"
+    lines = ("from jaxalign.stages import default_config", "def get_config(key):")
+    body = ('config = default_config("dpo")', "config.optimizer = {key: 0.5}", "return config")
+    path.write_text("\n".join([*lines, *(f"    {line}" for line in body)]))
+    config = parse_config(read_config(f"{path}:learning_rate", ["--config.optimizer.b2=0.9"]))
+    assert dataclasses.asdict(config.optimizer) == dataclasses.asdict(
+        OptimizerConfig(learning_rate=0.5, b2=0.9)
+    )
+    with pytest.raises(
+        ConfigError, match=r"config\.optimizer\.lr does not exist; did you mean config\.optimizer\.learning"
+    ):
+        read_config(f"{path}:lr", [])
 
 
 def test_a_copy_of_a_config_knows_its_keys_too():
