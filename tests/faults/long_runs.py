@@ -3,9 +3,10 @@
     python -m tests.faults.long_runs --steps=10000 --only=sft,ppo --out=long.jsonl
 
 Each stage runs in a process of its own. Every hundred steps the memory of the process, its open files and its threads
-are read; after the first thousand steps (or a tenth of them) a line is laid through the memory by least squares. What
-was freed is given back to the system before it is read: how much of it the C library keeps goes up and down by tens of
-megabytes. Pages of files, such as those of libraries, are read apart: the system takes and gives them as it likes.
+are read. What was freed is given back to the system before: how much of it the C library keeps goes up and down by tens
+of megabytes. Some readings find the buffers of a step or a checkpoint under way, of ten megabytes: after the first
+tenth of the steps, the least reading of each other tenth counts, and a line is laid through these by least squares.
+Pages of files, such as those of libraries, are read apart: the system takes and gives them as it likes.
 Files and threads come and go with each checkpoint: what is compared is the least number of them in the first and in the
 last quarter. Pools of threads fill up as work comes to them, and are no limit. A row a stage goes to the file.
 """
@@ -70,7 +71,8 @@ def measure(stage: str, runs: pathlib.Path, steps: int) -> dict[str, Any]:
         saved = [path for path in (pathlib.Path(workdir) / "checkpoints").iterdir() if path.name.isdigit()]
         lines = read_metrics(workdir)
     table = np.array([row for row in seen if row[0] >= steps / 10])
-    slope = np.polyfit(table[:, 0] / 1000, table[:, 1], 1)[0]
+    least = np.array([part[part[:, 1].argmin(), :2] for part in np.array_split(table, 9)])
+    slope = np.polyfit(least[:, 0] / 1000, least[:, 1], 1)[0]
     recompiled = max(line["values"].get("perf/recompiles", 0) for line in lines)
     quarter = len(table) // 4
     grown = {
