@@ -9,7 +9,7 @@ import difflib
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -246,8 +246,14 @@ def load_config(name: str, arg: str | None = None, **given: Any) -> ConfigDict:
     return call_get_config(load_get_config(path), path, arg, **given)
 
 
-def read_config(config: str, settings: Sequence[str] = ()) -> ConfigDict:
+def read_config(
+    config: str, settings: Sequence[str] = (), default: Callable[[str], ConfigDict] | None = None
+) -> ConfigDict:
     """Reads `--config=FILE[:ARG]` and what flags of the form `--config.key=value` change in it.
+
+    Args:
+      default: gives the config of a stage. With it a plain ConfigDict that the file returns, such as a copy by
+        `ConfigDict(config)` or one made of JSON, takes the same flags as the config that it was made of.
 
     Returns:
       The locked ConfigDict.
@@ -261,11 +267,24 @@ def read_config(config: str, settings: Sequence[str] = ()) -> ConfigDict:
     path = find_config(name)
     get_config = load_get_config(path)
     values = call_get_config(get_config, path, arg if colon else None)
+    if default and not hasattr(values, _CLASS) and isinstance(values.get("stage"), str):
+        values = _declared(values, default(values.stage))
     given = {key for key, _ in map(_split, settings)}
     _set(values, settings)
     for line in _leave_out(values, given):
         _tell(line)
     return values
+
+
+def _declared(values: ConfigDict, into: ConfigDict) -> ConfigDict:
+    """Gives the values of a ConfigDict that does not know what its keys are to one that does, and returns that."""
+    # References between keys stay, so that a flag for one of them holds for all; `update` takes none.
+    for key, value in values.items(preserve_field_references=True):
+        if isinstance(value, ConfigDict) and isinstance(into.get(key), Section):
+            _declared(value, into[key])
+        else:
+            into[key] = value
+    return into
 
 
 def _split(setting: str) -> tuple[str, str | None]:

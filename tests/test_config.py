@@ -322,6 +322,36 @@ def test_a_dict_in_the_place_of_a_section_leaves_its_other_keys_to_flags(tmp_pat
         read_config(f"{path}:lr", [])
 
 
+@pytest.mark.parametrize(
+    "copied",
+    [
+        "ConfigDict(config)",
+        "ConfigDict(config.to_dict())",
+        "ConfigDict(json.loads(config.to_json_best_effort()))",
+        "FrozenConfigDict(config)",
+        "config.copy_and_resolve_references()",
+    ],
+)
+def test_a_plain_copy_that_a_config_file_returns_takes_the_same_flags(copied, tmp_path, capsys):
+    path = tmp_path / "copied.py"
+    lines = ("import json", "from ml_collections import ConfigDict, FrozenConfigDict", "import jaxalign")
+    body = ('config = jaxalign.default_config("dpo")', "config.num_steps, config.batch_size = 130, 4")
+    more = ('config.eval_batch_size = config.get_ref("batch_size") * 2', f"return {copied}")
+    function = "\n".join(["def get_config():", *(f"    {line}" for line in (*body, *more))])
+    path.write_text("\n".join([*lines, function]))
+    flags = ("num_epochs=3", "alarms=loss>3", "optimizer.clip_norm=None", "data.weights=1,2")
+    argv = [f"--config={path}", *(f"--config.{flag}" for flag in flags)]
+    config = parse_config(AuditRequest.parse(argv).read())
+    assert (config.num_steps, config.num_epochs, config.alarms) == (0, 3.0, "loss>3")
+    assert (config.optimizer.clip_norm, config.data.weights) == (None, (1.0, 2.0))
+    assert (config.batch_size, config.eval_batch_size) == (4, 8)
+    assert "config.num_steps=130 is left out" in capsys.readouterr().err
+    # What is still a reference in the copy follows a flag.
+    follows = copied == "ConfigDict(config)"
+    config = parse_config(AuditRequest.parse([f"--config={path}", "--config.batch_size=6"]).read())
+    assert (config.batch_size, config.eval_batch_size) == (6, 12 if follows else 8)
+
+
 def test_a_copy_of_a_config_knows_its_keys_too():
     copied = copy.deepcopy(default_config("dpo"))
     with pytest.raises(
