@@ -309,6 +309,8 @@ def _set(values: ConfigDict, settings: Sequence[str]) -> None:
             raise UsageError(f"--config.{key} has no value; write --config.{key}={section[leaf]} or another")
         if section[leaf] is None and hint is not None:
             section[leaf] = _placeholder(typing.get_args(hint))
+        if isinstance(section[leaf], list):  # flags know of tuples alone
+            _replace(section, leaf, tuple(section[leaf]))
         if (value or "").lower() == "none" and hint is not None and types.NoneType in typing.get_args(hint):
             section[leaf] = None
         elif value == "None" and section[leaf] == "":
@@ -330,6 +332,13 @@ def _placeholder(kinds: tuple[Any, ...]) -> Any:
     """What stands for None in a ConfigDict, so that a value of the kinds may replace it."""
     kind = next(kind for kind in kinds if kind is not types.NoneType)
     return config_dict.placeholder(typing.get_origin(kind) or kind)
+
+
+def _replace(section: ConfigDict, key: str, value: Any) -> None:
+    """Gives a key a value that is not made of the type of the one before, and that no reference to that one sees."""
+    with section.unlocked():
+        del section[key]
+        section[key] = value
 
 
 def _find(values: ConfigDict, key: str, value: str | None) -> tuple[ConfigDict, str]:

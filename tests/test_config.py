@@ -352,6 +352,16 @@ def test_a_plain_copy_that_a_config_file_returns_takes_the_same_flags(copied, tm
     assert (config.batch_size, config.eval_batch_size) == (6, 12 if follows else 8)
 
 
+def test_a_flag_takes_the_place_of_a_list(tmp_path):
+    path = tmp_path / "lists.py"
+    lines = ("from jaxalign.stages import default_config", "def get_config(arg=''):")
+    body = ('config = default_config("dpo")', "config.data.train, config.data.weights = ['a', 'b'], [1, 2]")
+    path.write_text("\n".join([*lines, *(f"    {line}" for line in (*body, "return config"))]))
+    config = parse_config(read_config(str(path), ["--config.data.train=c", "--config.data.weights=3,4"]))
+    assert (config.data.train, config.data.weights) == (("c",), (3.0, 4.0))
+    assert parse_config(read_config(str(path), [])).data.train == ("a", "b")
+
+
 def test_a_copy_of_a_config_knows_its_keys_too():
     copied = copy.deepcopy(default_config("dpo"))
     with pytest.raises(
