@@ -61,7 +61,10 @@ class Section(ConfigDict):
             path = f"config.{self.path}{key}"
             if hint is None:
                 raise ConfigError(f"{path}={value!r} is of another type than {self[key]!r}") from None
-            _typed(value, hint, path)
+            referred = isinstance(value, config_dict.FieldReference)
+            _typed(value.get() if referred else value, hint, path)
+            if referred and isinstance(self.get(key), float):
+                value = value.to_float()  # as a whole number is one, also where a flag changes it
             with self.ignore_type():
                 super().__setitem__(key, value)
 
@@ -404,7 +407,8 @@ def _leave_out(values: ConfigDict, given: set[str]) -> list[str]:
                 lines.append(
                     f"--config.{path}{name} is yours: the config file's config.{path}{other}={value!r} is left out"
                 )
-                section[other] = type(value)()
+                # What the file counts from it by a reference stays as it is.
+                _replace(section, other, type(value)())
         if hasattr(cls, "leave_out"):
             lines += cls.leave_out(section, given)
     return lines

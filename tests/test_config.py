@@ -6,7 +6,7 @@ import json
 
 import config_page
 import pytest
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from jaxalign.cli import main
 from jaxalign.config import UnknownKey, freeze, read_config, thaw
@@ -360,6 +360,30 @@ def test_a_flag_takes_the_place_of_a_list(tmp_path):
     config = parse_config(read_config(str(path), ["--config.data.train=c", "--config.data.weights=3,4"]))
     assert (config.data.train, config.data.weights) == (("c",), (3.0, 4.0))
     assert parse_config(read_config(str(path), [])).data.train == ("a", "b")
+
+
+def test_what_a_file_counts_from_a_key_stays_when_a_flag_leaves_the_key_out(tmp_path):
+    path = tmp_path / "counted.py"
+    lines = ("from jaxalign.stages import default_config", "def get_config(arg=''):")
+    body = ('config = default_config("dpo")', "config.num_steps = 130")
+    more = ('config.eval_every = config.get_ref("num_steps") // 4', "return config")
+    path.write_text("\n".join([*lines, *(f"    {line}" for line in (*body, *more))]))
+    config = parse_config(read_config(str(path), ["--config.num_epochs=2"]))
+    assert (config.num_steps, config.num_epochs, config.eval_every) == (0, 2.0, 32)
+    assert parse_config(read_config(str(path), ["--config.num_steps=40"])).eval_every == 10
+
+
+def test_references_are_judged_by_what_they_refer_to():
+    config = default_config("dpo")
+    config.batch_size = 8
+    config.optimizer.learning_rate = config.get_ref("batch_size") * 2  # whole numbers are floats
+    config.data.train = config_dict.FieldReference(("a.jsonl", "b.jsonl"))
+    config.batch_size = 3
+    config.model.init_from = "m"
+    frozen = parse_config(config)
+    assert (frozen.optimizer.learning_rate, frozen.data.train) == (6.0, ("a.jsonl", "b.jsonl"))
+    with pytest.raises(ConfigError, match=r"^config\.num_steps='many' must be of type int$"):
+        config.num_steps = config_dict.FieldReference("many")
 
 
 def test_a_copy_of_a_config_knows_its_keys_too():
