@@ -45,9 +45,10 @@ class Section(ConfigDict):
         object.__setattr__(self, _REQUIRED, self.required - {key})
         if isinstance(value, Section):
             object.__setattr__(value, _PARENT, (self, key))
-        elif value is None and isinstance(self.get(key), Section):
-            raise ConfigError(_no_section(f"config.{self.path}{key}", value, flat_keys(self[key])))
-        elif isinstance(value, dict) and isinstance(self.get(key), Section) and self[key].declared:
+        elif isinstance(self.get(key), Section) and self[key].declared:
+            if not isinstance(value, dict):
+                # Also a ConfigDict: of a copy with the other keys, what is set in it later would be lost.
+                raise ConfigError(_no_section(f"config.{self.path}{key}", value, flat_keys(self[key])))
             # Its other keys have their defaults, and stay there for flags to set.
             section: Any = thaw(self[key].declared)
             self[key] = section
@@ -197,9 +198,10 @@ def check_given(values: ConfigDict, path: str) -> None:
 
 
 def _no_section(path: str, value: Any, keys: Sequence[str]) -> str:
-    """The error of a section of a config that is given as a single value."""
+    """The error of a section of a config that is given as something else."""
+    shown = value.to_dict() if isinstance(value, ConfigDict) else value
     return (
-        f"{path}={value!r}: it is a section, and no value; set its keys, such as {path}.{keys[0]}, one by one"
+        f"{path}={shown!r}: it is a section, and no value; set its keys, such as {path}.{keys[0]}, one by one"
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 
 import config_page
 import pytest
@@ -384,6 +385,15 @@ def test_references_are_judged_by_what_they_refer_to():
     assert (frozen.optimizer.learning_rate, frozen.data.train) == (6.0, ("a.jsonl", "b.jsonl"))
     with pytest.raises(ConfigError, match=r"^config\.num_steps='many' must be of type int$"):
         config.num_steps = config_dict.FieldReference("many")
+
+
+@pytest.mark.parametrize("value", ["adamw", ConfigDict({"learning_rate": 1e-4}), None])
+def test_what_is_no_dict_in_the_place_of_a_section_is_told_so(value):
+    """Of a ConfigDict, too: set in it later, a key would be lost."""
+    shown = value.to_dict() if isinstance(value, ConfigDict) else value
+    said = f"config.optimizer={shown!r}: it is a section, and no value; set its keys, such as config.optimizer.b1"
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+        default_config("dpo").optimizer = value
 
 
 def test_a_copy_of_a_config_knows_its_keys_too():
