@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from tiny import assert_same_bits, final_state, run
 
 import jaxalign
 from jaxalign.errors import ConfigError, DataError
@@ -54,6 +55,27 @@ def test_completions_depend_on_prompt_number_and_seed_alone(model):
     assert model.generate(PROMPT, n=3, max_new_tokens=5) == many[0]
     assert model.generate(prompts, n=3, max_new_tokens=5, seed=1) != many
     assert model.generate([]) == []
+
+
+@pytest.mark.slow
+def test_a_program_that_has_jax_take_64_bits_gets_the_same_numbers(model, runs, tmp_path):
+    """GRPO samples, scores and trains."""
+
+    def numbers(workdir):
+        texts = model.generate(PROMPT, n=3, max_new_tokens=5)
+        changes = {"grpo__reward": "tiny:reward_function", "num_steps": 2}
+        run("grpo", runs, tmp_path / workdir, **changes)
+        return texts, model.score([PROMPT], [ANSWER]), final_state(tmp_path / workdir)
+
+    texts, scores, state = numbers("32")
+    jax.config.update("jax_enable_x64", True)
+    try:
+        same_texts, same_scores, same_state = numbers("64")
+        assert jax.numpy.zeros(1).dtype == "float64"
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert same_texts == texts and same_scores.tobytes() == scores.tobytes()
+    assert_same_bits(same_state, state)
 
 
 @pytest.mark.slow
