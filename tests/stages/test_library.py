@@ -58,7 +58,12 @@ def test_completions_depend_on_prompt_number_and_seed_alone(model):
 
 
 @pytest.mark.slow
-def test_a_program_that_has_jax_take_64_bits_gets_the_same_numbers(model, runs, tmp_path):
+@pytest.mark.parametrize(
+    ("setting", "value"), [("jax_enable_x64", True), ("jax_numpy_dtype_promotion", "strict")]
+)
+def test_a_program_that_has_jax_compute_otherwise_gets_the_same_numbers(
+    setting, value, model, runs, tmp_path
+):
     """GRPO samples, scores and trains."""
 
     def numbers(workdir):
@@ -67,13 +72,14 @@ def test_a_program_that_has_jax_take_64_bits_gets_the_same_numbers(model, runs, 
         run("grpo", runs, tmp_path / workdir, **changes)
         return texts, model.score([PROMPT], [ANSWER]), final_state(tmp_path / workdir)
 
-    texts, scores, state = numbers("32")
-    jax.config.update("jax_enable_x64", True)
+    texts, scores, state = numbers("as it is")
+    before = jax.config.values[setting]
+    jax.config.update(setting, value)
     try:
-        same_texts, same_scores, same_state = numbers("64")
-        assert jax.numpy.zeros(1).dtype == "float64"
+        same_texts, same_scores, same_state = numbers("otherwise")
+        assert jax.config.values[setting] == value != before
     finally:
-        jax.config.update("jax_enable_x64", False)
+        jax.config.update(setting, before)
     assert same_texts == texts and same_scores.tobytes() == scores.tobytes()
     assert_same_bits(same_state, state)
 
