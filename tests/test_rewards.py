@@ -250,6 +250,13 @@ def test_an_interrupt_ends_the_wait(rewards, monkeypatch):
     assert time.monotonic() - start < 20
 
 
+def test_a_reward_file_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    """Shells leave a `~` alone that stands behind `=`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text("def f(prompt, completion): return 3.0")
+    assert import_reward_function("~/mine.py:f", "--reward")("a", "b") == 3
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [

@@ -99,7 +99,9 @@ def _import(module: str) -> ModuleType:
 
 
 def _load_file(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    # Shells leave a `~` alone that stands behind `=`.
+    file = pathlib.Path(path).expanduser()
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None  # what is imported is a FILE.py
     module = importlib.util.module_from_spec(spec)
     try:
