@@ -119,6 +119,12 @@ def test_what_cannot_be_asked_is_told(model, judge, tmp_path):
             ask()
     with pytest.raises(DataError, match=r"completions:2: completion is empty"):
         model.score([PROMPT, PROMPT], [ANSWER, " "])
+    for asked, said in (
+        ((PROMPT, [ANSWER]), "prompts='who wrote"),
+        (([PROMPT], ANSWER), "completions='the quick"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^{said}.*' is one text; write a list, \['"):
+            model.score(*asked)
     with pytest.raises(DataError, match=re.escape("prompts:1: prompt is empty")):
         model.generate([" "])
     size, longest = model.config.vocab_size, model.config.max_length
