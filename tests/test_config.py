@@ -15,7 +15,7 @@ from jaxalign.errors import ConfigError, UsageError
 from jaxalign.fields import field
 from jaxalign.keys import list_keys
 from jaxalign.peer_names import PEERS, ROWS, suggest
-from jaxalign.stages import NAMES, default_config, find_stage, parse_config
+from jaxalign.stages import NAMES, default_config, find_stage, parse_config, train
 from jaxalign.training.config import config_keys, to_json
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.verbs.audit import AuditRequest
@@ -99,6 +99,14 @@ def test_whole_numbers_are_floats_and_lists_are_tuples():
     frozen = freeze(Outer, values)
     assert frozen == Outer(limit=2.0, shares=(1, 2), inner=Inner(rate=3.0))
     assert isinstance(frozen.limit, float) and isinstance(frozen.inner.rate, float)
+
+
+@pytest.mark.parametrize("config", [{"stage": "dpo"}, "dpo.py", None])
+def test_what_is_no_config_is_told_so(config, tmp_path):
+    said = f"^a config is a ConfigDict, and this is a {type(config).__name__}; begin with default_config"
+    for ask in (parse_config, lambda config: train(config, tmp_path / "run")):
+        with pytest.raises(ConfigError, match=said):
+            ask(config)
 
 
 def test_unknown_stages_and_sections_are_named():
