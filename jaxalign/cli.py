@@ -116,6 +116,15 @@ def _explain(error: Exception, verb: str, argv: list[str]) -> tuple[int, str]:
     if isinstance(error, Stopped):
         again = f"; this goes on:\n  {shlex.join(['jaxalign', verb, *argv])}"
         return signals.TRY_AGAIN, f"{error}{'' if error.finished else again}"
+    if traceback.extract_tb(error.__traceback__)[-1].filename.endswith("xla_bridge.py"):
+        # Where JAX looks for devices: it says of some only that there is none, by an assertion.
+        platforms = jax.config.values["jax_platforms"]
+        asked = f" of JAX_PLATFORMS={platforms}" if platforms else ""
+        said = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        return 1, (
+            f"JAX finds no device{asked}{said}; unset JAX_PLATFORMS to take what there is, see that no other program "
+            "holds the devices, and that JAX is installed for them"
+        )
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         return 1, (
             f"out of memory on a device ({str(error).splitlines()[0]}); take shorter rows (config.data.max_length and "

@@ -9,7 +9,7 @@ import difflib
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -45,9 +45,10 @@ class Section(ConfigDict):
         object.__setattr__(self, _REQUIRED, self.required - {key})
         if isinstance(value, Section):
             object.__setattr__(value, _PARENT, (self, key))
-        elif value is None and isinstance(self.get(key), Section):
-            raise ConfigError(_no_section(f"config.{self.path}{key}", value, flat_keys(self[key])))
-        elif isinstance(value, dict) and isinstance(self.get(key), Section) and self[key].declared:
+        elif isinstance(self.get(key), Section) and self[key].declared:
+            if not isinstance(value, dict):
+                # Also a ConfigDict: of a copy with the other keys, what is set in it later would be lost.
+                raise ConfigError(_no_section(f"config.{self.path}{key}", value, flat_keys(self[key])))
             # Its other keys have their defaults, and stay there for flags to set.
             section: Any = thaw(self[key].declared)
             self[key] = section
@@ -61,7 +62,10 @@ class Section(ConfigDict):
             path = f"config.{self.path}{key}"
             if hint is None:
                 raise ConfigError(f"{path}={value!r} is of another type than {self[key]!r}") from None
-            _typed(value, hint, path)
+            referred = isinstance(value, config_dict.FieldReference)
+            _typed(value.get() if referred else value, hint, path)
+            if referred and isinstance(self.get(key), float):
+                value = value.to_float()  # as a whole number is one, also where a flag changes it
             with self.ignore_type():
                 super().__setitem__(key, value)
 
@@ -194,9 +198,10 @@ def check_given(values: ConfigDict, path: str) -> None:
 
 
 def _no_section(path: str, value: Any, keys: Sequence[str]) -> str:
-    """The error of a section of a config that is given as a single value."""
+    """The error of a section of a config that is given as something else."""
+    shown = value.to_dict() if isinstance(value, ConfigDict) else value
     return (
-        f"{path}={value!r}: it is a section, and no value; set its keys, such as {path}.{keys[0]}, one by one"
+        f"{path}={shown!r}: it is a section, and no value; set its keys, such as {path}.{keys[0]}, one by one"
     )
 
 
@@ -246,8 +251,14 @@ def load_config(name: str, arg: str | None = None, **given: Any) -> ConfigDict:
     return call_get_config(load_get_config(path), path, arg, **given)
 
 
-def read_config(config: str, settings: Sequence[str] = ()) -> ConfigDict:
+def read_config(
+    config: str, settings: Sequence[str] = (), default: Callable[[str], ConfigDict] | None = None
+) -> ConfigDict:
     """Reads `--config=FILE[:ARG]` and what flags of the form `--config.key=value` change in it.
+
+    Args:
+      default: gives the config of a stage. With it a plain ConfigDict that the file returns, such as a copy by
+        `ConfigDict(config)` or one made of JSON, takes the same flags as the config that it was made of.
 
     Returns:
       The locked ConfigDict.
@@ -261,11 +272,24 @@ def read_config(config: str, settings: Sequence[str] = ()) -> ConfigDict:
     path = find_config(name)
     get_config = load_get_config(path)
     values = call_get_config(get_config, path, arg if colon else None)
+    if default and not hasattr(values, _CLASS) and isinstance(values.get("stage"), str):
+        values = _declared(values, default(values.stage))
     given = {key for key, _ in map(_split, settings)}
     _set(values, settings)
     for line in _leave_out(values, given):
         _tell(line)
     return values
+
+
+def _declared(values: ConfigDict, into: ConfigDict) -> ConfigDict:
+    """Gives the values of a ConfigDict that does not know what its keys are to one that does, and returns that."""
+    # References between keys stay, so that a flag for one of them holds for all; `update` takes none.
+    for key, value in values.items(preserve_field_references=True):
+        if isinstance(value, ConfigDict) and isinstance(into.get(key), Section):
+            _declared(value, into[key])
+        else:
+            into[key] = value
+    return into
 
 
 def _split(setting: str) -> tuple[str, str | None]:
@@ -290,6 +314,8 @@ def _set(values: ConfigDict, settings: Sequence[str]) -> None:
             raise UsageError(f"--config.{key} has no value; write --config.{key}={section[leaf]} or another")
         if section[leaf] is None and hint is not None:
             section[leaf] = _placeholder(typing.get_args(hint))
+        if isinstance(section[leaf], list):  # flags know of tuples alone
+            _replace(section, leaf, tuple(section[leaf]))
         if (value or "").lower() == "none" and hint is not None and types.NoneType in typing.get_args(hint):
             section[leaf] = None
         elif value == "None" and section[leaf] == "":
@@ -311,6 +337,13 @@ def _placeholder(kinds: tuple[Any, ...]) -> Any:
     """What stands for None in a ConfigDict, so that a value of the kinds may replace it."""
     kind = next(kind for kind in kinds if kind is not types.NoneType)
     return config_dict.placeholder(typing.get_origin(kind) or kind)
+
+
+def _replace(section: ConfigDict, key: str, value: Any) -> None:
+    """Gives a key a value that is not made of the type of the one before, and that no reference to that one sees."""
+    with section.unlocked():
+        del section[key]
+        section[key] = value
 
 
 def _find(values: ConfigDict, key: str, value: str | None) -> tuple[ConfigDict, str]:
@@ -376,7 +409,8 @@ def _leave_out(values: ConfigDict, given: set[str]) -> list[str]:
                 lines.append(
                     f"--config.{path}{name} is yours: the config file's config.{path}{other}={value!r} is left out"
                 )
-                section[other] = type(value)()
+                # What the file counts from it by a reference stays as it is.
+                _replace(section, other, type(value)())
         if hasattr(cls, "leave_out"):
             lines += cls.leave_out(section, given)
     return lines

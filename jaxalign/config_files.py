@@ -41,8 +41,9 @@ def find_own(name: str, own: Mapping[str, pathlib.Path], flag: str) -> str:
     Raises:
       UsageError: there is no such file; says which name is nearest.
     """
-    if os.path.isfile(name):
-        return name
+    # Shells leave a `~` alone that stands behind `=`.
+    if os.path.isfile(path := os.path.expanduser(name)):
+        return path
     if name in own:
         return str(own[name])
     near = nearest(pathlib.PurePath(name).stem, list(own))

@@ -166,8 +166,12 @@ class Model:
           completions: text after prompts of text; text, or messages of the assistant, after messages.
 
         Raises:
-          DataError: a completion cannot be used; names its number, counted from 1.
+          ConfigError: one text in the place of a list. DataError: a completion cannot be used; names its number,
+            counted from 1.
         """
+        for name, given in (("prompts", prompts), ("completions", completions)):
+            if isinstance(given, str):  # of which each character would be one
+                raise ConfigError(f"{name}={given!r} is one text; write a list, [{given!r}]")
         examples = [
             _encode_pair(prompt, completion, self.tokenizer, f"completions:{i}")
             for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), 1)

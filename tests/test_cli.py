@@ -256,6 +256,28 @@ def test_a_device_without_memory_is_told_with_ways_out(monkeypatch, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("platform", "said"), [("nonsense", r" \(Unable to initialize .*\)"), ("cuda", r"( \(.*\))?")]
+)
+def test_devices_that_are_not_there_are_told_with_ways_out(platform, said):
+    """Of CUDA, JAX without it says nothing but that an assertion fails."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
+    lines = (
+        "import types",
+        "import jax",
+        f"jax.config.update('jax_platforms', {platform!r})",
+        "from jaxalign import cli",
+        "module = types.SimpleNamespace(run=lambda asked: jax.devices())",
+        "cli.load_verb = lambda verb: (module, types.SimpleNamespace(parse=lambda argv: None))",
+        "raise SystemExit(cli.main(['train']))",
+    )
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    found = rf"jaxalign train: JAX finds no device of JAX_PLATFORMS={platform}{said}; unset JAX_PLATFORMS"
+    assert re.search(found, done.stderr), done.stderr
+
+
 @pytest.mark.slow
 def test_a_laptop_with_libtpu_is_not_told_that_it_has_no_tpu():
     """Without settings libtpu, which plans need, writes five lines to stderr when devices are looked for."""

@@ -3,10 +3,11 @@
 import copy
 import dataclasses
 import json
+import re
 
 import config_page
 import pytest
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from jaxalign.cli import main
 from jaxalign.config import UnknownKey, freeze, read_config, thaw
@@ -14,7 +15,7 @@ from jaxalign.errors import ConfigError, UsageError
 from jaxalign.fields import field
 from jaxalign.keys import list_keys
 from jaxalign.peer_names import PEERS, ROWS, suggest
-from jaxalign.stages import NAMES, default_config, find_stage, parse_config
+from jaxalign.stages import NAMES, default_config, find_stage, parse_config, train
 from jaxalign.training.config import config_keys, to_json
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.verbs.audit import AuditRequest
@@ -98,6 +99,14 @@ def test_whole_numbers_are_floats_and_lists_are_tuples():
     frozen = freeze(Outer, values)
     assert frozen == Outer(limit=2.0, shares=(1, 2), inner=Inner(rate=3.0))
     assert isinstance(frozen.limit, float) and isinstance(frozen.inner.rate, float)
+
+
+@pytest.mark.parametrize("config", [{"stage": "dpo"}, "dpo.py", None])
+def test_what_is_no_config_is_told_so(config, tmp_path):
+    said = f"^a config is a ConfigDict, and this is a {type(config).__name__}; begin with default_config"
+    for ask in (parse_config, lambda config: train(config, tmp_path / "run")):
+        with pytest.raises(ConfigError, match=said):
+            ask(config)
 
 
 def test_unknown_stages_and_sections_are_named():
@@ -320,6 +329,79 @@ def test_a_dict_in_the_place_of_a_section_leaves_its_other_keys_to_flags(tmp_pat
         ConfigError, match=r"config\.optimizer\.lr does not exist; did you mean config\.optimizer\.learning"
     ):
         read_config(f"{path}:lr", [])
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        "ConfigDict(config)",
+        "ConfigDict(config.to_dict())",
+        "ConfigDict(json.loads(config.to_json_best_effort()))",
+        "FrozenConfigDict(config)",
+        "config.copy_and_resolve_references()",
+    ],
+)
+def test_a_plain_copy_that_a_config_file_returns_takes_the_same_flags(copied, tmp_path, capsys):
+    path = tmp_path / "copied.py"
+    lines = ("import json", "from ml_collections import ConfigDict, FrozenConfigDict", "import jaxalign")
+    body = ('config = jaxalign.default_config("dpo")', "config.num_steps, config.batch_size = 130, 4")
+    more = ('config.eval_batch_size = config.get_ref("batch_size") * 2', f"return {copied}")
+    function = "\n".join(["def get_config():", *(f"    {line}" for line in (*body, *more))])
+    path.write_text("\n".join([*lines, function]))
+    flags = ("num_epochs=3", "alarms=loss>3", "optimizer.clip_norm=None", "data.weights=1,2")
+    argv = [f"--config={path}", *(f"--config.{flag}" for flag in flags)]
+    config = parse_config(AuditRequest.parse(argv).read())
+    assert (config.num_steps, config.num_epochs, config.alarms) == (0, 3.0, "loss>3")
+    assert (config.optimizer.clip_norm, config.data.weights) == (None, (1.0, 2.0))
+    assert (config.batch_size, config.eval_batch_size) == (4, 8)
+    assert "config.num_steps=130 is left out" in capsys.readouterr().err
+    # What is still a reference in the copy follows a flag.
+    follows = copied == "ConfigDict(config)"
+    config = parse_config(AuditRequest.parse([f"--config={path}", "--config.batch_size=6"]).read())
+    assert (config.batch_size, config.eval_batch_size) == (6, 12 if follows else 8)
+
+
+def test_a_flag_takes_the_place_of_a_list(tmp_path):
+    path = tmp_path / "lists.py"
+    lines = ("from jaxalign.stages import default_config", "def get_config(arg=''):")
+    body = ('config = default_config("dpo")', "config.data.train, config.data.weights = ['a', 'b'], [1, 2]")
+    path.write_text("\n".join([*lines, *(f"    {line}" for line in (*body, "return config"))]))
+    config = parse_config(read_config(str(path), ["--config.data.train=c", "--config.data.weights=3,4"]))
+    assert (config.data.train, config.data.weights) == (("c",), (3.0, 4.0))
+    assert parse_config(read_config(str(path), [])).data.train == ("a", "b")
+
+
+def test_what_a_file_counts_from_a_key_stays_when_a_flag_leaves_the_key_out(tmp_path):
+    path = tmp_path / "counted.py"
+    lines = ("from jaxalign.stages import default_config", "def get_config(arg=''):")
+    body = ('config = default_config("dpo")', "config.num_steps = 130")
+    more = ('config.eval_every = config.get_ref("num_steps") // 4', "return config")
+    path.write_text("\n".join([*lines, *(f"    {line}" for line in (*body, *more))]))
+    config = parse_config(read_config(str(path), ["--config.num_epochs=2"]))
+    assert (config.num_steps, config.num_epochs, config.eval_every) == (0, 2.0, 32)
+    assert parse_config(read_config(str(path), ["--config.num_steps=40"])).eval_every == 10
+
+
+def test_references_are_judged_by_what_they_refer_to():
+    config = default_config("dpo")
+    config.batch_size = 8
+    config.optimizer.learning_rate = config.get_ref("batch_size") * 2  # whole numbers are floats
+    config.data.train = config_dict.FieldReference(("a.jsonl", "b.jsonl"))
+    config.batch_size = 3
+    config.model.init_from = "m"
+    frozen = parse_config(config)
+    assert (frozen.optimizer.learning_rate, frozen.data.train) == (6.0, ("a.jsonl", "b.jsonl"))
+    with pytest.raises(ConfigError, match=r"^config\.num_steps='many' must be of type int$"):
+        config.num_steps = config_dict.FieldReference("many")
+
+
+@pytest.mark.parametrize("value", ["adamw", ConfigDict({"learning_rate": 1e-4}), None])
+def test_what_is_no_dict_in_the_place_of_a_section_is_told_so(value):
+    """Of a ConfigDict, too: set in it later, a key would be lost."""
+    shown = value.to_dict() if isinstance(value, ConfigDict) else value
+    said = f"config.optimizer={shown!r}: it is a section, and no value; set its keys, such as config.optimizer.b1"
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+        default_config("dpo").optimizer = value
 
 
 def test_a_copy_of_a_config_knows_its_keys_too():

@@ -7,7 +7,7 @@ import pytest
 
 from jaxalign.config import load_config
 from jaxalign.config_files import own_configs
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, UsageError
 from jaxalign.models.presets import PRESETS
 from jaxalign.stages import NAMES, parse_config
 from jaxalign.training.config import to_json
@@ -172,3 +172,18 @@ def test_no_file_of_a_stage_names_data_or_a_model():
         if name in NAMES:
             text = file.read_text("utf-8")
             assert "config.data." not in text.split('"""')[2] and "config.model." not in text.split('"""')[2]
+
+
+def test_a_config_file_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    """Shells leave a `~` alone that stands behind `=`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text(
+        "import jaxalign\n"
+        "def get_config(arg='3'):\n"
+        "    config = jaxalign.default_config('sft')\n"
+        "    config.num_steps = int(arg)\n"
+        "    return config\n"
+    )
+    assert AuditRequest.parse(["--config=~/mine.py:7"]).read().num_steps == 7
+    with pytest.raises(UsageError, match=r"^--config=~/others\.py does not exist"):
+        AuditRequest.parse(["--config=~/others.py"]).read()

@@ -250,6 +250,25 @@ def test_an_interrupt_ends_the_wait(rewards, monkeypatch):
     assert time.monotonic() - start < 20
 
 
+def test_a_reward_file_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    """Shells leave a `~` alone that stands behind `=`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text("def f(prompt, completion): return 3.0")
+    assert import_reward_function("~/mine.py:f", "--reward")("a", "b") == 3
+
+
+def test_a_reward_file_may_have_dataclasses_whose_annotations_are_text(rewards):
+    code = (
+        "from __future__ import annotations",
+        "import dataclasses",
+        "@dataclasses.dataclass",
+        "class Judge:",
+        "    factor: float = 0.5",
+        "def f(prompt, completion): return Judge().factor * len(completion)",
+    )
+    assert rewards("\n".join(code)).score(["p"], ["four"]).total == [2]
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [

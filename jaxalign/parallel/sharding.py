@@ -55,10 +55,19 @@ def rules_in_force() -> tuple[tuple[str, Any], ...]:
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[Mesh]:
-    """Makes `mesh` and `rules` the ones that `constrain` and `spec` see while tracing."""
+    """Makes `mesh` and `rules` the ones that `constrain` and `spec` see while tracing.
+
+    Numbers are of 32 bits within, and types mix as they do by default, as all of jaxalign is made for, also where a
+    program around it, or the environment, has JAX do otherwise.
+    """
     token = _rules.set(rules)
     try:
-        with jax.set_mesh(mesh), _kept_out_of_the_cache(mesh):
+        with (
+            jax.enable_x64(False),
+            jax.numpy_dtype_promotion("standard"),
+            jax.set_mesh(mesh),
+            _kept_out_of_the_cache(mesh),
+        ):
             yield mesh
     finally:
         _rules.reset(token)

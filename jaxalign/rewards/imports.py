@@ -99,9 +99,14 @@ def _import(module: str) -> ModuleType:
 
 
 def _load_file(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    # Shells leave a `~` alone that stands behind `=`.
+    file = pathlib.Path(path).expanduser()
+    name = f"jaxalign.reward_file.{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None  # what is imported is a FILE.py
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses of the file look up their module there.
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except OSError as error:

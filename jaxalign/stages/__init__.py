@@ -61,6 +61,11 @@ def default_config(stage: str | Stage) -> ConfigDict:
 
 def parse_config(values: ConfigDict) -> settings.Config:
     """The frozen Config of a ConfigDict; raises ConfigError naming the key that cannot work."""
+    if not isinstance(values, ConfigDict):
+        raise ConfigError(
+            f"a config is a ConfigDict, and this is a {type(values).__name__}; begin with default_config(stage), or "
+            "load_config(FILE), and change its keys: config.update(...) takes a dict"
+        )
     if "stage" not in values:
         raise ConfigError(f"config.stage is missing; start from default_config(stage): {', '.join(NAMES)}")
     if not isinstance(values.stage, str):
@@ -92,7 +97,7 @@ def train(
       ConfigError: another process trains in `workdir`.
     """
     steps = Steps.parse(profile) if profile else None
-    if isinstance(config, ConfigDict):
+    if not isinstance(config, settings.Config):
         config = parse_config(config)
     with contextlib.ExitStack() as stack:
 

@@ -134,7 +134,14 @@ class ConfigRequest(Request):
         """The config with its settings, locked; raises as `read_config` does."""
         from jaxalign.config import read_config
 
-        return read_config(self.config, self.settings)
+        return read_config(self.config, self.settings, _default_config)
+
+
+def _default_config(stage: str) -> ConfigDict:
+    # Whoever needs it has loaded them; help and wrong flags need not wait for it.
+    from jaxalign.stages import default_config
+
+    return default_config(stage)
 
 
 def summary(cls: type[Request]) -> str:

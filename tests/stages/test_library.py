@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from tiny import assert_same_bits, final_state, run
 
 import jaxalign
 from jaxalign.errors import ConfigError, DataError
@@ -57,6 +58,33 @@ def test_completions_depend_on_prompt_number_and_seed_alone(model):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "value"), [("jax_enable_x64", True), ("jax_numpy_dtype_promotion", "strict")]
+)
+def test_a_program_that_has_jax_compute_otherwise_gets_the_same_numbers(
+    setting, value, model, runs, tmp_path
+):
+    """GRPO samples, scores and trains."""
+
+    def numbers(workdir):
+        texts = model.generate(PROMPT, n=3, max_new_tokens=5)
+        changes = {"grpo__reward": "tiny:reward_function", "num_steps": 2}
+        run("grpo", runs, tmp_path / workdir, **changes)
+        return texts, model.score([PROMPT], [ANSWER]), final_state(tmp_path / workdir)
+
+    texts, scores, state = numbers("as it is")
+    before = jax.config.values[setting]
+    jax.config.update(setting, value)
+    try:
+        same_texts, same_scores, same_state = numbers("otherwise")
+        assert jax.config.values[setting] == value != before
+    finally:
+        jax.config.update(setting, before)
+    assert same_texts == texts and same_scores.tobytes() == scores.tobytes()
+    assert_same_bits(same_state, state)
+
+
+@pytest.mark.slow
 def test_scores_do_not_depend_on_what_else_is_scored(model, judge):
     prompts, answers = [PROMPT, "who?", [{"role": "user", "content": "who?"}]], [ANSWER, "a dog", "a dog"]
     for scorer in (model, judge):
@@ -91,6 +119,12 @@ def test_what_cannot_be_asked_is_told(model, judge, tmp_path):
             ask()
     with pytest.raises(DataError, match=r"completions:2: completion is empty"):
         model.score([PROMPT, PROMPT], [ANSWER, " "])
+    for asked, said in (
+        ((PROMPT, [ANSWER]), "prompts='who wrote"),
+        (([PROMPT], ANSWER), "completions='the quick"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^{said}.*' is one text; write a list, \['"):
+            model.score(*asked)
     with pytest.raises(DataError, match=re.escape("prompts:1: prompt is empty")):
         model.generate([" "])
     size, longest = model.config.vocab_size, model.config.max_length
