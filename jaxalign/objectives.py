@@ -8,13 +8,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxalign.config import freeze
 from jaxalign.data import PROMPTS, DataConfig, Records, dataset_from_records, eval_batches
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.library import Model, load
 from jaxalign.losses.metrics import Metrics
 from jaxalign.models import ModelConfig, Params
 from jaxalign.models.scoring import Scores, score_batch
+from jaxalign.sections import freeze
 from jaxalign.stages import find_stage
 from jaxalign.tokens import TOKEN_LOSSES, TokenBatch, encode_tokens, slots, token_loss
 from jaxalign.training.stage import Stage, add_router_losses, check_loss, real_tokens

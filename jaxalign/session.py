@@ -23,13 +23,13 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxalign import parallel
-from jaxalign.config import freeze
 from jaxalign.errors import CheckpointError, ConfigError, NonFiniteError, SessionError
 from jaxalign.library import Model, Prompt, Sample, load
 from jaxalign.losses.metrics import Metrics, finalize
 from jaxalign.models import Params
 from jaxalign.objectives import Loss, prepare
 from jaxalign.sampling.generate import SamplingConfig
+from jaxalign.sections import freeze
 from jaxalign.storage import to_path
 from jaxalign.training.checkpoint import Checkpointer
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer, make_schedule

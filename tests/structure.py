@@ -46,6 +46,7 @@ ROOMS = (
     # The ground floor.
     *(
         "config",
+        "sections",
         "config_files",
         "peer_names",
         "keys",

@@ -10,11 +10,12 @@ import pytest
 from ml_collections import ConfigDict, config_dict
 
 from jaxalign.cli import main
-from jaxalign.config import UnknownKey, freeze, read_config, thaw
+from jaxalign.config import read_config
 from jaxalign.errors import ConfigError, UsageError
 from jaxalign.fields import field
 from jaxalign.keys import list_keys
 from jaxalign.peer_names import PEERS, ROWS, suggest
+from jaxalign.sections import UnknownKey, freeze, thaw
 from jaxalign.stages import NAMES, default_config, find_stage, parse_config, train
 from jaxalign.training.config import config_keys, to_json
 from jaxalign.training.optimizer import OptimizerConfig

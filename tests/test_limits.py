@@ -11,9 +11,10 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxalign.config import freeze, read_config, sections, thaw
+from jaxalign.config import read_config
 from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, Limits, check, field, like, limits_of, nearest
+from jaxalign.sections import freeze, sections, thaw
 from jaxalign.stages import NAMES, default_config, parse_config
 
 

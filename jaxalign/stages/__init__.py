@@ -9,11 +9,11 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxalign import parallel
-from jaxalign.config import check_keys
 from jaxalign.data.kinds import check_kind
 from jaxalign.errors import ConfigError
 from jaxalign.locks import LOCK, locked
 from jaxalign.parallel import processes
+from jaxalign.sections import check_keys
 from jaxalign.storage import to_path
 from jaxalign.training import config as settings
 from jaxalign.training import loop

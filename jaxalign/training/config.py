@@ -6,7 +6,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxalign.config import check_given, check_keys, freeze, thaw
 from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
 from jaxalign.fields import Checked, check, field, nearest_hint
@@ -23,6 +22,7 @@ from jaxalign.models.config import (
 )
 from jaxalign.models.frozen import FrozenConfig
 from jaxalign.parallel import MeshConfig
+from jaxalign.sections import check_given, check_keys, freeze, thaw
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.selection import BestConfig
 from jaxalign.training.trackers import TRACKERS

@@ -326,8 +326,9 @@ def _is_config(arg: str) -> bool:
 
 def _meant_key(config: str, name: str, value: str | None) -> tuple[str, bool]:
     """What to say of a flag that may be meant for a key of the config; whether it is surely one."""
-    from jaxalign.config import flat_keys, read_config
+    from jaxalign.config import read_config
     from jaxalign.peer_names import is_known, suggest
+    from jaxalign.sections import flat_keys
 
     if not config:
         return "", False

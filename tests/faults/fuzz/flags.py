@@ -25,7 +25,7 @@ _flags: dict[str, list[str]] = {}
 
 
 def prepare() -> None:
-    from jaxalign.config import flat_keys
+    from jaxalign.sections import flat_keys
     from jaxalign.stages import NAMES, default_config
     from jaxalign.verbs import VERBS, load_verb
 
