@@ -112,7 +112,7 @@ def items_of(kind, rng):
 
 
 @pytest.mark.parametrize("kind", ["preference", "preference or sft", "ranking", "unpaired"])
-@pytest.mark.parametrize("attention", ["xla", "block_sparse"])
+@pytest.mark.parametrize("attention", [pytest.param("xla", marks=pytest.mark.slow), "block_sparse"])
 def test_models_say_and_learn_the_same(kind, attention):
     rng = np.random.default_rng(1)
     config = dataclasses.replace(CONFIG, attention=attention)
