@@ -65,7 +65,7 @@ WIDER: dict[str, tuple[tuple[str, ...], ...]] = {
     "stages": (
         _ERRORS,
         _files("stages/test_", "options"),
-        _files("stages/test_", "step_zero", "ppo_options"),
+        _files("stages/test_", "step_zero", "ppo_options", "recomputed_metrics", "recomputed_rollouts"),
     ),
 }
 # The tests of a file that come first, where they are not those with its name.

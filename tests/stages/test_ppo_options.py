@@ -55,6 +55,34 @@ def advantages_by_hand(rewards, values, mask, gamma, lam):
     return out
 
 
+def test_a_completion_that_is_not_there_has_no_part_in_any_number():
+    """The last rollout of a pass over the prompts may have such rows."""
+    options = PPOConfig(
+        reward="f:f", whiten_rewards=True, normalize_values=True, missing_eos_penalty=1.0, value_decay=0.9
+    )
+    scored, scores, completions = scored_episodes()
+    moments = running_moments.RunningMoments(jnp.float32(0.3), jnp.float32(0.59), jnp.float32(1.0))
+
+    def assign(*arrays):
+        return assign_advantages(*arrays, jnp.float32(0.2), moments, options=options)
+
+    def longer(x):
+        return jnp.concatenate((x, jnp.zeros_like(x[:1])))
+
+    more = jax.tree.map(longer, completions)
+    more = dataclasses.replace(more, stopped=more.stopped.at[-1].set(True))
+    rollout, after, metrics = assign(scored, scores, completions)
+    found, found_after, found_metrics = assign(
+        jax.tree.map(longer, scored), longer(scores).at[-1].set(50.0), more
+    )
+    np.testing.assert_allclose(found_after, after, rtol=1e-6)
+    for name in ("advantages", "returns"):
+        got = np.asarray(getattr(found, name))
+        np.testing.assert_allclose(got[:-1], getattr(rollout, name), rtol=1e-5, atol=1e-6)
+    want = jax.tree.map(float, finalize(metrics))
+    assert jax.tree.map(float, finalize(found_metrics)) == pytest.approx(want, rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
