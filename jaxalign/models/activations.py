@@ -19,28 +19,35 @@ def count_activations(model: ModelConfig, tensor: int = 1) -> tuple[float, float
       tensor: devices that heads and MLP are split over.
     """
     width = model.mlp_dim * (model.experts_per_token if model.num_experts else 1) / tensor
-    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim / tensor
+    queries, keys = (n * model.head_dim / tensor for n in (model.num_heads, model.num_kv_heads))
+    heads = 2 * (queries + keys)
     layer = 8 * model.embed_dim + heads + 4 * width
-    products = 2 * model.embed_dim + heads + 2 * width
-    attention = model.num_heads * model.head_dim / tensor
-    kept = {"full": model.embed_dim, "attention": model.embed_dim + attention, "none": _all(model, tensor)}
-    return layer, kept.get(model.remat, model.embed_dim + products)
+    match model.remat:
+        case "none":
+            kept = _all(model, queries, keys, width)
+        case "full":
+            kept = model.embed_dim
+        case "attention":
+            kept = model.embed_dim + queries
+        case _:  # products
+            kept = 3 * model.embed_dim + heads + 2 * width
+    return layer, kept
 
 
-def _all(model: ModelConfig, tensor: int) -> float:
+def _all(model: ModelConfig, queries: float, keys: float, width: float) -> float:
     """What derivatives read of a token of one layer where nothing is computed again, as JAX keeps it.
 
     Half of it is of norms, which are computed in float32: of each, four arrays.
+
+    Args:
+      queries, keys, width: numbers that a device has of a token's queries, keys and MLP.
     """
-    gated = model.gated_mlp
-    queries, keys = (n * model.head_dim / tensor for n in (model.num_heads, model.num_kv_heads))
     of_norms = 4 * model.embed_dim * (4 if model.norm_placement == "both" else 2)
     if model.qk_norm != "none":
         of_norms += 4 * (queries + keys)
     # The input of each product of queries, keys, values and the MLP; what attention reads and makes.
-    inputs = (5 if gated else 4) * model.embed_dim + 3 * queries + 2 * keys
-    width = model.mlp_dim * (model.experts_per_token if model.num_experts else 1) / tensor
-    of_mlp = width * (_of_activation(model.activation, model.dtype) + (3 if gated else 1))
+    inputs = (5 if model.gated_mlp else 4) * model.embed_dim + 3 * queries + 2 * keys
+    of_mlp = width * (_of_activation(model.activation, model.dtype) + (3 if model.gated_mlp else 1))
     return of_norms * 4 / jnp.dtype(model.dtype).itemsize + inputs + of_mlp
 
 

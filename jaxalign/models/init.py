@@ -93,9 +93,8 @@ def abstract_params(config: ModelConfig, mesh: Mesh, *, scalar: bool = False) ->
     """
     for name, key in _SIZES.items():
         size = getattr(config, key)
-        if (
-            name == "position"
-        ):  # no table of rotary ones; that of others has some rows before that of position 0
+        # Rotary positions have no table; that of others has some rows before that of position 0.
+        if name == "position":
             size = size + config.position_offset if config.positions == "learned" else 0
         check_divides(mesh, f"model.{key}", size, name)
     boxed = _shapes(config)
